@@ -1,0 +1,385 @@
+"""The four operations DDiT adds to a transformer, with one validated signature over two backends.
+
+``backend="triton"`` runs the fused kernels of ``ddit_kernels`` (CUDA, or Triton's interpreter), ``"torch"`` the plain
+PyTorch reference, ``"auto"`` picks Triton on CUDA and PyTorch elsewhere; the environment variable ``DDIT_BACKEND``
+replaces ``"auto"``. Both give the same numbers within the tolerance of the dtype. The kernels have no backward:
+``"auto"`` takes the reference while autograd records.
+
+Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order (c, row, column) inside a token.
+``packed`` lets the operations read and write that layout without a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ddit_kernels._common import BackendError, resolve_backend
+from ddit_kernels.latent_evolution import latent_evolution_reference, select_reference
+from ddit_kernels.patch_deembed import patch_deembed_reference
+from ddit_kernels.patch_embed import patch_embed_reference
+
+__all__ = [
+    "BackendError",
+    "OpArgumentError",
+    "evolve_and_select",
+    "latent_evolution",
+    "patch_deembed",
+    "patch_embed",
+    "select_multiple",
+]
+
+
+class OpArgumentError(ValueError):
+    """An argument of an operation has the wrong shape, dtype or range; the message names the value and the fix."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise OpArgumentError(message)
+
+
+def _check_packed(tokens: torch.Tensor, packed: tuple[int, int], name: str) -> None:
+    _require(
+        len(packed) == 2
+        and tokens.dim() == 3
+        and tokens.shape[1] == packed[0] * packed[1]
+        and tokens.shape[2] % 4 == 0,
+        f"{name} has shape {tuple(tokens.shape)} with packed={tuple(packed)}: packed tokens are (B, h*w, C*4) for the "
+        "token grid packed=(h, w).",
+    )
+
+
+def _check_evolution(
+    increments: Sequence[torch.Tensor], patch_sizes: Sequence[int], quantile: float, packed: tuple[int, int] | None
+) -> None:
+    _require(
+        not isinstance(increments, torch.Tensor) and len(increments) > 0,
+        "increments must be a non-empty list or tuple of tensors, newest first; "
+        "wrap a single increment as [increment].",
+    )
+    first = increments[0]
+    for i, increment in enumerate(increments):
+        _require(
+            increment.is_floating_point(),
+            f"increments[{i}] has dtype {increment.dtype}: pass a floating dtype, best float32 taken before rounding.",
+        )
+        _require(
+            increment.shape == first.shape and increment.device == first.device,
+            f"increments[{i}] is {tuple(increment.shape)} on {increment.device}, increments[0] is {tuple(first.shape)} "
+            f"on {first.device}: all increments come from one latent; reset the history when its shape changes.",
+        )
+    if packed is not None:
+        _check_packed(first, packed, "increments[0]")
+    else:
+        _require(
+            first.dim() in (4, 5),
+            f"increments[0] has shape {tuple(first.shape)}: expected (B, C, H, W) or (B, C, F, H, W), "
+            "or packed tokens with packed=(h, w).",
+        )
+    _require(all(n > 0 for n in first.shape[1:]), f"increments[0] has an empty axis: {tuple(first.shape)}.")
+    _require(
+        len(patch_sizes) > 0
+        and len(set(patch_sizes)) == len(patch_sizes)
+        and all(isinstance(s, int) and s > 0 for s in patch_sizes),
+        f"patch_sizes={list(patch_sizes)}: give distinct positive integers, in latent pixels.",
+    )
+    _require(0.0 <= quantile <= 1.0, f"quantile={quantile}: give a number from 0 to 1.")
+
+
+def latent_evolution(
+    increments: Sequence[torch.Tensor],
+    patch_sizes: Sequence[int],
+    quantile: float,
+    *,
+    packed: tuple[int, int] | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Quantile over patches of the standard deviation, inside a patch, of the latent's n-th difference.
+
+    With increments d_0, ..., d_(n-1) the n-th difference is sum_i (-1)^i C(n-1, i) d_i, in float32. For each patch
+    size s the population standard deviation is taken over the s*s*C values of each patch of each frame (patches at the
+    edge of a size that does not divide use the values that exist), then the quantile over all patches of a sample: rank
+    quantile * (N - 1) in float64, interpolated linearly as ``torch.quantile`` does. Source: DDiT, arXiv 2602.16968.
+
+    Args:
+        increments: n tensors, newest first, each (B, C, H, W), (B, C, F, H, W), or (B, h*w, C*4) with ``packed``; any
+            floating dtype, any strides.
+        patch_sizes: S distinct patch sides in latent pixels, for example (4, 8) for 2p and 4p at p = 2.
+        quantile: rho, from 0 to 1.
+        packed: token grid (h, w) when increments are FLUX's packed tokens of 2 x 2 pixels.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        float32 (B, S). All NaN for a sample in which any standard deviation is not finite, as NaN or Inf make it.
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    _check_evolution(increments, patch_sizes, quantile, packed)
+    resolve_backend(backend, increments[0].device)
+    return latent_evolution_reference(increments, patch_sizes, quantile, packed)
+
+
+def select_multiple(
+    increments: Sequence[torch.Tensor],
+    patch_sizes: Sequence[int],
+    quantile: float,
+    threshold: float,
+    *,
+    packed: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """The coarsest patch size at which each sample evolves smoothly; agrees exactly with :func:`latent_evolution`.
+
+    Args:
+        increments, patch_sizes, quantile, packed, backend: as for :func:`latent_evolution`.
+        threshold: tau >= 0; a size qualifies if its quantile is strictly below.
+        out: int32 (B,), contiguous, on the increments' device or in pinned host memory, to receive the decision. With
+            pinned memory and CUDA increments, wait for an event recorded after this call before reading it.
+
+    Returns:
+        int32 (B,): index into (none, \\*patch_sizes) of the largest qualifying size, 0 if none qualifies or the sample
+        has a value that is not finite. It is ``out`` if that was given.
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    return evolve_and_select(increments, patch_sizes, quantile, threshold, packed=packed, out=out, backend=backend)[0]
+
+
+def evolve_and_select(
+    increments: Sequence[torch.Tensor],
+    patch_sizes: Sequence[int],
+    quantile: float,
+    threshold: float,
+    *,
+    packed: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
+    decided: Any = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`select_multiple` and :func:`latent_evolution` of the same increments, which are read only once.
+
+    Args:
+        increments, patch_sizes, quantile, threshold, packed, out, backend: as for :func:`select_multiple`.
+        decided: a ``torch.cuda.Event`` to record as soon as the decision is written, before the quantile values, which
+            take longer, are selected.
+
+    Returns:
+        (decision int32 (B,), quantiles float32 (B, S)).
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    _check_evolution(increments, patch_sizes, quantile, packed)
+    _require(threshold >= 0.0, f"threshold={threshold}: give a number >= 0; 0 never coarsens.")
+    batch, device = increments[0].shape[0], increments[0].device
+    if out is not None:
+        _require(
+            out.dtype == torch.int32 and out.shape == (batch,) and out.is_contiguous(),
+            f"out is {out.dtype} {tuple(out.shape)}: give a contiguous int32 tensor of shape ({batch},).",
+        )
+        _require(
+            out.device == device or (device.type == "cuda" and out.is_pinned()),
+            f"out is on {out.device}, the increments on {device}: use that device or pinned host memory.",
+        )
+    resolve_backend(backend, device)
+    quantiles = latent_evolution_reference(increments, patch_sizes, quantile, packed)
+    decision = select_reference(quantiles, patch_sizes, threshold)
+    if out is not None:
+        decision = out.copy_(decision, non_blocking=True)
+    if decided is not None:
+        decided.record()
+    return decision, quantiles
+
+
+def _check_scale(scale: float | torch.Tensor, batch: int) -> None:
+    if isinstance(scale, torch.Tensor):
+        _require(
+            scale.numel() in (1, batch) and scale.dim() <= 1,
+            f"scale has shape {tuple(scale.shape)}: give a number, a one-element tensor or one value per sample.",
+        )
+    else:
+        _require(math.isfinite(scale), f"scale={scale}: give a finite number.")
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        _require(isinstance(value, int) and value > 0, f"{name}={value!r}: give a positive integer.")
+
+
+def patch_embed(
+    latent: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    patch_size: int,
+    *,
+    extra: torch.Tensor | None = None,
+    size_embedding: torch.Tensor | None = None,
+    mean_over: int = 1,
+    scale: float | torch.Tensor = 1.0,
+    packed: tuple[int, int] | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Tokens of a latent: patches of ``patch_size``, embedded.
+
+    With ``mean_over`` = k the latent is first averaged over k x k pixels and multiplied by ``scale`` (in float32, then
+    rounded to the weight's dtype), so that the coarse step of band-split needs no separate pass. Sizes that
+    ``patch_size * mean_over`` does not divide are extended at the bottom and right by repeating the edge.
+
+    Args:
+        latent: (B, C, H, W), (B, C, F, H, W), or (B, h*w, C*4) with ``packed``; any floating dtype, any strides.
+        weight: (d, C, s, s) as a convolution keeps it, or (d, C, 1, s, s); s = patch_size.
+        bias: (d,) or None.
+        patch_size: s, side of a patch in (averaged) latent pixels.
+        extra: added to the tokens, broadcastable to (B, N, d): a position embedding, for example.
+        size_embedding: (d,), added to every token.
+        mean_over: k, see above.
+        scale: multiplies the latent; a tensor (one element, or one per sample) may change between graph replays.
+        packed: token grid (h, w) when latent is FLUX's packed tokens of 2 x 2 pixels.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        (B, N, d) in the weight's dtype, N = F * ceil(H / (s*k)) * ceil(W / (s*k)), row-major in (frame, row, column).
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    _positive(patch_size=patch_size, mean_over=mean_over)
+    if packed is not None:
+        _check_packed(latent, packed, "latent")
+        channels, frames, height, width = latent.shape[2] // 4, 1, 2 * packed[0], 2 * packed[1]
+    else:
+        _require(
+            latent.dim() in (4, 5),
+            f"latent has shape {tuple(latent.shape)}: expected (B, C, H, W) or (B, C, F, H, W), "
+            "or packed tokens with packed=(h, w).",
+        )
+        channels, (height, width) = latent.shape[1], latent.shape[-2:]
+        frames = latent.shape[2] if latent.dim() == 5 else 1
+    _require(latent.is_floating_point(), f"latent has dtype {latent.dtype}: pass a floating dtype.")
+    _require(all(n > 0 for n in latent.shape[1:]), f"latent has an empty axis: {tuple(latent.shape)}.")
+    kernel = tuple(weight.shape[1:])
+    _require(
+        kernel in ((channels, patch_size, patch_size), (channels, 1, patch_size, patch_size)),
+        f"weight has shape {tuple(weight.shape)}: for {channels} channels and patch_size={patch_size} expected "
+        f"(d, {channels}, {patch_size}, {patch_size}).",
+    )
+    width_out = weight.shape[0]
+    for name, vector in (("bias", bias), ("size_embedding", size_embedding)):
+        _require(
+            vector is None or vector.shape == (width_out,),
+            f"{name} has shape {None if vector is None else tuple(vector.shape)}: expected ({width_out},).",
+        )
+    side = patch_size * mean_over
+    shape = (latent.shape[0], frames * -(-height // side) * -(-width // side), width_out)
+    _check_broadcast(extra, shape, "extra")
+    _check_scale(scale, latent.shape[0])
+    _check_device(latent, weight=weight, bias=bias, extra=extra, size_embedding=size_embedding)
+    resolve_backend(backend, latent.device)
+    return patch_embed_reference(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
+
+
+def patch_deembed(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    patch_size: int,
+    grid: tuple[int, int] | tuple[int, int, int],
+    *,
+    residual: torch.Tensor | None = None,
+    scale: float | torch.Tensor = 1.0,
+    spread_over: int = 1,
+    size: tuple[int, int] | None = None,
+    packed: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Latent of tokens: ``scale * (tokens @ weight.T + bias)``, un-patchified, plus ``residual``.
+
+    With ``spread_over`` = k every value is written to k x k pixels (nearest-neighbour upsampling), the counterpart of
+    ``mean_over`` in :func:`patch_embed`.
+
+    Args:
+        tokens: (B, N, d), row-major in (frame, row, column).
+        weight: (s*s*C, d), rows ordered (row, column, channel) as diffusers' ``proj_out``; s = patch_size.
+        bias: (s*s*C,) or None.
+        patch_size: s, side of a patch in latent pixels (before ``spread_over``).
+        grid: tokens per axis, (h, w) or (f, h, w), with product N.
+        residual: shape of the result, added last.
+        scale: multiplies the projection; a tensor (one element, or one per sample) may change between graph replays.
+        spread_over: k, see above.
+        size: (H, W) of the result if smaller than (h, w) * s * k; bottom and right are cropped.
+        packed: write FLUX's packed tokens instead of a latent.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        (B, C, H, W) for a grid (h, w), (B, C, F, H, W) for (f, h, w), or (B, H/2 * W/2, C*4) if packed; contiguous, in
+        the dtype of the weight, promoted with that of the residual.
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    _positive(patch_size=patch_size, spread_over=spread_over)
+    _require(
+        len(grid) in (2, 3) and all(n > 0 for n in grid) and tokens.dim() == 3 and tokens.shape[1] == math.prod(grid),
+        f"tokens have shape {tuple(tokens.shape)}, grid={tuple(grid)}: expected (B, N, d) with N the product of a grid "
+        "(h, w) or (f, h, w).",
+    )
+    _require(tokens.is_floating_point(), f"tokens have dtype {tokens.dtype}: pass a floating dtype.")
+    _require(
+        weight.dim() == 2 and weight.shape[1] == tokens.shape[2] and weight.shape[0] % patch_size**2 == 0,
+        f"weight has shape {tuple(weight.shape)}: for patch_size={patch_size} expected "
+        f"({patch_size**2}*C, {tokens.shape[2]}).",
+    )
+    _require(
+        bias is None or bias.shape == weight.shape[:1],
+        f"bias has shape {None if bias is None else tuple(bias.shape)}: expected ({weight.shape[0]},).",
+    )
+    full = (grid[-2] * patch_size * spread_over, grid[-1] * patch_size * spread_over)
+    height, width = full if size is None else size
+    _require(
+        0 < height <= full[0] and 0 < width <= full[1],
+        f"size=({height}, {width}) does not fit in the {full} pixels that grid={tuple(grid)} covers.",
+    )
+    _require(
+        not packed or (len(grid) == 2 and height % 2 == 0 and width % 2 == 0),
+        f"packed output needs a grid (h, w) and an even size; got grid={tuple(grid)}, size=({height}, {width}).",
+    )
+    channels, batch = weight.shape[0] // patch_size**2, tokens.shape[0]
+    shape = (batch, channels, *grid[:-2], height, width)
+    if packed:
+        shape = (batch, (height // 2) * (width // 2), channels * 4)
+    _require(
+        residual is None or tuple(residual.shape) == shape,
+        f"residual has shape {None if residual is None else tuple(residual.shape)}: expected {shape}.",
+    )
+    _check_scale(scale, batch)
+    _check_device(tokens, weight=weight, bias=bias, residual=residual)
+    resolve_backend(backend, tokens.device)
+    return patch_deembed_reference(tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed)
+
+
+def _check_broadcast(tensor: torch.Tensor | None, shape: tuple[int, ...], name: str) -> None:
+    if tensor is None:
+        return
+    fits = tensor.dim() <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
+    )
+    _require(fits, f"{name} has shape {tuple(tensor.shape)}: it must broadcast to {shape}.")
+
+
+def _check_device(first: torch.Tensor, **others: torch.Tensor | None) -> None:
+    for name, tensor in others.items():
+        _require(
+            tensor is None or tensor.device == first.device,
+            f"{name} is on {None if tensor is None else tensor.device}, the data on {first.device}: move it there.",
+        )
