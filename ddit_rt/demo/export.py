@@ -1,0 +1,85 @@
+"""Exports a run as a diffusers `FluxPipeline` and checks it: 10 against 50 steps, and a grid to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from PIL import Image
+
+from .common import RunLog, Sizes
+from .dit import load_transformer
+from .pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
+from .text import build_tokenizer, load_encoders
+from .vae import load_vae
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """FLUX.1-dev's scheduler configuration."""
+    return FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+
+
+def export(run: Path, sizes: Sizes, target: Path) -> None:
+    """Write the run's averaged weights as a float16 pipeline to `target`, replacing what is there."""
+    clip, t5 = load_encoders(run, sizes)
+    pipe = FluxPipeline(
+        scheduler=build_scheduler(),
+        vae=load_vae(run, sizes),
+        text_encoder=clip,
+        tokenizer=build_tokenizer(sizes),
+        text_encoder_2=t5,
+        tokenizer_2=build_tokenizer(sizes),
+        transformer=load_transformer(run, sizes),
+    )
+    fresh = target.with_name(target.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(str(fresh))
+    (fresh / "demo.json").write_text(json.dumps({"call": CALL_DEFAULTS, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(fresh, target)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures."""
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def check(model: Path, picture: Path, log: RunLog, prompts: list[str], seeds: int, steps: tuple[int, int]) -> float:
+    """Mean PSNR in dB between `steps[0]` and `steps[1]` steps from the same noise; writes a grid of the latter.
+
+    One row a prompt, one column a seed. Every value goes into the log.
+    """
+    pipe = load_pipeline(path=model)
+    pipe.set_progress_bar_config(disable=True)
+    rows, values = [], []
+    for prompt in prompts:
+        row = {}
+        for count in steps:
+            arguments = {**CALL_DEFAULTS, "num_inference_steps": count}
+            generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+            images = pipe(prompt, num_images_per_prompt=seeds, generator=generators, **arguments).images
+            row[count] = [np.asarray(image) for image in images]
+        decibels = [psnr(few, many) for few, many in zip(row[steps[0]], row[steps[1]], strict=True)]
+        log.write("check", prompt=prompt, steps=steps, psnr_db=[round(value, 2) for value in decibels])
+        values += decibels
+        rows.append(np.concatenate(row[steps[1]], axis=1))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).save(picture)
+    mean = float(np.mean(values))
+    log.write("check", steps=steps, mean_psnr_db=mean)
+    return mean

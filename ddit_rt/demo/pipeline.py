@@ -1,0 +1,35 @@
+"""The shipped demo model: `load_pipeline()` and how to call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+
+MODEL_DIR = Path(__file__).parent / "model"
+
+DEMO_PROMPTS: dict[str, str] = {
+    "plain": "a red apple on a black background",
+    "detailed": "zebras behind a fence",
+    "two": "a striped blue ball and a yellow star",
+    "many": "many dotted green squares on a checked background",
+}
+"""Prompts inside the grammar of the training captions, from the plainest to the most detailed."""
+
+CALL_DEFAULTS: dict[str, Any] = {
+    "height": 128,
+    "width": 128,
+    "max_sequence_length": 24,
+    "num_inference_steps": 50,
+    "guidance_scale": 0.0,
+}
+"""Keyword arguments for calling the demo pipeline: sizes in pixels; it has no distilled guidance."""
+
+
+def load_pipeline(torch_dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:
+    """Load the demo `FluxPipeline` from the package (or from another export at `path`) without any download."""
+    if not (Path(path) / "model_index.json").exists():
+        raise FileNotFoundError(f"{path} holds no pipeline: train one with python -m ddit_rt.demo.train --out RUN")
+    return FluxPipeline.from_pretrained(str(path), torch_dtype=torch_dtype, local_files_only=True)
