@@ -1,0 +1,26 @@
+"""ddit_rt: diffusion transformers that choose their patch size anew at every denoising step (DDiT, arXiv 2602.16968)."""
+
+from . import ops, resize
+from .accelerate import accelerate, accelerated, report, restore
+from .config import DDiTConfig
+from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
+from .schedule import Report, StepRecord
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterMismatchError",
+    "ConfigError",
+    "DDiTConfig",
+    "DDiTError",
+    "Report",
+    "ScheduleError",
+    "StepRecord",
+    "UnsupportedPipelineError",
+    "accelerate",
+    "accelerated",
+    "ops",
+    "report",
+    "resize",
+    "restore",
+]

@@ -1,0 +1,107 @@
+"""The public calls: accelerate, accelerated, restore, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .config import DDiTConfig
+from .errors import AdapterMismatchError, DDiTError
+from .families import family_of
+from .schedule import Report
+from .session import Session
+
+Pipe = TypeVar("Pipe")
+
+
+def accelerate(
+    pipe: Pipe,
+    adapter: str | Path | None = None,
+    config: DDiTConfig | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Pipe:
+    """Makes a diffusers pipeline choose its patch size anew at every denoising step.
+
+    The pipeline is used as before. Its instance is patched (transformers and scheduler), no class is; a pipeline that is
+    already accelerated takes the new settings. Do these before: load LoRAs you keep, quantise, compile blocks. LoRA
+    loading, ``set_adapters``, CPU offload and exchanging the scheduler also work afterwards.
+
+    Args:
+        pipe: A FLUX or Wan pipeline (``UnsupportedPipelineError`` names the classes).
+        adapter: Path of a trained adapter; None runs coarse steps without training.
+        config: :class:`DDiTConfig` or a mapping of its fields.
+        **overrides: Fields of :class:`DDiTConfig` by name.
+
+    Returns:
+        ``pipe`` itself.
+
+    Raises:
+        UnsupportedPipelineError, AdapterMismatchError, ScheduleError, ConfigError: before anything is changed.
+    """
+    settings = DDiTConfig.make(config, overrides)
+    family = family_of(pipe)
+    embeddings = _load(adapter)
+    fresh = Session(pipe, family, settings, embeddings)
+    old = _session(pipe)
+    if old is not None:
+        old.detach()
+    try:
+        fresh.attach()
+    except BaseException:
+        if old is not None:
+            old.attach()
+        raise
+    pipe.__dict__["_ddit_session"] = fresh
+    return pipe
+
+
+def restore(pipe: Pipe) -> Pipe:
+    """Undoes :func:`accelerate`: the same modules, the same outputs bit for bit. A plain pipeline stays as it is."""
+    session = _session(pipe)
+    if session is not None:
+        session.detach()
+        del pipe.__dict__["_ddit_session"]
+    return pipe
+
+
+@contextmanager
+def accelerated(
+    pipe: Pipe,
+    adapter: str | Path | None = None,
+    config: DDiTConfig | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Iterator[Pipe]:
+    """:func:`accelerate` for the length of a ``with`` block, :func:`restore` at its end."""
+    accelerate(pipe, adapter, config, **overrides)
+    try:
+        yield pipe
+    finally:
+        restore(pipe)
+
+
+def report(pipe: Any) -> Report:
+    """The :class:`Report` of the pipeline's last call.
+
+    Raises:
+        DDiTError: the pipeline is not accelerated, or was not called since.
+    """
+    session = _session(pipe)
+    if session is None:
+        raise DDiTError(f"this {type(pipe).__name__} is not accelerated: call ddit_rt.accelerate(pipe) first.")
+    if session.report is None:
+        raise DDiTError("no report yet: call the accelerated pipeline first.")
+    return session.report
+
+
+def _session(pipe: Any) -> Session | None:
+    return pipe.__dict__.get("_ddit_session") if hasattr(pipe, "__dict__") else None
+
+
+def _load(adapter: str | Path | None) -> None:
+    if adapter is None:
+        return None
+    if not Path(adapter).is_file():
+        raise AdapterMismatchError(f"adapter={str(adapter)!r}: there is no such file.")
+    raise AdapterMismatchError(f"adapter={str(adapter)!r}: this version cannot read adapters yet; leave adapter=None.")

@@ -1,0 +1,135 @@
+"""The settings of an accelerated pipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .errors import ConfigError, ScheduleError
+
+ScheduleFn = Callable[[int, Mapping[int, float]], int]
+
+SUPPORTED_MULTIPLES = (1, 2, 4)
+COARSE_PATHS = ("auto", "adapter", "delta", "band-split", "naive", "extrapolate", "reuse")
+POSITIONS = ("auto", "native", "interpolated")
+BACKENDS = ("auto", "triton", "torch")
+
+
+@dataclass(frozen=True)
+class DDiTConfig:
+    """How an accelerated pipeline chooses and runs its patch sizes.
+
+    Args:
+        multiples: Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1.
+        threshold: τ of the paper's equation 5, in latent units. A size is smooth enough when the ρ-quantile of its
+            per-patch standard deviations lies below τ. 0 keeps every step at the finest size. The paper's 1e-3 is
+            for FLUX and Wan latents at 50 steps; ``ddit-rt calibrate`` finds the value for another model or step count.
+        quantile: ρ in [0, 1], the share of patches that have to be smooth.
+        order: n of the n-th finite difference of the latent, 1 to 3. The first ``order`` steps run at multiple 1.
+        schedule: Overrides the policy: a sequence of multiples, one per denoising step, or a callable
+            ``(step index, {multiple: sigma_k}) -> multiple``.
+        coarse: What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since
+            the last fine step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing
+            else; ``"adapter"``: the trained adapter; ``"extrapolate"`` and ``"reuse"``: the rivals that make no model
+            call. ``"auto"``: adapter if one is given, else delta.
+        residual: With ``"delta"``: ``"constant"`` keeps the residual of the last fine step, ``"linear"`` extrapolates it
+            from the last two.
+        positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
+            (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive and adapter, else native.
+        max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
+            Explicit schedules are taken as they are.
+        backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
+        cuda_graphs: ``"auto"``, True or False.
+        cache: A step cache to combine with; None for none.
+
+    Raises:
+        ConfigError: a value is out of range.
+        ScheduleError: ``schedule`` is neither a callable nor a sequence of the multiples above.
+    """
+
+    multiples: tuple[int, ...] = (1, 2, 4)
+    threshold: float = 1e-3
+    quantile: float = 0.4
+    order: int = 3
+    schedule: Sequence[int] | ScheduleFn | None = None
+    coarse: str = "auto"
+    residual: str = "linear"
+    positions: str = "auto"
+    max_coarse_run: int | None = None
+    backend: str = "auto"
+    cuda_graphs: bool | str = "auto"
+    cache: Any = None
+
+    def __post_init__(self) -> None:
+        multiples = tuple(self.multiples)
+        object.__setattr__(self, "multiples", multiples)
+        if 1 not in multiples or any(k not in SUPPORTED_MULTIPLES for k in multiples) or len(set(multiples)) < len(
+            multiples
+        ):
+            raise ConfigError(
+                f"multiples={self.multiples!r}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them."
+            )
+        object.__setattr__(self, "multiples", tuple(sorted(multiples)))
+        if not _is_number(self.threshold) or not self.threshold >= 0:
+            raise ConfigError(f"threshold={self.threshold!r}: τ is a number >= 0 (0 keeps every step fine).")
+        if not _is_number(self.quantile) or not 0 <= self.quantile <= 1:
+            raise ConfigError(f"quantile={self.quantile!r}: ρ is a share of the patches, a number in [0, 1].")
+        if self.order not in (1, 2, 3):
+            raise ConfigError(f"order={self.order!r}: the finite difference has order 1, 2 or 3.")
+        _one_of("coarse", self.coarse, COARSE_PATHS)
+        _one_of("residual", self.residual, ("constant", "linear"))
+        _one_of("positions", self.positions, POSITIONS)
+        _one_of("backend", self.backend, BACKENDS)
+        if self.max_coarse_run is not None and (not isinstance(self.max_coarse_run, int) or self.max_coarse_run < 1):
+            raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
+        if self.cuda_graphs not in ("auto", True, False):
+            raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
+        if self.schedule is not None and not callable(self.schedule):
+            object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
+
+    @classmethod
+    def make(cls, config: DDiTConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DDiTConfig:
+        """Joins a config (object, mapping or None for the defaults) with keyword overrides.
+
+        Raises:
+            ConfigError: an unknown name, or a value out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        values = dict(config) if isinstance(config, Mapping) else {}
+        if config is not None and not isinstance(config, Mapping | cls):
+            raise ConfigError(f"config={config!r}: pass a DDiTConfig, a mapping of its fields, or None.")
+        for name in (*values, *overrides):
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}: DDiTConfig has {', '.join(sorted(known))}.")
+        base = config if isinstance(config, cls) else cls(**values)
+        return replace(base, **overrides) if overrides else base
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; a callable schedule is given by its name."""
+        values = asdict(self) if self.cache is None else {**asdict(replace(self, cache=None)), "cache": repr(self.cache)}
+        if callable(self.schedule):
+            values["schedule"] = getattr(self.schedule, "__qualname__", repr(self.schedule))
+        return values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}.")
+
+
+def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        raise ScheduleError(
+            f"schedule={schedule!r}: pass one multiple per step, as in [1, 1, 1, 2, 4], or a callable "
+            "(step index, {multiple: sigma}) -> multiple."
+        )
+    for index, multiple in enumerate(schedule):
+        if multiple not in multiples:
+            raise ScheduleError(f"schedule[{index}]={multiple!r} is not among multiples={multiples}.")
+    return tuple(schedule)

@@ -1,0 +1,48 @@
+"""One file per transformer class. Adding a model is adding a file and naming it in :data:`FAMILIES`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
+
+from ..errors import UnsupportedPipelineError
+from .base import Call, Family, NotCoarseError
+from .flux import Flux
+from .wan import Wan
+
+FAMILIES: tuple[Family, ...] = (Flux(), Wan())
+
+__all__ = ["FAMILIES", "Call", "Family", "NotCoarseError", "denoisers", "family_of"]
+
+
+def family_of(pipe: Any) -> Family:
+    """The family that runs a pipeline.
+
+    Raises:
+        UnsupportedPipelineError: no family knows the pipeline's class or its transformer; lists those that are known.
+    """
+    for family in FAMILIES:
+        if isinstance(pipe, family.pipelines):
+            modules = denoisers(pipe, family)
+            if not modules:
+                raise UnsupportedPipelineError(
+                    f"{type(pipe).__name__} has no {' or '.join(family.components)} loaded: there is nothing to accelerate."
+                )
+            for name, module in modules.items():
+                if not isinstance(unwrap_module(module), family.transformer_class):
+                    raise UnsupportedPipelineError(
+                        f"{name} is a {type(module).__name__}; {type(pipe).__name__} is supported with "
+                        f"{family.transformer_class.__name__}."
+                    )
+            family.check_pipeline(pipe)
+            return family
+    known = ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)
+    raise UnsupportedPipelineError(f"{type(pipe).__name__} is not supported. Supported pipelines: {known}.")
+
+
+def denoisers(pipe: Any, family: Family) -> dict[str, nn.Module]:
+    """Component name -> transformer, for the components that are loaded."""
+    found = {name: getattr(pipe, name, None) for name in family.components}
+    return {name: module for name, module in found.items() if module is not None}

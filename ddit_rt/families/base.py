@@ -1,0 +1,142 @@
+"""What ddit_rt has to know about a transformer class: the contract that each family file fulfils."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..granularity import Geometry, PatchEmbedding
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the transformer, its arguments by name, and the latent in it.
+
+    Attributes:
+        arguments: Everything but the latent stays as the pipeline passed it.
+        latent: (B, C, F, H, W) view or copy of the noisy latent, the pipeline's dtype.
+        condition: (B, C', F, H, W) channels that ride along un-noised (image-to-video), or None.
+        geometry: The latent's grid.
+        text_tokens: Tokens of the text condition.
+    """
+
+    arguments: Mapping[str, Any]
+    latent: torch.Tensor
+    condition: torch.Tensor | None
+    geometry: Geometry
+    text_tokens: int
+
+
+class NotCoarseError(Exception):
+    """This call cannot run on coarse tokens; the text says why. The step runs fine instead."""
+
+
+class Family(ABC):
+    """Where a transformer class keeps its embedding, positions, output and latent layout. Stateless."""
+
+    name: ClassVar[str]
+    transformer_class: ClassVar[type[nn.Module]]
+    pipelines: ClassVar[tuple[type, ...]]
+    components: ClassVar[tuple[str, ...]] = ("transformer",)
+    time_scale: ClassVar[float]
+    """What σ is multiplied with to give the transformer's ``timestep``."""
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward call by name."""
+        names = _parameter_names(self.transformer_class)
+        return {**dict(zip(names, args)), **kwargs}
+
+    @abstractmethod
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        """Reads a call.
+
+        Raises:
+            NotCoarseError: it holds something that coarse tokens cannot carry.
+        """
+
+    @abstractmethod
+    def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
+        """The prediction of a fine call's raw result in canonical layout (B, C, F, H, W)."""
+
+    @abstractmethod
+    def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
+        """The raw result that the pipeline expects, from a prediction in canonical layout."""
+
+    @abstractmethod
+    def low_arguments(self, call: Call, low: torch.Tensor, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+        """Arguments that run the unchanged transformer on a k times smaller latent.
+
+        Args:
+            call: The fine call.
+            low: (B, C, F, H/k, W/k), H and W padded to the grid.
+            sigma: Its noise level.
+            multiple: k.
+            native: Positions as in a picture that small; otherwise the centres of the coarse patches on the fine grid.
+        """
+
+    @abstractmethod
+    def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
+        """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
+
+    @abstractmethod
+    def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
+        """PI-resized embedding and de-embedding of the model for patches of side k·p."""
+
+    @abstractmethod
+    def run_patches(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: Call,
+        latent: torch.Tensor,
+        sigma: float,
+        embedding: PatchEmbedding,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        """Runs the trunk between a coarse embedding and de-embedding.
+
+        Args:
+            forward: The transformer's own forward.
+            latent: (B, C, F, H, W) padded to the grid.
+
+        Returns:
+            The prediction, the shape of ``latent``.
+        """
+
+    def positions(
+        self, module: nn.Module, call: Call, multiple: int, native: bool
+    ) -> AbstractContextManager[Any]:
+        """Context in which the transformer places coarse tokens; needed where positions are no argument."""
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    @abstractmethod
+    def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
+        """Floating-point operations of one forward per sample at ``multiple`` (2 per multiply-add)."""
+
+    @abstractmethod
+    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
+        """The latent grid that a pipeline makes for a picture of ``height`` x ``width`` pixels."""
+
+    def check_pipeline(self, pipe: Any) -> None:
+        """Refuses variants of the pipeline that cannot run coarsely.
+
+        Raises:
+            UnsupportedPipelineError: with the reason.
+        """
+        return None
+
+
+@lru_cache(maxsize=16)
+def _parameter_names(transformer_class: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(transformer_class.forward).parameters)[1:]

@@ -1,0 +1,136 @@
+"""FLUX.1: packed tokens of 2 x 2 latent pixels, positions as an argument, timestep = σ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
+
+from ..granularity import Geometry, PatchEmbedding, coarse_centres, patchify, unpatchify
+from .base import Call, Family, NotCoarseError
+from .swap import swapped
+
+PATCH = 2  # FluxPipeline packs 2 x 2 latent pixels into a token; the transformer itself sees patch size 1
+
+
+class Flux(Family):
+    name = "flux"
+    transformer_class = FluxTransformer2DModel
+    pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
+    time_scale = 1.0
+
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
+            if arguments.get(name) is not None:
+                raise NotCoarseError(f"{name} has one residual per fine token")
+        tokens = arguments["hidden_states"]
+        rows, columns = _grid(arguments["img_ids"], tokens.shape[1])
+        latent = unpatchify(tokens, PATCH, 1, rows, columns)
+        geometry = Geometry(latent.shape[1], 1, rows * PATCH, columns * PATCH, PATCH)
+        return Call(arguments, latent, None, geometry, arguments["encoder_hidden_states"].shape[1])
+
+    def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
+        sample = raw[0] if isinstance(raw, tuple) else raw.sample
+        return unpatchify(sample, PATCH, 1, *call.geometry.grid(1))
+
+    def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
+        sample = patchify(prediction, PATCH)
+        return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+
+    def low_arguments(self, call: Call, low: torch.Tensor, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+        hidden = patchify(low, PATCH).to(call.latent.dtype)
+        return {**_coarse_arguments(call, sigma, multiple, native), "hidden_states": hidden}
+
+    def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
+        return unpatchify(raw[0], PATCH, 1, *call.geometry.grid(multiple))
+
+    def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
+        embed, deembed = module.x_embedder, module.proj_out
+
+        def pixel_major(rows: torch.Tensor | None) -> torch.Tensor | None:
+            # FLUX orders the values of a token (channel, row, column); PI-resize wants (row, column, channel)
+            return None if rows is None else rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
+
+        return PatchEmbedding.from_base(
+            embed.weight.unflatten(1, (-1, PATCH, PATCH)),
+            embed.bias,
+            pixel_major(deembed.weight),
+            pixel_major(deembed.bias),
+            multiple,
+        )
+
+    def run_patches(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: Call,
+        latent: torch.Tensor,
+        sigma: float,
+        embedding: PatchEmbedding,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        arguments = _coarse_arguments(call, sigma, multiple, native)
+        arguments["hidden_states"] = patchify(latent, multiple * PATCH).to(call.latent.dtype)
+        with swapped(module, x_embedder=embedding.tokens, proj_out=embedding.patches):
+            raw = forward(**arguments)
+        return unpatchify(raw[0], multiple * PATCH, 1, *call.geometry.grid(multiple))
+
+    def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
+        config = module.config
+        width = config.num_attention_heads * config.attention_head_dim
+        image = geometry.tokens(multiple)
+        total = image + text_tokens
+        layers = config.num_layers + config.num_single_layers
+        # per token 12 d² in both kinds of block: attention 4 d², feed-forward 8 d² (single: 3 + 4 + 5)
+        blocks = layers * 12 * width**2 * total
+        attention = layers * 2 * total**2 * width
+        modulation = (config.num_layers * 12 + config.num_single_layers * 3 + 2) * width**2
+        ends = image * 2 * config.in_channels * width + text_tokens * config.joint_attention_dim * width
+        return 2.0 * (blocks + attention + modulation + ends)
+
+    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
+        # FluxPipeline.prepare_latents: compressed by the VAE, then made even for packing
+        side = pipe.vae_scale_factor * PATCH
+        channels = pipe.transformer.config.in_channels // PATCH**2
+        return Geometry(channels, 1, height // side * PATCH, width // side * PATCH, PATCH)
+
+
+def _coarse_arguments(call: Call, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+    arguments = dict(call.arguments)
+    arguments["timestep"] = torch.full_like(arguments["timestep"], sigma)
+    arguments["img_ids"] = _coarse_ids(arguments["img_ids"], *call.geometry.grid(multiple), multiple, native)
+    arguments["return_dict"] = False
+    if arguments.get("joint_attention_kwargs") is not None:
+        # the transformer pops entries from it, and one step may call it more than once
+        arguments["joint_attention_kwargs"] = dict(arguments["joint_attention_kwargs"])
+    return arguments
+
+
+def _coarse_ids(fine: torch.Tensor, rows: int, columns: int, multiple: int, native: bool) -> torch.Tensor:
+    """(rows·columns, 3) position ids (0, row, column), dtype and device of the fine ones; float32 if fractional."""
+    spread = 1 if native else multiple
+    dtype = fine.dtype if native else torch.float32
+    row = coarse_centres(rows, spread, fine.device)
+    column = coarse_centres(columns, spread, fine.device)
+    grid = torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(dtype)
+
+
+def _grid(img_ids: torch.Tensor, tokens: int) -> tuple[int, int]:
+    """Rows and columns of the token grid; read once per ids tensor, since it waits for the device."""
+    known = getattr(img_ids, "_ddit_grid", None)
+    if known is None:
+        ids = img_ids[0] if img_ids.ndim == 3 else img_ids
+        kind, rows, columns = (int(value) + 1 for value in ids.amax(dim=0).tolist())
+        if kind != 1 or rows * columns != tokens:
+            raise NotCoarseError(
+                f"img_ids describe no plain grid of {tokens} tokens (reference images in the sequence?)"
+            )
+        known = (rows, columns)
+        img_ids._ddit_grid = known  # type: ignore[attr-defined]
+    return known

@@ -1,0 +1,52 @@
+"""The orthogonal split of a latent into a low band (k x k means) and what is left, and the flow-matching algebra on it.
+
+With z = (1 - σ)x + σn, the mean over k x k pixels turns unit noise into noise of standard deviation 1/k, so down(z) is a
+flow-matching state of a k times smaller latent at another noise level, up to a scale: s·down(z) with s = 1/((1-σ) + σ/k) has
+noise share σ' = sσ/k and signal share s(1-σ), which add up to 1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+Scalar = float | torch.Tensor
+
+
+def down(latent: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Mean over k x k pixels: (B, C, F, H, W) -> (B, C, F, H/k, W/k)."""
+    return F.avg_pool2d(latent.flatten(1, 2), multiple).unflatten(1, latent.shape[1:3])
+
+
+def up(latent: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Nearest-neighbour upsampling: (B, C, F, H, W) -> (B, C, F, kH, kW); down(up(x)) == x."""
+    return F.interpolate(latent.flatten(1, 2), scale_factor=multiple, mode="nearest").unflatten(1, latent.shape[1:3])
+
+
+def high_band(latent: torch.Tensor, multiple: int) -> torch.Tensor:
+    """What the k x k means leave out: z - up(down(z))."""
+    return latent - up(down(latent, multiple), multiple)
+
+
+def low_state(latent: torch.Tensor, sigma: Scalar, multiple: int) -> tuple[torch.Tensor, Scalar]:
+    """The low band as a flow-matching state of its own.
+
+    Args:
+        latent: (B, C, F, H, W) float32, H and W divisible by ``multiple``.
+        sigma: Noise level σ in (0, 1].
+
+    Returns:
+        s·down(z) of shape (B, C, F, H/k, W/k), and its noise level σ' = sσ/k.
+    """
+    scale = 1 / ((1 - sigma) + sigma / multiple)
+    return scale * down(latent, multiple), scale * sigma / multiple
+
+
+def low_velocity(low_latent: torch.Tensor, low_sigma: Scalar, prediction: torch.Tensor, multiple: int) -> torch.Tensor:
+    """The low band of the full-resolution velocity from the model's prediction on the low state.
+
+    x_low = s·down(z) - σ'v', e_low = s·down(z) + (1 - σ')v' (unit noise), v_low = e_low/k - x_low.
+    """
+    clean = low_latent - low_sigma * prediction
+    noise = low_latent + (1 - low_sigma) * prediction
+    return noise / multiple - clean

@@ -1,0 +1,166 @@
+"""What a coarse step computes: the prediction at full resolution from a model run on fewer tokens, or on none.
+
+Every path sees latents in canonical layout (B, C, F, H, W), float32, and calls the model through ``run_low`` or
+``run_tokens``; it knows nothing of the transformer's class. One :class:`Trajectory` per model call of a step (guidance
+makes two) holds what a path remembers from step to step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from . import bands
+from .geometry import Geometry, crop_to_latent, pad_to_grid
+
+# (low latent (B, C, F, H/k, W/k) float32, its noise level, multiple) -> prediction of the same shape, float32
+RunLow = Callable[[torch.Tensor, float, int], torch.Tensor]
+# (latent padded to the grid (B, C, F, H, W), noise level, multiple) -> prediction of the same shape, float32
+RunTokens = Callable[[torch.Tensor, float, int], torch.Tensor]
+
+
+@dataclass
+class Anchor:
+    """A fine step: its latent, the model's prediction there (both as the pipeline had them), and σ."""
+
+    sigma: float
+    latent: torch.Tensor
+    prediction: torch.Tensor
+    run_low: RunLow
+    residuals: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Trajectory:
+    """What one stream of model calls (the conditional one, say) has seen in this pipeline call."""
+
+    anchors: deque[Anchor] = field(default_factory=lambda: deque(maxlen=2))
+
+    @property
+    def last(self) -> Anchor | None:
+        return self.anchors[-1] if self.anchors else None
+
+
+@dataclass(frozen=True)
+class Models:
+    """How a path reaches the model at the current step."""
+
+    low: RunLow
+    tokens: RunTokens
+
+
+class CoarsePath(Protocol):
+    """One way to predict at a coarse step."""
+
+    needs_anchor: bool
+
+    def predict(
+        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+    ) -> torch.Tensor:
+        """Prediction at full resolution, float32 (B, C, F, H, W), for ``latent`` at noise level ``sigma``."""
+        ...
+
+
+class BandSplit:
+    """Low band from the model on the k x k means, high band from the noise that is left in it.
+
+    Args:
+        delta: Anchor the low band at the last fine step: the model supplies only the change since then, and its bias
+            cancels.
+        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps instead of holding it.
+    """
+
+    needs_anchor = False
+
+    def __init__(self, delta: bool, extrapolate: bool = False) -> None:
+        self.delta = delta
+        self.extrapolate = extrapolate
+
+    def predict(
+        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+    ) -> torch.Tensor:
+        padded = pad_to_grid(latent, geometry, multiple)
+        low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
+        low = bands.low_velocity(low_latent, low_sigma, models.low(low_latent, low_sigma, multiple), multiple)
+        high = bands.high_band(padded, multiple)
+        anchor = trajectory.last
+        if anchor is not None:
+            clean = anchor.latent.float() - anchor.sigma * anchor.prediction.float()
+            high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
+            if self.delta:
+                low = low + self._residual(trajectory, sigma, multiple, geometry)
+        return crop_to_latent(bands.up(low, multiple) + high / sigma, geometry)
+
+    def _residual(self, trajectory: Trajectory, sigma: float, multiple: int, geometry: Geometry) -> torch.Tensor:
+        newest = trajectory.anchors[-1]
+        residual = residual_at(newest, multiple, geometry)
+        if self.extrapolate and len(trajectory.anchors) > 1:
+            older = trajectory.anchors[0]
+            slope = (residual - residual_at(older, multiple, geometry)) / (newest.sigma - older.sigma)
+            residual = residual + (sigma - newest.sigma) * slope
+        return residual
+
+
+def residual_at(anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+    """What the coarse model misses at a fine step: down(v_fine) - v_low, kept per multiple.
+
+    Costs one coarse model run the first time it is asked for.
+
+    Returns:
+        float32 (B, C, F, H/k, W/k).
+    """
+    if multiple not in anchor.residuals:
+        padded = pad_to_grid(anchor.latent.float(), geometry, multiple)
+        low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
+        prediction = anchor.run_low(low_latent, low_sigma, multiple)
+        low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
+        fine = bands.down(pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple)
+        anchor.residuals[multiple] = fine - low
+    return anchor.residuals[multiple]
+
+
+class PatchTokens:
+    """The model on coarse tokens with its own embedding and de-embedding for that size: an adapter, or PI-resize alone."""
+
+    needs_anchor = False
+
+    def predict(
+        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+    ) -> torch.Tensor:
+        return crop_to_latent(models.tokens(pad_to_grid(latent, geometry, multiple), sigma, multiple), geometry)
+
+
+class Forecast:
+    """No model call: the last fine prediction again, or the straight line through the last two."""
+
+    needs_anchor = True
+
+    def __init__(self, linear: bool) -> None:
+        self.linear = linear
+
+    def predict(
+        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+    ) -> torch.Tensor:
+        newest, oldest = trajectory.anchors[-1], trajectory.anchors[0]
+        prediction = newest.prediction.float()
+        if self.linear and newest is not oldest:
+            slope = (prediction - oldest.prediction.float()) / (newest.sigma - oldest.sigma)
+            prediction = prediction + (sigma - newest.sigma) * slope
+        return prediction
+
+
+def make_path(name: str, residual: str) -> CoarsePath:
+    """The path of a (resolved, not "auto") ``DDiTConfig.coarse``."""
+    match name:
+        case "delta":
+            return BandSplit(delta=True, extrapolate=residual == "linear")
+        case "band-split":
+            return BandSplit(delta=False)
+        case "naive" | "adapter":
+            return PatchTokens()
+        case _:
+            return Forecast(linear=name == "extrapolate")

@@ -1,0 +1,70 @@
+"""The state of one pipeline call. It begins empty and ends with the call, so nothing leaks into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .config import DDiTConfig
+from .granularity import Geometry, Trajectory
+from .runtime import PendingEvolution
+from .schedule import EvolutionHistory, Policy, StepRecord
+
+
+class Run:
+    """Counts denoising steps and keeps what they need of each other.
+
+    A step goes from its first transformer call to the end of its scheduler step.
+
+    Attributes:
+        index: Current step, from 0.
+        steps: Denoising steps of this call; known from the first transformer call on.
+        calls: Transformer calls made so far in the current step (guidance makes two).
+        record: Record of the current step, None between steps.
+        records: Finished steps.
+        pending: σ_k for the next step, under way.
+    """
+
+    def __init__(self, config: DDiTConfig) -> None:
+        self.index = 0
+        self.steps = 0
+        self.calls = 0
+        self.history = EvolutionHistory(config.order)
+        self.policy = Policy(config)
+        self.record: StepRecord | None = None
+        self.records: list[StepRecord] = []
+        self.pending: PendingEvolution | None = None
+        self.geometry: Geometry | None = None
+        self.stop: Callable[[], Callable[[], float]] | None = None
+        self._sigmas: list[float] = []
+        self._timesteps: list[float] = []
+        self._trajectories: dict[tuple[int, int], Trajectory] = {}
+
+    def read_timesteps(self, scheduler: Any) -> None:
+        """Takes σ and timesteps of the steps to come; image-to-image begins in the middle."""
+        begin = scheduler.begin_index or 0
+        self._sigmas = [float(sigma) for sigma in scheduler.sigmas[begin:].tolist()]
+        self._timesteps = [float(t) for t in scheduler.timesteps[begin:].tolist()]
+        self.steps = len(self._timesteps)
+
+    @property
+    def sigma(self) -> float:
+        return self._sigmas[self.index]
+
+    @property
+    def timestep(self) -> float:
+        return self._timesteps[self.index]
+
+    def trajectory(self, module: nn.Module, ordinal: int) -> Trajectory:
+        """Memory of the ``ordinal``-th call per step of ``module``."""
+        return self._trajectories.setdefault((id(module), ordinal), Trajectory())
+
+    def end_step(self) -> None:
+        assert self.record is not None and self.stop is not None
+        self.record.elapsed = self.stop()
+        self.records.append(self.record)
+        self.record = None
+        self.index += 1
+        self.calls = 0

@@ -1,0 +1,7 @@
+"""How a chosen size executes: patches on instances, timing, and the way of the decision to the host."""
+
+from .decision import PendingEvolution
+from .patching import MethodPatch
+from .timing import stopwatch
+
+__all__ = ["MethodPatch", "PendingEvolution", "stopwatch"]

@@ -1,0 +1,70 @@
+"""Patches on instances: a transformer's ``forward`` and a scheduler's methods, undone without a trace.
+
+Other libraries replace ``forward`` on the instance too (accelerate for CPU offload, diffusers for caches and context
+parallel), and accelerate's offload takes every such patch away at the end of each pipeline call. So a patch is checked at the
+start of every call and put back on top if it is no longer outermost.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+Handler = Callable[..., Any]
+
+
+class MethodPatch:
+    """Routes ``owner.name(...)`` through ``handler(inner, *args, **kwargs)``, ``inner`` being what was called before.
+
+    Args:
+        owner: The instance to patch; its class is left alone.
+        name: Name of the method.
+        handler: Receives the previous bound method and the call's arguments.
+    """
+
+    def __init__(self, owner: Any, name: str, handler: Handler) -> None:
+        self.owner = owner
+        self.name = name
+        self._handler = handler
+        self._link: _Link | None = None
+
+    def ensure_outermost(self) -> None:
+        """Installs the patch, or moves it back on top of patches that came later."""
+        current = getattr(self.owner, self.name)
+        if self._link is not None and current is self._link.patched:
+            return
+        if self._link is not None:
+            self._link.active = False  # whatever still holds the old link passes straight through it
+        self._link = _Link(self.owner.__dict__.get(self.name), current, self._handler)
+        setattr(self.owner, self.name, self._link.patched)
+
+    def remove(self) -> None:
+        """Takes the patch out, wherever in the chain it sits."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        link.active = False
+        for holder in (self.name, f"_old_{self.name}"):  # accelerate keeps what it wrapped in _old_forward
+            if self.owner.__dict__.get(holder) is link.patched:
+                if holder == self.name and link.previous is None:
+                    del self.owner.__dict__[holder]
+                else:
+                    setattr(self.owner, holder, link.inner)
+
+
+class _Link:
+    """One installed layer; once inactive it only passes through."""
+
+    def __init__(self, previous: Any, inner: Callable[..., Any], handler: Handler) -> None:
+        self.previous = previous
+        self.inner = inner
+        self.active = True
+
+        @functools.wraps(inner)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            if not self.active:
+                return self.inner(*args, **kwargs)
+            return handler(self.inner, *args, **kwargs)
+
+        self.patched = patched

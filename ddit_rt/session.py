@@ -1,0 +1,333 @@
+"""One accelerated pipeline: what is patched, and how a denoising step finds its size, its prediction and its record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
+
+from .config import DDiTConfig
+from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
+from .families import Call, Family, NotCoarseError, denoisers
+from .granularity import Anchor, Models, PatchEmbedding, make_path
+from .run import Run
+from .runtime import MethodPatch, PendingEvolution, stopwatch
+from .schedule import Report, StepRecord, check_length, step_with_increment
+
+
+class Session:
+    """Patches one pipeline instance and serves its calls.
+
+    Args:
+        pipe: A diffusers pipeline.
+        family: What is known of its transformer.
+        config: Settings.
+        embeddings: Multiple -> trained embedding of an adapter, or None.
+    """
+
+    def __init__(
+        self, pipe: Any, family: Family, config: DDiTConfig, embeddings: Mapping[int, PatchEmbedding] | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.family = family
+        self.config = config
+        name = ("delta" if embeddings is None else "adapter") if config.coarse == "auto" else config.coarse
+        if name == "adapter" and embeddings is None:
+            raise ConfigError("coarse='adapter' needs adapter=...: pass the adapter's path, or coarse='delta'.")
+        self.coarse = name
+        self._path = make_path(name, config.residual)
+        self._native = config.positions == "native" or (
+            config.positions == "auto" and name not in ("naive", "adapter")
+        )
+        self._may_coarsen = len(config.multiples) > 1 and (config.schedule is not None or config.threshold > 0)
+        self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
+        self._trained = embeddings
+        self._local = threading.local()
+        self._report: Report | None = None
+        self._scheduler: Any = None
+        self._scheduler_patches: list[MethodPatch] = []
+        self._modules = denoisers(pipe, family)
+        self._forward_patches = [
+            MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
+        ]
+
+    # -- putting on and taking off ------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Patches the transformers and the scheduler; on an error nothing stays patched.
+
+        Raises:
+            UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
+                place, or the scheduler does not predict a flow.
+        """
+        check_scheduler(self.pipe.scheduler)
+        for name, module in self._modules.items():
+            if getattr(module, "_compiled_call_impl", None) is not None:
+                raise UnsupportedPipelineError(
+                    f"{name}.compile() hides its forward. Use {name}.compile_repeated_blocks() or "
+                    f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
+                )
+        for owner in (*self._modules.values(), self.pipe.scheduler):
+            if owner.__dict__.get("_ddit_session") is not None:
+                raise UnsupportedPipelineError(
+                    f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
+                    "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
+                )
+        try:
+            if self.config.cache is not None:
+                for module in self._modules.values():
+                    module.enable_cache(self.config.cache)
+            for module in self._modules.values():
+                module.__dict__["_ddit_session"] = self
+            for patch in self._forward_patches:
+                patch.ensure_outermost()
+            self._attach_scheduler()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Takes every patch away; modules, outputs and settings are as before :meth:`attach`."""
+        for patch in (*self._forward_patches, *self._scheduler_patches):
+            patch.remove()
+        for owner in (*self._modules.values(), self._scheduler):
+            if owner is not None:
+                owner.__dict__.pop("_ddit_session", None)
+        if self.config.cache is not None:
+            for module in self._modules.values():
+                if module.is_cache_enabled:
+                    module.disable_cache()
+        self._scheduler, self._scheduler_patches = None, []
+
+    def _attach_scheduler(self) -> None:
+        """Follows the pipeline's scheduler, which users exchange at will."""
+        scheduler = self.pipe.scheduler
+        check_scheduler(scheduler)
+        for patch in self._scheduler_patches:
+            patch.remove()
+        if self._scheduler is not None:
+            self._scheduler.__dict__.pop("_ddit_session", None)
+        self._scheduler = scheduler
+        scheduler.__dict__["_ddit_session"] = self
+        self._scheduler_patches = [
+            MethodPatch(scheduler, "set_timesteps", self._on_set_timesteps),
+            MethodPatch(scheduler, "step", self._on_step),
+        ]
+        for patch in self._scheduler_patches:
+            patch.ensure_outermost()
+
+    # -- one pipeline call --------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report | None:
+        """Report of the last call (or of the one under way)."""
+        return self._report
+
+    def _on_set_timesteps(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Every pipeline call sets its timesteps once, before the loop: this is where a call begins."""
+        self._local.run = None
+        result = inner(*args, **kwargs)
+        for patch in self._forward_patches:
+            patch.ensure_outermost()
+        self._begin_run()
+        return result
+
+    def _begin_run(self) -> None:
+        for module in self._modules.values():
+            if getattr(module, "is_cache_enabled", False):
+                module._reset_stateful_cache()
+        self._local.run = Run(self.config)
+        self._report = Report(self._local.run.records, {**self.config.to_dict(), "coarse": self.coarse})
+
+    def _forward_handler(self, module: nn.Module) -> Any:
+        def handle(inner: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.pipe.scheduler is not self._scheduler:
+                self._attach_scheduler()
+                self._begin_run()
+            run: Run | None = getattr(self._local, "run", None)
+            if run is None:
+                return inner(*args, **kwargs)
+            return self._forward(run, module, inner, args, kwargs)
+
+        return handle
+
+    def _forward(self, run: Run, module: nn.Module, inner: Any, args: Any, kwargs: Any) -> Any:
+        base = unwrap_module(module)
+        arguments = self.family.bind(args, kwargs)
+        call, reason = None, ""
+        try:
+            call = self.family.parse(base, arguments)
+        except NotCoarseError as error:
+            reason = str(error)
+        if run.record is None:
+            self._begin_step(run, base, call, reason)
+        record, ordinal = run.record, run.calls
+        assert record is not None
+        run.calls += 1
+        context = self._cache_context(base, run, ordinal)
+        if call is None or record.multiple == 1:
+            with context(1):
+                raw = inner(*args, **kwargs)
+            if call is not None:
+                self._count(run, base, call, 1)
+                self._remember(run, base, inner, call, raw, ordinal, context)
+            return raw
+        trajectory = run.trajectory(base, ordinal)
+        models = self._models(run, base, inner, call, context)
+        prediction = self._path.predict(
+            trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
+        )
+        self._count(run, base, call, None)
+        return self.family.wrap(base, call, prediction.to(call.latent.dtype))
+
+    def _begin_step(self, run: Run, base: nn.Module, call: Call | None, reason: str) -> None:
+        scheduler = self._scheduler
+        if run.index == 0:
+            run.read_timesteps(scheduler)
+            check_length(self.config.schedule, run.steps)
+            self._check_first(run, call)
+        patch_std = run.pending.wait() if run.pending is not None else {}
+        run.pending = None
+        if self._lost(run, base) and not reason:
+            reason = "no fine step of this transformer to start from"
+        multiple = run.policy.choose(run.index, patch_std, must_refine=bool(reason))
+        if any(sigma != sigma for sigma in patch_std.values()):
+            reason = "the latent is not finite (NaN or Inf)"
+        tokens = call.geometry.tokens(multiple) if call is not None else 0
+        run.record = StepRecord(
+            index=run.index,
+            timestep=run.timestep,
+            sigma=run.sigma,
+            multiple=multiple,
+            tokens=tokens,
+            patch_std=patch_std,
+            executed="cached" if multiple > 1 and self.coarse in ("extrapolate", "reuse") else "eager",
+            note=reason,
+        )
+        run.stop = stopwatch(call.latent.device if call is not None else torch.device("cpu"))
+        if call is not None:
+            run.geometry = call.geometry
+
+    def _lost(self, run: Run, base: nn.Module) -> bool:
+        """Whether a coarse step would have no fine step to lean on, as after Wan 2.2 changes its transformer."""
+        if not self._may_coarsen or run.index == 0 or run.trajectory(base, 0).last is not None:
+            return False
+        # a schedule given by hand may do without the anchor where the path can
+        return self._path.needs_anchor or (self.coarse == "delta" and self.config.schedule is None)
+
+    def _check_first(self, run: Run, call: Call | None) -> None:
+        """What can only be known once the call's latent is there, and must be known before its first step."""
+        schedule = self.config.schedule
+        if self._path.needs_anchor and isinstance(schedule, tuple) and schedule[0] > 1:
+            raise ScheduleError(f"schedule[0]={schedule[0]}: coarse={self.coarse!r} needs a fine first step (1).")
+        if call is not None and not bool(torch.isfinite(call.latent).all()):
+            raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
+
+    def _remember(
+        self, run: Run, base: nn.Module, inner: Any, call: Call, raw: Any, ordinal: int, context: Any
+    ) -> None:
+        if not self._may_coarsen or run.index + 1 >= run.steps:
+            return
+        prediction = self.family.output(base, call, raw)
+        models = self._models(run, base, inner, call, context)
+        run.trajectory(base, ordinal).anchors.append(Anchor(run.sigma, call.latent, prediction, models.low))
+
+    def _models(self, run: Run, base: nn.Module, inner: Any, call: Call, context: Any) -> Models:
+        family, native = self.family, self._native
+
+        def low(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
+            arguments = family.low_arguments(call, latent, sigma, multiple, native)
+            with context(multiple), family.positions(base, call, multiple, native):
+                raw = inner(**arguments)
+            self._count(run, base, call, multiple)
+            return family.low_output(base, call, raw, multiple).float()
+
+        def tokens(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
+            embedding = self._embedding(base, multiple, call.latent)
+            with context(multiple):
+                result = family.run_patches(base, inner, call, latent, sigma, embedding, multiple, native)
+            self._count(run, base, call, multiple)
+            return result.float()
+
+        return Models(low, tokens)
+
+    def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
+        key = (id(base), multiple)
+        if key not in self._embeddings:
+            trained = self._trained[multiple] if self._trained is not None and self.coarse == "adapter" else None
+            made = trained if trained is not None else self.family.patch_embedding(base, multiple)
+            self._embeddings[key] = made.requires_grad_(False)
+        return self._embeddings[key].to(like.device, like.dtype)
+
+    def _count(self, run: Run, base: nn.Module, call: Call, multiple: int | None) -> None:
+        """Adds a model run at ``multiple`` to the step's FLOP; None books the fine run that a coarse step saved."""
+        batch = call.latent.shape[0]
+        record = run.record
+        assert record is not None
+        if multiple is None or multiple == 1:
+            record.fine_flops += batch * self.family.flops(base, call.geometry, 1, call.text_tokens)
+        if multiple is not None:
+            record.flops += batch * self.family.flops(base, call.geometry, multiple, call.text_tokens)
+
+    def _cache_context(self, base: nn.Module, run: Run, ordinal: int) -> Any:
+        """Names a diffusers cache context per model call and multiple: residuals of different token counts never meet."""
+        if not getattr(base, "is_cache_enabled", False):
+            return lambda multiple: nullcontext()
+        sigma, index = run.sigma, run.index
+
+        def context(multiple: int) -> AbstractContextManager[None]:
+            probe = "" if run.index == index else "-probe"
+            return base.cache_context(
+                f"call{ordinal}@{multiple}{probe}", step_index=index, sigma=sigma, num_inference_steps=run.steps
+            )
+
+        return context
+
+    def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        run: Run | None = getattr(self._local, "run", None)
+        if run is None or run.record is None:
+            return inner(*args, **kwargs)
+        names = ("model_output", "timestep", "sample")
+        given = {**dict(zip(names, args)), **kwargs}
+        rest = args[len(names) :]
+        if len(self.config.multiples) > 1:
+            step_args = [given.pop(name) for name in names]
+            result, increment = step_with_increment(inner, self._scheduler, *step_args, *rest, **given)
+            run.history.push(increment)
+        else:
+            result = inner(*args, **kwargs)
+        run.end_step()
+        if run.index >= run.steps:
+            self._local.run = None
+            if self._report is not None and self._report.steps is run.records:
+                self._report.complete = True
+        elif run.history.full and run.geometry is not None:
+            increments = run.history.increments
+            grid = run.geometry.grid(1) if increments[0].ndim == 3 else None
+            run.pending = PendingEvolution(
+                increments, self.config.multiples, run.geometry.patch, self.config.quantile, grid, self.config.backend
+            )
+        return result
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses schedulers whose model output is no flow (velocity) prediction with σ in [0, 1].
+
+    Raises:
+        UnsupportedPipelineError: with the setting that makes a scheduler usable.
+    """
+    config = scheduler.config
+    flow = (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
+    )
+    if not flow or config.get("invert_sigmas") or not hasattr(scheduler, "sigmas"):
+        raise UnsupportedPipelineError(
+            f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
+            "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
+        )

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "accelerate>=1.0"]
+
+setup(
+    name="ddit-rt",
+    version="0.1.0",
+    description="Diffusion transformers that choose their patch size anew at every denoising step",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # kernels/ itself is no package: a top-level `kernels` would shadow the Hugging Face package of that name.
+    packages=[*find_packages(include=["ddit_rt", "ddit_rt.*"]), "ddit_kernels"],
+    package_dir={"ddit_kernels": "kernels/ddit_kernels"},
+    package_data={"ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl"]},
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux'",
+        "diffusers>=0.42",
+        "transformers>=4.51",
+        "peft>=0.17",
+        "safetensors>=0.4",
+        "huggingface_hub>=0.30",
+        "numpy",
+        "pillow",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+        "typer>=0.12",
+        "rich>=13",
+        "jinja2>=3",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.7"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
+    },
+    entry_points={"console_scripts": ["ddit-rt = ddit_rt.cli:main"]},
+)

@@ -1,0 +1,178 @@
+"""Pipelines of a few thousand random parameters: the real diffusers classes, no download, milliseconds per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Gives zero-initialised projections life, so that outputs depend on every input."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return module.eval().requires_grad_(False)
+
+
+def flux_transformer(guidance: bool = False, seed: int = 0) -> FluxTransformer2DModel:
+    model = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=12,
+        guidance_embeds=guidance,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return randomise(model, seed)
+
+
+def flux(kind: str = "text", dtype: torch.dtype = torch.float32, guidance: bool = False) -> Any:
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+    )
+    cls = {"text": FluxPipeline, "image": FluxImg2ImgPipeline, "inpaint": FluxInpaintPipeline}[kind]
+    pipe = cls(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+        ),
+        vae=randomise(vae),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=flux_transformer(guidance),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(dtype)
+
+
+def flux_inputs(batch: int = 1, height: int = 64, width: int = 64, steps: int = 8, **more: Any) -> dict[str, Any]:
+    """Arguments of a FLUX call; 64 pixels are 16 x 16 latent pixels and 8 x 8 tokens."""
+    generator = torch.Generator().manual_seed(7)
+    dtype = more.pop("dtype", torch.float32)
+    return {
+        "prompt_embeds": torch.randn(batch, 5, 24, generator=generator).to(dtype),
+        "pooled_prompt_embeds": torch.randn(batch, 12, generator=generator).to(dtype),
+        "height": height,
+        "width": width,
+        "num_inference_steps": steps,
+        "generator": torch.Generator().manual_seed(1),
+        "output_type": "latent",
+        **more,
+    }
+
+
+def negative(inputs: dict[str, Any], scale: float = 3.0) -> dict[str, Any]:
+    """Adds true classifier-free guidance to FLUX inputs."""
+    return {
+        **inputs,
+        "negative_prompt_embeds": -inputs["prompt_embeds"],
+        "negative_pooled_prompt_embeds": -inputs["pooled_prompt_embeds"],
+        "true_cfg_scale": scale,
+    }
+
+
+def wan_transformer(seed: int = 0, in_channels: int = 4, image_dim: int | None = None) -> WanTransformer3DModel:
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+        image_dim=image_dim,
+        added_kv_proj_dim=24 if image_dim else None,
+    )
+    return randomise(model, seed)
+
+
+def wan(dtype: torch.dtype = torch.float32, two: bool = False, euler: bool = False) -> WanPipeline:
+    scheduler = (
+        FlowMatchEulerDiscreteScheduler(shift=3.0)
+        if euler
+        else UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    )
+    pipe = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        scheduler=scheduler,
+        transformer=wan_transformer().to(dtype),
+        transformer_2=wan_transformer(seed=1).to(dtype) if two else None,
+        boundary_ratio=0.6 if two else None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def wan_inputs(batch: int = 1, height: int = 64, width: int = 96, frames: int = 5, steps: int = 8, **more: Any) -> dict:
+    """Arguments of a Wan call; 64 x 96 pixels are 8 x 12 latent pixels and 4 x 6 tokens per latent frame."""
+    generator = torch.Generator().manual_seed(7)
+    dtype = more.pop("dtype", torch.float32)
+    embeds = torch.randn(batch, 6, 16, generator=generator).to(dtype)
+    return {
+        "prompt_embeds": embeds,
+        "negative_prompt_embeds": -embeds,
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "num_inference_steps": steps,
+        "generator": torch.Generator().manual_seed(1),
+        "output_type": "latent",
+        "guidance_scale": 3.0,
+        **more,
+    }
+
+
+def latents_of(pipe: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Runs the pipeline with a fresh copy of the generator in ``inputs``."""
+    generator = inputs.get("generator")
+    if generator is not None:
+        inputs = {**inputs, "generator": torch.Generator().manual_seed(generator.initial_seed())}
+    output = pipe(**inputs)
+    return output.frames if hasattr(output, "frames") else output.images
+
+
+__all__ = [
+    "WanImageToVideoPipeline",
+    "flux",
+    "flux_inputs",
+    "flux_transformer",
+    "latents_of",
+    "negative",
+    "randomise",
+    "wan",
+    "wan_inputs",
+    "wan_transformer",
+]
