@@ -12,14 +12,22 @@ Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from ddit_kernels._common import BackendError, resolve_backend
-from ddit_kernels.latent_evolution import latent_evolution_reference, select_reference
+from ddit_kernels.latent_evolution import (
+    evolution_select,
+    evolution_unsupported,
+    latent_evolution_reference,
+    latent_shape,
+    patch_counts,
+    select_reference,
+)
 from ddit_kernels.patch_deembed import patch_deembed_reference
 from ddit_kernels.patch_embed import patch_embed_reference
+from ddit_kernels.patch_quantile import patch_std_quantile
 
 __all__ = [
     "BackendError",
@@ -120,8 +128,7 @@ def latent_evolution(
         BackendError: ``backend="triton"`` where it cannot run.
     """
     _check_evolution(increments, patch_sizes, quantile, packed)
-    resolve_backend(backend, increments[0].device)
-    return latent_evolution_reference(increments, patch_sizes, quantile, packed)
+    return _evolve(increments, patch_sizes, quantile, 0.0, packed, None, backend)[1]()
 
 
 def select_multiple(
@@ -150,7 +157,9 @@ def select_multiple(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    return evolve_and_select(increments, patch_sizes, quantile, threshold, packed=packed, out=out, backend=backend)[0]
+    _check_evolution(increments, patch_sizes, quantile, packed)
+    _check_decision(threshold, out, increments[0])
+    return _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)[0]
 
 
 def evolve_and_select(
@@ -179,25 +188,46 @@ def evolve_and_select(
         BackendError: ``backend="triton"`` where it cannot run.
     """
     _check_evolution(increments, patch_sizes, quantile, packed)
-    _require(threshold >= 0.0, f"threshold={threshold}: give a number >= 0; 0 never coarsens.")
-    batch, device = increments[0].shape[0], increments[0].device
-    if out is not None:
-        _require(
-            out.dtype == torch.int32 and out.shape == (batch,) and out.is_contiguous(),
-            f"out is {out.dtype} {tuple(out.shape)}: give a contiguous int32 tensor of shape ({batch},).",
-        )
-        _require(
-            out.device == device or (device.type == "cuda" and out.is_pinned()),
-            f"out is on {out.device}, the increments on {device}: use that device or pinned host memory.",
-        )
-    resolve_backend(backend, device)
-    quantiles = latent_evolution_reference(increments, patch_sizes, quantile, packed)
-    decision = select_reference(quantiles, patch_sizes, threshold)
-    if out is not None:
-        decision = out.copy_(decision, non_blocking=True)
+    _check_decision(threshold, out, increments[0])
+    decision, quantiles = _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)
     if decided is not None:
         decided.record()
-    return decision, quantiles
+    return decision, quantiles()
+
+
+def _check_decision(threshold: float, out: torch.Tensor | None, increment: torch.Tensor) -> None:
+    _require(threshold >= 0.0, f"threshold={threshold}: give a number >= 0; 0 never coarsens.")
+    if out is not None:
+        _require(
+            out.dtype == torch.int32 and out.shape == increment.shape[:1] and out.is_contiguous(),
+            f"out is {out.dtype} {tuple(out.shape)}: give a contiguous int32 tensor of shape ({increment.shape[0]},).",
+        )
+        _require(
+            out.device == increment.device or (increment.is_cuda and out.is_pinned()),
+            f"out is on {out.device}, the increments on {increment.device}: use that device or pinned host memory.",
+        )
+
+
+def _evolve(
+    increments: Sequence[torch.Tensor],
+    patch_sizes: Sequence[int],
+    quantile: float,
+    threshold: float,
+    packed: tuple[int, int] | None,
+    out: torch.Tensor | None,
+    backend: str,
+) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """The decision, and how to get the quantiles: with Triton they are another launch, which not every caller needs."""
+    device = increments[0].device
+    if resolve_backend(backend, device, evolution_unsupported(increments, patch_sizes, packed)) == "torch":
+        quantiles = latent_evolution_reference(increments, patch_sizes, quantile, packed)
+        decision = select_reference(quantiles, patch_sizes, threshold)
+        return decision if out is None else out.copy_(decision, non_blocking=True), lambda: quantiles
+    sizes, grid = list(patch_sizes), None if packed is None else list(packed)
+    decision = torch.empty(increments[0].shape[0], dtype=torch.int32, device=device) if out is None else out
+    stds = evolution_select(list(increments), sizes, quantile, threshold, grid, decision)
+    counts = patch_counts(*latent_shape(increments[0], packed)[2:], sizes)
+    return decision, lambda: patch_std_quantile(stds, counts, sizes, quantile)
 
 
 def _check_scale(scale: float | torch.Tensor, batch: int) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,6 +74,38 @@ def resolve_backend(backend: str, device: torch.device, unsupported: str | None 
     if reason:
         raise BackendError(f"{source}='triton' cannot run here: {reason}")
     return "triton"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the arguments of one launch, so that running and ahead-of-time compilation cannot differ."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def run(self, device: torch.device) -> None:
+        """Launch on the current stream of ``device``."""
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](**self.arguments)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is not below ``n``."""
+    return 1 << (n - 1).bit_length()
+
+
+def split_strides(latent: torch.Tensor, packed: Sequence[int] | None) -> tuple[int, ...]:
+    """Strides of a latent as the kernels take them: (batch, channel, frame, row block, row, column block, column).
+
+    A block is a packed token of 2 x 2 pixels in the token grid ``packed``; without packing it is one pixel, and the
+    strides inside it are 0.
+    """
+    if packed is not None:
+        batch, token, feature = latent.stride()
+        return batch, 4 * feature, 0, token * packed[1], 2 * feature, token, feature
+    batch, channel, *frame, row, column = latent.stride()
+    return batch, channel, frame[0] if frame else 0, row, 0, column, 0
 
 
 def unpack_latent(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
