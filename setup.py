@@ -33,6 +33,7 @@ setup(
         "typer>=0.12",
         "rich>=13",
         "jinja2>=3",
+        "torchmetrics>=1.4",
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],

@@ -1,0 +1,54 @@
+"""One run of a pipeline: its picture or video, what it cost, and what each step did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..accelerate import accelerated, report, restore
+from ..schedule import Report
+
+
+@dataclass
+class Outcome:
+    """What one pipeline call gave.
+
+    Attributes:
+        frames: (B, 3, H, W) or (B, F, 3, H, W) float32 in [0, 1], on the CPU.
+        seconds: Wall clock of the whole call, text encoding and VAE included.
+        report: Steps of the call; None for the plain pipeline.
+    """
+
+    frames: torch.Tensor
+    seconds: float
+    report: Report | None
+
+
+def generate(pipe: Any, settings: Mapping[str, Any] | None, seed: int, **call: Any) -> Outcome:
+    """Calls ``pipe`` once, plain or accelerated, from the noise that ``seed`` gives.
+
+    Args:
+        pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
+        settings: Arguments of :func:`ddit_rt.accelerate`, or None for the plain pipeline.
+        seed: Of a CPU generator, so that all devices start from the same noise.
+        **call: Arguments of the pipeline.
+    """
+    restore(pipe)
+    arguments = {**call, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
+    if settings is None:
+        frames, seconds = _timed(pipe, arguments)
+        return Outcome(frames, seconds, None)
+    with accelerated(pipe, **settings):
+        frames, seconds = _timed(pipe, arguments)
+        return Outcome(frames, seconds, report(pipe))
+
+
+def _timed(pipe: Any, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
+    began = time.perf_counter()
+    output = pipe(**arguments)
+    frames = (output.frames if hasattr(output, "frames") else output.images).float().cpu()  # waits for the device
+    return frames, time.perf_counter() - began
