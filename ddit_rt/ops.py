@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from ddit_kernels._common import BackendError, resolve_backend
+from ddit_kernels._gemm import gemm_unsupported
 from ddit_kernels.latent_evolution import (
     evolution_select,
     evolution_unsupported,
@@ -25,7 +26,9 @@ from ddit_kernels.latent_evolution import (
     patch_counts,
     select_reference,
 )
+from ddit_kernels.patch_deembed import patch_deembed as patch_deembed_triton
 from ddit_kernels.patch_deembed import patch_deembed_reference
+from ddit_kernels.patch_embed import patch_embed as patch_embed_triton
 from ddit_kernels.patch_embed import patch_embed_reference
 from ddit_kernels.patch_quantile import patch_std_quantile
 
@@ -314,8 +317,12 @@ def patch_embed(
     _check_broadcast(extra, shape, "extra")
     _check_scale(scale, latent.shape[0])
     _check_device(latent, weight=weight, bias=bias, extra=extra, size_embedding=size_embedding)
-    resolve_backend(backend, latent.device)
-    return patch_embed_reference(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
+    unsupported = gemm_unsupported(patch_size, mean_over, latent, weight, extra)
+    if _resolve(backend, unsupported, latent, weight, bias, extra, size_embedding, scale) == "torch":
+        return patch_embed_reference(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
+    factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
+    grid = None if packed is None else list(packed)
+    return patch_embed_triton(latent, weight, bias, patch_size, extra, size_embedding, mean_over, factor, factors, grid)
 
 
 def patch_deembed(
@@ -394,8 +401,23 @@ def patch_deembed(
     )
     _check_scale(scale, batch)
     _check_device(tokens, weight=weight, bias=bias, residual=residual)
-    resolve_backend(backend, tokens.device)
-    return patch_deembed_reference(tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed)
+    unsupported = gemm_unsupported(patch_size, spread_over, tokens, weight, residual)
+    if _resolve(backend, unsupported, tokens, weight, bias, residual, scale) == "torch":
+        return patch_deembed_reference(
+            tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed
+        )
+    factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
+    return patch_deembed_triton(
+        tokens, weight, bias, patch_size, list(grid), residual, factor, factors, spread_over, [height, width], packed
+    )
+
+
+def _resolve(backend: str, unsupported: str | None, *tensors: torch.Tensor | float | None) -> str:
+    """``resolve_backend`` for kernels without a backward, which cannot run while autograd records."""
+    held = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
+        unsupported = "an argument requires a gradient and the kernel has none; use torch.no_grad() or the reference."
+    return resolve_backend(backend, held[0].device, unsupported)
 
 
 def _check_broadcast(tensor: torch.Tensor | None, shape: tuple[int, ...], name: str) -> None:

@@ -24,8 +24,16 @@ except ModuleNotFoundError:  # CPU-only installs of PyTorch come without Triton;
         constexpr: Any = None
 
         @staticmethod
-        def jit(function: Any = None, **_: Any) -> Any:
-            return function if function is not None else _Absent.jit
+        def jit(function: Any) -> Any:
+            return function
+
+        @staticmethod
+        def autotune(**_: Any) -> Any:
+            return _Absent.jit
+
+        @staticmethod
+        def Config(*arguments: Any, **_: Any) -> Any:
+            return arguments
 
     triton = tl = _Absent()  # type: ignore[assignment]
 
@@ -81,7 +89,7 @@ class Launch:
     """A kernel with the arguments of one launch, so that running and ahead-of-time compilation cannot differ."""
 
     kernel: Any
-    grid: tuple[int, ...]
+    grid: Any  # a tuple, or a function of the chosen configuration's constants
     arguments: dict[str, Any]
 
     def run(self, device: torch.device) -> None:
@@ -93,6 +101,19 @@ class Launch:
 def power_of_2(n: int) -> int:
     """The smallest power of two that is not below ``n``."""
     return 1 << (n - 1).bit_length()
+
+
+def latent_shape(latent: torch.Tensor, packed: Sequence[int] | None) -> tuple[int, int, int, int, int]:
+    """(B, C, F, H, W) of a latent in any of its layouts."""
+    if packed is not None:
+        return latent.shape[0], latent.shape[2] // 4, 1, 2 * packed[0], 2 * packed[1]
+    batch, channels, *frames, height, width = latent.shape
+    return batch, channels, frames[0] if frames else 1, height, width
+
+
+def sample_span(tensor: torch.Tensor) -> int:
+    """Values between the first and the last of one sample in memory; the kernels index inside a sample in 32 bits."""
+    return sum((n - 1) * stride for n, stride in zip(tensor.shape[1:], tensor.stride()[1:]))
 
 
 def split_strides(latent: torch.Tensor, packed: Sequence[int] | None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ddit_kernels._common import Launch, power_of_2, split_strides, tl, triton, unpack_latent
+from ddit_kernels._common import Launch, latent_shape, power_of_2, sample_span, split_strides, tl, triton, unpack_latent
 from ddit_kernels.patch_quantile import lerp, quantile_reference, size_layout
 
 MAX_ORDER = 3
@@ -181,22 +181,9 @@ def evolution_unsupported(
         return f"a patch of {channels} x {coarsest} x {coarsest} values exceeds the kernel's {MAX_TILE}."
     if coarsest // finest > 16:
         return f"the kernel takes patch sizes within a factor of 16, got {list(patch_sizes)}."
-    if any(_span(increment) >= 2**31 for increment in increments):
+    if any(sample_span(increment) >= 2**31 for increment in increments):
         return "a sample spans more than 2^31 values in memory; make the increments contiguous."
     return None
-
-
-def _span(tensor: torch.Tensor) -> int:
-    """Values between the first and the last of one sample in memory."""
-    return sum((n - 1) * stride for n, stride in zip(tensor.shape[1:], tensor.stride()[1:]))
-
-
-def latent_shape(increment: torch.Tensor, packed: Sequence[int] | None) -> tuple[int, int, int, int, int]:
-    """(B, C, F, H, W) of an increment in any of its layouts."""
-    if packed is not None:
-        return increment.shape[0], increment.shape[2] // 4, 1, 2 * packed[0], 2 * packed[1]
-    batch, channels, *frames, height, width = increment.shape
-    return batch, channels, frames[0] if frames else 1, height, width
 
 
 def patch_counts(frames: int, height: int, width: int, patch_sizes: Sequence[int]) -> list[int]:

@@ -1,18 +1,215 @@
-"""Patchify and embed in one go: gather s x s patches of a latent, multiply by the embedding, add what belongs to it."""
+"""Patchify and embed in one launch: gather s x s patches of a latent, multiply by the embedding.
+
+A matrix product whose left operand is read from the latent where it lies: the patches never exist in memory. The k x k
+mean and the scale of a coarse band-split step happen while they are read.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from ddit_kernels._common import unpack_latent
+from ddit_kernels._common import INTERPRETED, Launch, latent_shape, split_strides, tl, triton, unpack_latent
+from ddit_kernels._gemm import configurations, scale_arguments, scaled
+
+# --- kernel -----------------------------------------------------------------------------------------------------------
 
 
-def scaled(x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    """``x * scale`` in float32 for a number, a one-element tensor, or one value per sample (B,); x itself for 1.0."""
-    if isinstance(scale, torch.Tensor):
-        return x.float() * scale.float().reshape(-1, *[1] * (x.dim() - 1))
-    return x if scale == 1.0 else x.float() * scale
+@triton.autotune(configs=configurations(), key=["count", "features", "depth"], cache_results=True)
+@triton.jit
+def _embed_kernel(
+    latent,
+    weight,
+    bias,
+    size_embedding,
+    extra,
+    scales,
+    tokens,
+    strides,  # of the latent: (batch, channel, frame, row block, row, column block, column)
+    extra_strides,  # (batch, token, feature), 0 where it broadcasts
+    scale_stride,
+    factor,
+    count,  # tokens of all samples
+    per_sample,
+    rows,
+    columns,
+    height,
+    width,
+    features,
+    depth,  # C * S * S
+    S: tl.constexpr,
+    MEAN: tl.constexpr,
+    SPLIT: tl.constexpr,  # 2: a packed token holds 2 x 2 pixels; 1: plain strides
+    EXACT: tl.constexpr,  # patches never leave the latent nor begin inside a packed token
+    SCALE: tl.constexpr,  # 0: none, 1: factor, 2: scales
+    BIAS: tl.constexpr,
+    SIZE: tl.constexpr,
+    EXTRA: tl.constexpr,
+    UPCAST: tl.constexpr,  # the interpreter cannot multiply bfloat16
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    feature = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token_mask = token < count
+    feature_mask = feature < features
+    sample = token // per_sample
+    place = token % per_sample
+    top = place // columns % rows * (S * MEAN)
+    left = place % columns * (S * MEAN)
+    base = sample.to(tl.int64) * strides[0] + place // (rows * columns) * strides[2]
+    if EXACT:
+        base += top // SPLIT * strides[3] + left // SPLIT * strides[5]
+
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, depth, BLOCK_K):
+        index = first + tl.arange(0, BLOCK_K)
+        mask = token_mask[:, None] & (index < depth)[None, :]
+        channel = index // (S * S) * strides[1]
+        patches = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        for pixel in range(MEAN * MEAN):
+            inside_row = index // S % S * MEAN + pixel // MEAN
+            inside_column = index % S * MEAN + pixel % MEAN
+            if EXACT:
+                offset = channel + inside_row // SPLIT * strides[3] + inside_column // SPLIT * strides[5]
+                if SPLIT > 1:
+                    offset += inside_row % SPLIT * strides[4] + inside_column % SPLIT * strides[6]
+                where = base[:, None] + offset[None, :]
+            else:
+                # The edge repeats to the bottom and right, as replication padding would have it.
+                y = tl.minimum(top[:, None] + inside_row[None, :], height - 1)
+                x = tl.minimum(left[:, None] + inside_column[None, :], width - 1)
+                where = base[:, None] + channel[None, :] + y // SPLIT * strides[3] + x // SPLIT * strides[5]
+                if SPLIT > 1:
+                    where += y % SPLIT * strides[4] + x % SPLIT * strides[6]
+            patches += tl.load(latent + where, mask, 0.0).to(tl.float32)
+        if MEAN > 1:
+            patches *= 1.0 / (MEAN * MEAN)
+        if SCALE == 1:
+            patches *= factor
+        if SCALE == 2:
+            patches *= tl.load(scales + sample * scale_stride, token_mask, 0.0).to(tl.float32)[:, None]
+        weight_mask = feature_mask[:, None] & (index < depth)[None, :]
+        columns_of_weight = tl.load(weight + feature[:, None] * depth + index[None, :], weight_mask, 0.0)
+        patches = patches.to(weight.dtype.element_ty)
+        if UPCAST:
+            patches = patches.to(tl.float32)
+            columns_of_weight = columns_of_weight.to(tl.float32)
+        product = tl.dot(patches, tl.trans(columns_of_weight), product, input_precision="tf32x3")
+
+    if BIAS:
+        product += tl.load(bias + feature, feature_mask, 0.0).to(tl.float32)[None, :]
+    if SIZE:
+        product += tl.load(size_embedding + feature, feature_mask, 0.0).to(tl.float32)[None, :]
+    mask = token_mask[:, None] & feature_mask[None, :]
+    if EXTRA:
+        offset = sample.to(tl.int64) * extra_strides[0] + place.to(tl.int64) * extra_strides[1]
+        offset = offset[:, None] + (feature * extra_strides[2])[None, :]
+        product += tl.load(extra + offset, mask, 0.0).to(tl.float32)
+    where = token.to(tl.int64)[:, None] * features + feature[None, :]
+    tl.store(tokens + where, product.to(tokens.dtype.element_ty), mask)
+
+
+# --- launcher ---------------------------------------------------------------------------------------------------------
+
+
+def embed_launch(
+    latent: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    patch_size: int,
+    extra: torch.Tensor | None,
+    size_embedding: torch.Tensor | None,
+    mean_over: int,
+    scale: float,
+    scales: torch.Tensor | None,
+    packed: Sequence[int] | None,
+    tokens: torch.Tensor,
+) -> Launch:
+    """Arguments of ``_embed_kernel``.
+
+    Args:
+        latent: (B, C, H, W), (B, C, F, H, W) or packed (B, h*w, C*4), any strides.
+        weight: (d, C, s, s) or (d, C, 1, s, s), columns in the order (channel, row, column).
+        bias, size_embedding: (d,) or None.
+        extra: broadcastable to (B, N, d) or None.
+        scale, scales: factor of the latent; a tensor (1,) or (B,) takes precedence over the number.
+        packed: token grid (h, w) of a packed latent.
+        tokens: (B, N, d) contiguous, written.
+    """
+    batch, channels, frames, height, width = latent_shape(latent, packed)
+    side = patch_size * mean_over
+    rows, columns = -(-height // side), -(-width // side)
+    features, depth = weight.shape[0], channels * patch_size**2
+    split = 1 if packed is None else 2
+    count = batch * frames * rows * columns
+    return Launch(
+        _embed_kernel,
+        lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"])),
+        dict(
+            latent=latent,
+            weight=weight.flatten(1).contiguous(),
+            bias=bias,
+            size_embedding=size_embedding,
+            extra=extra,
+            tokens=tokens,
+            strides=split_strides(latent, packed),
+            extra_strides=(0, 0, 0) if extra is None else extra.expand(tokens.shape).stride(),
+            **scale_arguments(scale, scales),
+            count=count,
+            per_sample=frames * rows * columns,
+            rows=rows,
+            columns=columns,
+            height=height,
+            width=width,
+            features=features,
+            depth=depth,
+            S=patch_size,
+            MEAN=mean_over,
+            SPLIT=split,
+            EXACT=height % side == 0 and width % side == 0 and side % split == 0,
+            BIAS=bias is not None,
+            SIZE=size_embedding is not None,
+            EXTRA=extra is not None,
+            UPCAST=INTERPRETED,
+        ),
+    )
+
+
+@torch.library.custom_op("ddit::patch_embed", mutates_args=())
+def patch_embed(
+    latent: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    patch_size: int,
+    extra: torch.Tensor | None,
+    size_embedding: torch.Tensor | None,
+    mean_over: int,
+    scale: float,
+    scales: torch.Tensor | None,
+    packed: list[int] | None,
+) -> torch.Tensor:
+    """Tokens (B, N, d) in the weight's dtype; arguments as for :func:`embed_launch`."""
+    tokens = _empty_tokens(latent, weight, patch_size * mean_over, packed)
+    if tokens.numel():
+        launch = embed_launch(
+            latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, scales, packed, tokens
+        )
+        launch.run(tokens.device)
+    return tokens
+
+
+@patch_embed.register_fake
+def _(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, scales, packed):  # type: ignore[no-untyped-def]
+    return _empty_tokens(latent, weight, patch_size * mean_over, packed)
+
+
+def _empty_tokens(latent: torch.Tensor, weight: torch.Tensor, side: int, packed: Sequence[int] | None) -> torch.Tensor:
+    batch, _, frames, height, width = latent_shape(latent, packed)
+    return latent.new_empty(batch, frames * -(-height // side) * -(-width // side), weight.shape[0], dtype=weight.dtype)
 
 
 # --- PyTorch reference ------------------------------------------------------------------------------------------------
