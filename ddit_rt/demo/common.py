@@ -35,8 +35,8 @@ class Sizes:
     captions: int = 4
     # Scenes per step at each resolution, and how often a step takes it: until the first of `phases` (a share of the
     # budget) and after it. Low resolutions are cheap and carry the meaning; some stay in the mix to the end.
-    dit_batch: tuple[int, ...] = (24, 64, 128)
-    phases: tuple[tuple[float, tuple[float, ...]], ...] = ((0.1, (0.0, 0.6, 0.4)), (1.0, (0.76, 0.15, 0.09)))
+    dit_batch: tuple[int, ...] = (24, 56, 112)
+    phases: tuple[tuple[float, tuple[float, ...]], ...] = ((0.12, (0.1, 0.6, 0.3)), (1.0, (0.78, 0.14, 0.08)))
 
     @staticmethod
     def tiny() -> Sizes:

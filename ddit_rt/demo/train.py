@@ -1,8 +1,9 @@
 """Trains the demo model: `python -m ddit_rt.demo.train --out RUN --minutes 90`.
 
 Stages, each resumable and runnable alone: `vae` (autoencoder), `text` (encoders), `latents` (the cached training set),
-`dit` (the transformer; `--minutes` is its budget), `export` (a diffusers pipeline), `check` (10 against 50 steps and a
-grid). On a GPU pass `--device cuda` and a longer budget; the seed and the log make a run traceable.
+`dit` (the transformer; `--minutes` is its budget), `decoder` (the autoencoder's decoder again, against the same
+latents), `export` (a diffusers pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and
+a longer budget; the seed and the log make a run traceable.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .pipeline import DEMO_PROMPTS, MODEL_DIR
 from .text import train_text
 from .vae import train_vae
 
-STAGES = ("vae", "text", "latents", "dit", "export", "check")
+STAGES = ("vae", "text", "latents", "dit", "decoder", "export", "check")
 _MORE_PROMPTS = (
     "a dotted pink heart",
     "a zebra on a green background",
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="run directory: checkpoints, cached latents, log")
     parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock training time of the dit stage")
     parser.add_argument("--vae-minutes", type=float, default=10.0)
+    parser.add_argument("--decoder-minutes", type=float, default=6.0)
     parser.add_argument("--text-minutes", type=float, default=3.0)
     parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage in options.stage or STAGES:
         if stage == "vae":
             train_vae(run, sizes, budget(options.vae_minutes), log, seed, device, resume)
+        elif stage == "decoder":
+            train_vae(run, sizes, budget(options.decoder_minutes), log, seed, device, resume, decoder_only=True)
         elif stage == "text":
             train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
         elif stage == "latents":

@@ -40,54 +40,91 @@ def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def _loss(vae: AutoencoderKL, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16):
-        posterior = vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
-        y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-    error = y - x
+def _reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    error = y.float() - x
     # Pixel error alone leaves thin stripes and outlines soft; the error's own slope weighs them up.
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + error.square().mean() + _EDGE_WEIGHT * edges + _KL_WEIGHT * kl
+    return error.abs().mean() + error.square().mean() + _EDGE_WEIGHT * edges
 
 
-def train_vae(run: Path, sizes: Sizes, budget: Budget, log: RunLog, seed: int, device: str, resume: bool) -> None:
-    """Train on whole pictures and crops of every resolution, measure the latents and write `vae_final.pt`."""
+def _loss(vae: AutoencoderKL, x: torch.Tensor, generator: torch.Generator, decoder_only: bool) -> torch.Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.set_grad_enabled(not decoder_only):
+            posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
+        # The decoder alone learns on latents a little off, as the transformer's are.
+        spread = posterior.mean.std() * 0.03 if decoder_only else posterior.std
+        y = vae.decode(posterior.mean + spread * noise).sample
+    loss = _reconstruction_loss(y, x)
+    if decoder_only:
+        return loss
+    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return loss + _KL_WEIGHT * kl
+
+
+class _Pictures:
+    """Scenes painted once at three sizes, and batches of them: whole pictures and crops."""
+
+    def __init__(self, sizes: Sizes, rng: Random) -> None:
+        self.sizes = sizes
+        self.large, self.small = sizes.resolutions[0], sizes.resolutions[1]
+        painted = [
+            render_pyramid(sample_scene(rng), (self.large, self.small, sizes.resolutions[-1]))
+            for _ in range(sizes.vae_pictures)
+        ]
+        self.pools = [np.stack([pictures[i] for pictures in painted]) for i in range(3)]
+
+    def batch(self, generator: torch.Generator) -> torch.Tensor:
+        """float32 (B, 3, side, side) in [-1, 1]; the side varies from call to call."""
+        kind = torch.rand((), generator=generator).item()
+        # Crops for the bulk, whole pictures because group norm sees the whole of them at generation time.
+        pool, batch = (0, self.sizes.vae_batch // 4) if kind < 0.35 else (1, self.sizes.vae_batch)
+        if kind > 0.92:
+            pool, batch = 2, 2 * self.sizes.vae_batch
+        elif kind > 0.65:
+            pool, batch = 0, self.sizes.vae_batch
+        chosen = torch.randint(len(self.pools[0]), (batch,), generator=generator)
+        x = self.pools[pool][chosen.numpy()]
+        if pool == 0 and kind > 0.65:
+            top, left = torch.randint(self.large - self.small + 1, (2,), generator=generator).tolist()
+            x = x[:, top : top + self.small, left : left + self.small]
+        return to_tensor(x)
+
+
+def train_vae(
+    run: Path, sizes: Sizes, budget: Budget, log: RunLog, seed: int, device: str, resume: bool,
+    decoder_only: bool = False,
+) -> None:  # fmt: skip
+    """Train the autoencoder and write `vae_final.pt` with the scale of its latents.
+
+    With `decoder_only` the decoder of `vae_final.pt` is trained on, against the same latents: pictures get crisper and
+    nothing that was trained on the latents goes stale.
+    """
     torch.manual_seed(seed)
-    large, small, smallest = sizes.resolutions[0], sizes.resolutions[1], sizes.resolutions[-1]
-    rng = Random(f"{seed} vae")
-    pictures = [render_pyramid(sample_scene(rng), (large, small, smallest)) for _ in range(sizes.vae_pictures)]
-    pools = [np.stack([picture[i] for picture in pictures]) for i in range(3)]
-    vae = build_vae(sizes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    stage, rate = ("decoder", 1e-3) if decoder_only else ("vae", 2e-3)
+    rng = Random(f"{seed} {stage}")
+    pictures = _Pictures(sizes, rng)
+    vae = load_vae(run, sizes) if decoder_only else build_vae(sizes)
+    vae = vae.to(device, memory_format=torch.channels_last).train()
+    trained = (vae.decoder if decoder_only else vae).requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
     def loss(step: int, _progress: float) -> torch.Tensor:
         generator = step_generator(seed, step)
-        kind = torch.rand((), generator=generator).item()
-        # Crops for the bulk, whole pictures because group norm sees the whole of them at generation time.
-        pool, batch = (0, sizes.vae_batch // 4) if kind < 0.35 else (1, sizes.vae_batch)
-        if kind > 0.92:
-            pool, batch = 2, 2 * sizes.vae_batch
-        elif kind > 0.65:
-            pool, batch = 0, sizes.vae_batch
-        chosen = torch.randint(len(pictures), (batch,), generator=generator)
-        x = pools[pool][chosen.numpy()]
-        if pool == 0 and kind > 0.65:
-            top, left = torch.randint(large - small + 1, (2,), generator=generator).tolist()
-            x = x[:, top : top + small, left : left + small]
-        return _loss(vae, to_tensor(x).to(device), generator)
+        return _loss(vae, pictures.batch(generator).to(device), generator, decoder_only)
 
-    Loop("vae", vae, [optimizer], budget, run / "vae.pt", log, decay_from=0.4).run(loss, resume)
+    Loop(stage, trained, [optimizer], budget, run / f"{stage}.pt", log, decay_from=0.4).run(loss, resume)
 
     vae.eval()
     with torch.no_grad():
-        x = to_tensor(np.stack([render_pyramid(sample_scene(rng), (large,))[0] for _ in range(64)])).to(device)
-        z = vae.encode(x).latent_dist.mean
-        error = (vae.decode(z).sample.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3))
+        x = np.stack([render_pyramid(sample_scene(rng), (pictures.large,))[0] for _ in range(64)])
+        z = vae.encode(to_tensor(x).to(device)).latent_dist.mean
+        error = (vae.decode(z).sample.clamp(-1, 1).cpu() - to_tensor(x)).square().mean(dim=(1, 2, 3))
     psnr = (10 * torch.log10(4 / error)).mean().item()
     shift, scale = z.mean().item(), 1 / z.std().item()
-    log.write("vae", psnr_db=psnr, scaling_factor=scale, shift_factor=shift, channel_std=str(z.std(dim=(0, 2, 3))))
+    if decoder_only:
+        shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    log.write(stage, psnr_db=psnr, scaling_factor=scale, shift_factor=shift)
     state = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
     save_atomic(run / "vae_final.pt", {"module": state, "scaling_factor": scale, "shift_factor": shift})
 

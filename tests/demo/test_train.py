@@ -36,7 +36,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run):
 
 def test_export_is_a_pipeline_that_generates(run, tmp_path):
     arguments = ["--out", str(run), "--tiny", "--steps", "2", "--threads", "1", "--export-to", str(tmp_path / "model")]
-    main([*arguments, "--stage", "dit", "--stage", "export"])
+    main([*arguments, "--stage", "dit", "--stage", "decoder", "--stage", "export"])
     pipe = load_pipeline(path=tmp_path / "model")
     latents = pipe(
         "a red apple", height=32, width=32, max_sequence_length=24, num_inference_steps=2, output_type="latent"
