@@ -17,7 +17,7 @@ setup(
     # kernels/ itself is no package: a top-level `kernels` would shadow the Hugging Face package of that name.
     packages=[*find_packages(include=["ddit_rt", "ddit_rt.*"]), "ddit_kernels"],
     package_dir={"ddit_kernels": "kernels/ddit_kernels"},
-    package_data={"ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl"]},
+    package_data={"ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl", "demo/*.j2"]},
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",

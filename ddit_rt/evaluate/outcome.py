@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import export_to_gif, export_to_video
+from PIL import Image
 
 from ..accelerate import accelerated, report, restore
 from ..schedule import Report
@@ -52,3 +55,27 @@ def _timed(pipe: Any, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, float
     output = pipe(**arguments)
     frames = (output.frames if hasattr(output, "frames") else output.images).float().cpu()  # waits for the device
     return frames, time.perf_counter() - began
+
+
+def save(frames: torch.Tensor, path: Path) -> Path:
+    """Writes the first picture (or video) of a batch.
+
+    Args:
+        frames: As in :class:`Outcome`.
+        path: Picture file, or for videos .gif or .mp4 (mp4 needs imageio with ffmpeg); a video under a picture's name
+            becomes a .gif beside it.
+
+    Returns:
+        The file written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (frames[0] * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+    if pixels.ndim == 3:
+        Image.fromarray(pixels).save(path)
+        return path
+    if path.suffix == ".mp4":
+        export_to_video(list(pixels / 255.0), str(path), fps=16)
+        return path
+    path = path.with_suffix(".gif")
+    export_to_gif([Image.fromarray(frame) for frame in pixels], str(path), fps=16)
+    return path

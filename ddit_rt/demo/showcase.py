@@ -1,0 +1,231 @@
+"""What ``ddit-rt demo`` runs and shows: the plain pipeline beside the accelerated one, and beside the plainest rivals."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ..errors import ConfigError
+from ..evaluate import Outcome, generate, psnr, ssim
+from ..evaluate.outcome import save
+from ..schedule.plots import plot_reports
+from .pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
+
+SHOWN = ("plain", "detailed")
+
+RIVALS = {
+    "delta (default)": "delta",
+    "band-split, no anchor": "band-split",
+    "naive PI-resize": "naive",
+    "linear extrapolation, no call": "extrapolate",
+    "reuse, no call": "reuse",
+}
+"""Row -> ``coarse`` setting, all at the schedule that the accelerated run chose."""
+
+
+@dataclass
+class Runner:
+    """Runs the pipeline and moves the progress bar."""
+
+    pipe: Any
+    bar: tqdm
+    call: dict[str, Any]
+    seed: int
+
+    def __call__(self, what: str, prompt: str, settings: dict[str, Any] | None, **call: Any) -> Outcome:
+        self.bar.set_description(f"{what:<32}")
+        outcome = generate(self.pipe, settings, self.seed, **{**self.call, **call, "prompt": prompt})
+        self.bar.update()
+        return outcome
+
+
+def run_showcase(
+    pipe: Any, output: Path, *, steps: int = 50, threshold: float | None = None, seed: int = 0, repeats: int = 3
+) -> dict[str, Any]:
+    """Runs the demo and writes pictures, plots, ``demo.json`` and ``index.html`` into ``output``.
+
+    Args:
+        pipe: The demo pipeline.
+        output: Folder, made if missing.
+        steps: Denoising steps, at least 8.
+        threshold: τ; None takes the calibrated :data:`~ddit_rt.demo.pipeline.DEMO_THRESHOLD`.
+        seed: Of the noise, the same for all runs.
+        repeats: Timed runs of the plain and of the accelerated pipeline, in turns; the median counts.
+
+    Returns:
+        Everything measured, JSON-ready.
+
+    Raises:
+        ConfigError: too few steps or repeats.
+    """
+    if steps < 8:
+        raise ConfigError(f"steps={steps}: the demo needs at least 8, so that the evolution has a history.")
+    if repeats < 1:
+        raise ConfigError(f"repeats={repeats}: at least one timed run.")
+    threshold = DEMO_THRESHOLD if threshold is None else threshold
+    output.mkdir(parents=True, exist_ok=True)
+    runs = len(SHOWN) * (2 * repeats + len(RIVALS) + 2) + 2
+    with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+        run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
+        generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
+        prompts = {name: _prompt(run, output, name, threshold, repeats) for name in SHOWN}
+        sizes = _sizes(run, steps)
+    reports = {entry["prompt"]: entry.pop("_report") for entry in prompts.values()}
+    plot_reports(reports, output / "schedules.png")
+    result = {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": str(pipe.device),
+        "steps": steps,
+        "threshold": threshold,
+        "seed": seed,
+        "prompts": prompts,
+        "sizes": sizes,
+    }
+    (output / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    page = Environment(loader=PackageLoader("ddit_rt.demo", "."), autoescape=True).get_template("page.html.j2")
+    (output / "index.html").write_text(page.render(result=result), encoding="utf-8")
+    result["page"] = str(output / "index.html")
+    return result
+
+
+def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int) -> dict[str, Any]:
+    """Plain and accelerated runs of one prompt in turns, then the rivals at the same schedule."""
+    prompt = DEMO_PROMPTS[name]
+    plain_seconds, fast_seconds = [], []
+    for _ in range(repeats):
+        base = run(f"{name}: plain", prompt, None)
+        fast = run(f"{name}: accelerated", prompt, {"threshold": threshold})
+        plain_seconds.append(base.seconds)
+        fast_seconds.append(fast.seconds)
+    assert fast.report is not None
+    steps = fast.report.steps
+    save(base.frames, output / f"{name}-plain.png")
+    save(fast.frames, output / f"{name}-accelerated.png")
+    rivals = {}
+    for row, coarse in RIVALS.items():
+        settings = {"coarse": coarse, "schedule": fast.report.schedule}
+        outcome = run(f"{name}: {row}", prompt, settings)
+        rivals[row] = _row(outcome, base, save(outcome.frames, output / f"{name}-{coarse}.png"))
+    fine = fast.report.schedule.count(1)
+    for row, count in (
+        (f"plain, {fine} steps (the same fine steps)", fine),
+        ("plain, steps for the same FLOP", max(1, round(len(steps) / fast.report.speedup_estimate))),
+    ):
+        fewer = run(f"{name}: {row}", prompt, {"multiples": (1,)}, num_inference_steps=count)
+        rivals[row] = _row(fewer, base, save(fewer.frames, output / f"{name}-{count}-steps.png"))
+        rivals[row]["speedup_flop"] *= len(steps) / count
+    return {
+        "prompt": prompt,
+        "seconds_plain": plain_seconds,
+        "seconds_accelerated": fast_seconds,
+        "speedup_clock": statistics.median(plain_seconds) / statistics.median(fast_seconds),
+        "speedup_flop": fast.report.speedup_estimate,
+        "psnr": psnr(fast.frames, base.frames),
+        "ssim": ssim(fast.frames, base.frames),
+        "fine_steps": fine,
+        "schedule": fast.report.schedule,
+        "tokens": [step.tokens for step in steps],
+        "patch_std": {k: [step.patch_std.get(k) for step in steps] for k in fast.report.config["multiples"]},
+        "rivals": rivals,
+        "_report": fast.report,
+    }
+
+
+def _row(outcome: Outcome, base: Outcome, picture: Path) -> dict[str, Any]:
+    assert outcome.report is not None
+    return {
+        "psnr": psnr(outcome.frames, base.frames),
+        "ssim": ssim(outcome.frames, base.frames),
+        "speedup_flop": outcome.report.speedup_estimate,
+        "seconds": outcome.seconds,
+        "picture": picture.name,
+    }
+
+
+def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
+    """Every step at one size: what coarse steps cost (the paper's figure 4), and how they alone would look."""
+    prompt = DEMO_PROMPTS[SHOWN[-1]]
+    base = generate(run.pipe, {"multiples": (1,)}, run.seed, **{**run.call, "prompt": prompt})
+    rows = [(1, base)]
+    for multiple in (2, 4):
+        settings = {"coarse": "band-split", "schedule": [multiple] * steps}
+        rows.append((multiple, run(f"all steps at {multiple}p", prompt, settings)))
+    table = []
+    for multiple, outcome in rows:
+        assert outcome.report is not None
+        seconds = statistics.median(step.seconds for step in outcome.report.steps)
+        table.append(
+            {
+                "multiple": multiple,
+                "tokens": outcome.report.steps[0].tokens,
+                "gflop_per_step": outcome.report.steps[0].flops / 1e9,
+                "seconds_per_step": seconds,
+                "speedup_flop": outcome.report.speedup_estimate,
+                "psnr": psnr(outcome.frames, base.frames) if multiple > 1 else None,
+            }
+        )
+    for row in table:
+        row["speedup_clock"] = table[0]["seconds_per_step"] / row["seconds_per_step"]
+    return table
+
+
+def print_summary(result: dict[str, Any], console: Console) -> None:
+    """The demo's tables, for people."""
+    table = Table("prompt", "plain, s", "accelerated, s", "clock", "FLOP", "PSNR, dB", "SSIM", "fine steps")
+    for entry in result["prompts"].values():
+        table.add_row(
+            entry["prompt"],
+            _spread(entry["seconds_plain"]),
+            _spread(entry["seconds_accelerated"]),
+            f"{entry['speedup_clock']:.2f}x",
+            f"{entry['speedup_flop']:.2f}x",
+            f"{entry['psnr']:.1f}",
+            f"{entry['ssim']:.3f}",
+            f"{entry['fine_steps']} of {result['steps']}",
+        )
+    console.print(table)
+    for entry in result["prompts"].values():
+        rivals = Table("at this schedule", "FLOP", "PSNR, dB", "SSIM", title=entry["prompt"])
+        for name, row in entry["rivals"].items():
+            rivals.add_row(name, f"{row['speedup_flop']:.2f}x", f"{row['psnr']:.1f}", f"{row['ssim']:.3f}")
+        console.print(rivals)
+        console.print("tokens per step: " + _runs(entry["tokens"]), highlight=False)
+    sizes = Table("all steps at", "tokens", "GFLOP a step", "ms a step", "clock", "FLOP", "PSNR, dB")
+    for row in result["sizes"]:
+        sizes.add_row(
+            "p" if row["multiple"] == 1 else f"{row['multiple']}p",
+            str(row["tokens"]),
+            f"{row['gflop_per_step']:.2f}",
+            f"{row['seconds_per_step'] * 1e3:.1f}",
+            f"{row['speedup_clock']:.2f}x",
+            f"{row['speedup_flop']:.2f}x",
+            "-" if row["psnr"] is None else f"{row['psnr']:.1f}",
+        )
+    console.print(sizes)
+    console.print(f"pictures, schedules and σ curves: {result['page']}")
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def _runs(values: list[int]) -> str:
+    """Run-length text: 256 x 5, 64 x 2, ..."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return ", ".join(f"{value} x {count}" for value, count in runs)
