@@ -2,7 +2,7 @@
 
 from . import ops, resize
 from .accelerate import accelerate, accelerated, report, restore
-from .config import DDiTConfig
+from .config import DDiTConfig, TeaCacheConfig
 from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .schedule import Report, StepRecord
 
@@ -16,6 +16,7 @@ __all__ = [
     "Report",
     "ScheduleError",
     "StepRecord",
+    "TeaCacheConfig",
     "UnsupportedPipelineError",
     "accelerate",
     "accelerated",

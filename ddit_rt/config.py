@@ -15,6 +15,39 @@ SUPPORTED_MULTIPLES = (1, 2, 4)
 COARSE_PATHS = ("auto", "adapter", "delta", "band-split", "naive", "extrapolate", "reuse")
 POSITIONS = ("auto", "native", "interpolated")
 BACKENDS = ("auto", "triton", "torch")
+# caches of diffusers, by whether they work while the token count changes
+CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
+FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
+
+
+@dataclass(frozen=True)
+class TeaCacheConfig:
+    """Settings of TeaCache (arXiv 2411.19108): skip the blocks while their input hardly changes.
+
+    Args:
+        threshold: Accumulated change at which the blocks run again; None takes the published value for twice the speed
+            (FLUX 0.4; Wan 1.3B 0.08, 14B 0.2). More is faster and less faithful.
+        coefficients: Of the polynomial that maps the input's relative change to the output's, highest order first; None
+            takes those published for the model. ``ddit_rt.evaluate.fit_teacache`` finds them for another one.
+        retention: The published variant for Wan that computes the first five steps and watches another signal.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    threshold: float | None = None
+    coefficients: tuple[float, ...] | None = None
+    retention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and (not _is_number(self.threshold) or not self.threshold >= 0):
+            raise ConfigError(f"TeaCacheConfig.threshold={self.threshold!r}: a number >= 0, or None.")
+        if self.coefficients is not None:
+            object.__setattr__(self, "coefficients", tuple(self.coefficients))
+            if not self.coefficients or not all(map(_is_number, self.coefficients)):
+                raise ConfigError(
+                    f"TeaCacheConfig.coefficients={self.coefficients!r}: finite numbers, highest order first."
+                )
 
 
 @dataclass(frozen=True)
@@ -42,7 +75,10 @@ class DDiTConfig:
             Explicit schedules are taken as they are.
         backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
         cuda_graphs: ``"auto"``, True or False.
-        cache: A step cache to combine with; None for none.
+        cache: A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig`, or a cache config of diffusers
+            (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``, ``MagCacheConfig``), which keeps a state per patch
+            size; diffusers' other caches need ``multiples=(1,)``. The report counts what TeaCache skips, not what
+            diffusers' caches skip inside the transformer. None for none.
 
     Raises:
         ConfigError: a value is out of range.
@@ -86,6 +122,7 @@ class DDiTConfig:
             raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
         if self.cuda_graphs not in ("auto", True, False):
             raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
+        object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
 
@@ -133,3 +170,20 @@ def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int
         if multiple not in multiples:
             raise ScheduleError(f"schedule[{index}]={multiple!r} is not among multiples={multiples}.")
     return tuple(schedule)
+
+
+def _checked_cache(cache: object, multiples: tuple[int, ...]) -> object:
+    if cache is None or isinstance(cache, TeaCacheConfig):
+        return cache
+    if cache == "teacache":
+        return TeaCacheConfig()
+    name = type(cache).__name__
+    if name not in CACHE_CONFIGS + FINE_CACHE_CONFIGS:
+        known = ", ".join(("'teacache'", "TeaCacheConfig", *CACHE_CONFIGS, *FINE_CACHE_CONFIGS))
+        raise ConfigError(f"cache={cache!r}: use None or one of {known}.")
+    if name in FINE_CACHE_CONFIGS and multiples != (1,):
+        raise ConfigError(
+            f"cache={name} works at one token count only, which mixed patch sizes break. Set "
+            f"multiples=(1,), or take 'teacache' or one of {', '.join(CACHE_CONFIGS)}."
+        )
+    return cache

@@ -9,7 +9,7 @@ from torch import nn
 
 from .config import DDiTConfig
 from .granularity import Geometry, Trajectory
-from .runtime import PendingEvolution
+from .runtime import CacheState, PendingEvolution
 from .schedule import EvolutionHistory, Policy, StepRecord
 
 
@@ -25,6 +25,8 @@ class Run:
         record: Record of the current step, None between steps.
         records: Finished steps.
         pending: σ_k for the next step, under way.
+        cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
+        skipped: TeaCache skipped the blocks of the latest model run.
     """
 
     def __init__(self, config: DDiTConfig) -> None:
@@ -37,6 +39,8 @@ class Run:
         self.records: list[StepRecord] = []
         self.pending: PendingEvolution | None = None
         self.geometry: Geometry | None = None
+        self.cache_states: dict[tuple[int, int, int], CacheState] = {}
+        self.skipped = False
         self.stop: Callable[[], Callable[[], float]] | None = None
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from .config import DDiTConfig
+from .config import DDiTConfig, TeaCacheConfig
 from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Anchor, Models, PatchEmbedding, make_path
 from .run import Run
-from .runtime import MethodPatch, PendingEvolution, stopwatch
+from .runtime import CacheState, MethodPatch, PendingEvolution, TeaCache, stopwatch
 from .schedule import Report, StepRecord, check_length, step_with_increment
+
+# multiple -> the transformer's forward, behind the step cache if there is one
+Forwards = Callable[[int], Callable[..., Any]]
 
 
 class Session:
@@ -52,6 +54,7 @@ class Session:
         self._scheduler: Any = None
         self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
+        self._teacaches: dict[int, TeaCache] = {}
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
         ]
@@ -79,7 +82,10 @@ class Session:
                     "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
                 )
         try:
-            if self.config.cache is not None:
+            if isinstance(self.config.cache, TeaCacheConfig):
+                for module in map(unwrap_module, self._modules.values()):
+                    self._teacaches[id(module)] = TeaCache(self.config.cache, self.family.trunk(module), module)
+            elif self.config.cache is not None:
                 for module in self._modules.values():
                     module.enable_cache(self.config.cache)
             for module in self._modules.values():
@@ -98,7 +104,7 @@ class Session:
         for owner in (*self._modules.values(), self._scheduler):
             if owner is not None:
                 owner.__dict__.pop("_ddit_session", None)
-        if self.config.cache is not None:
+        if self.config.cache is not None and not isinstance(self.config.cache, TeaCacheConfig):
             for module in self._modules.values():
                 if module.is_cache_enabled:
                     module.disable_cache()
@@ -169,16 +175,16 @@ class Session:
         record, ordinal = run.record, run.calls
         assert record is not None
         run.calls += 1
-        context = self._cache_context(base, run, ordinal)
+        at = self._cached(run, base, inner, ordinal)
         if call is None or record.multiple == 1:
-            with context(1):
-                raw = inner(*args, **kwargs)
+            raw = at(1)(*args, **kwargs)
             if call is not None:
                 self._count(run, base, call, 1)
-                self._remember(run, base, inner, call, raw, ordinal, context)
+                if not run.skipped:
+                    self._remember(run, base, call, raw, ordinal, at)
             return raw
         trajectory = run.trajectory(base, ordinal)
-        models = self._models(run, base, inner, call, context)
+        models = self._models(run, base, call, at)
         prediction = self._path.predict(
             trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
         )
@@ -228,29 +234,26 @@ class Session:
         if call is not None and not bool(torch.isfinite(call.latent).all()):
             raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
 
-    def _remember(
-        self, run: Run, base: nn.Module, inner: Any, call: Call, raw: Any, ordinal: int, context: Any
-    ) -> None:
+    def _remember(self, run: Run, base: nn.Module, call: Call, raw: Any, ordinal: int, at: Forwards) -> None:
         if not self._may_coarsen or run.index + 1 >= run.steps:
             return
         prediction = self.family.output(base, call, raw)
-        models = self._models(run, base, inner, call, context)
+        models = self._models(run, base, call, at)
         run.trajectory(base, ordinal).anchors.append(Anchor(run.sigma, call.latent, prediction, models.low))
 
-    def _models(self, run: Run, base: nn.Module, inner: Any, call: Call, context: Any) -> Models:
+    def _models(self, run: Run, base: nn.Module, call: Call, at: Forwards) -> Models:
         family, native = self.family, self._native
 
         def low(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
             arguments = family.low_arguments(call, latent, sigma, multiple, native)
-            with context(multiple), family.positions(base, call, multiple, native):
-                raw = inner(**arguments)
+            with family.positions(base, call, multiple, native):
+                raw = at(multiple)(**arguments)
             self._count(run, base, call, multiple)
             return family.low_output(base, call, raw, multiple).float()
 
         def tokens(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
             embedding = self._embedding(base, multiple, call.latent)
-            with context(multiple):
-                result = family.run_patches(base, inner, call, latent, sigma, embedding, multiple, native)
+            result = family.run_patches(base, at(multiple), call, latent, sigma, embedding, multiple, native)
             self._count(run, base, call, multiple)
             return result.float()
 
@@ -265,28 +268,53 @@ class Session:
         return self._embeddings[key].to(like.device, like.dtype)
 
     def _count(self, run: Run, base: nn.Module, call: Call, multiple: int | None) -> None:
-        """Adds a model run at ``multiple`` to the step's FLOP; None books the fine run that a coarse step saved."""
+        """Adds a model run at ``multiple`` to the step's FLOP; None books the fine run that a coarse step saved.
+
+        A run whose blocks TeaCache skipped counts as nothing: embedding and output are a thousandth of it.
+        """
         batch = call.latent.shape[0]
         record = run.record
         assert record is not None
         if multiple is None or multiple == 1:
             record.fine_flops += batch * self.family.flops(base, call.geometry, 1, call.text_tokens)
-        if multiple is not None:
+        if multiple is None:
+            return
+        if run.skipped:
+            record.executed = "cached" if not record.flops else record.executed
+        else:
+            record.executed = "eager" if record.executed == "cached" else record.executed
             record.flops += batch * self.family.flops(base, call.geometry, multiple, call.text_tokens)
 
-    def _cache_context(self, base: nn.Module, run: Run, ordinal: int) -> Any:
-        """Names a diffusers cache context per model call and multiple: residuals of different token counts never meet."""
-        if not getattr(base, "is_cache_enabled", False):
-            return lambda multiple: nullcontext()
-        sigma, index = run.sigma, run.index
+    def _cached(self, run: Run, base: nn.Module, inner: Any, ordinal: int) -> Forwards:
+        """Multiple -> the forward to call, behind the step cache if there is one.
 
-        def context(multiple: int) -> AbstractContextManager[None]:
-            probe = "" if run.index == index else "-probe"
-            return base.cache_context(
-                f"call{ordinal}@{multiple}{probe}", step_index=index, sigma=sigma, num_inference_steps=run.steps
-            )
+        A cache keeps one state per model call and multiple: residuals of different token counts never meet. A probe,
+        which runs the coarse model at an earlier step's latent, has a state of its own in diffusers' caches and passes
+        TeaCache by.
+        """
+        step, sigma = run.index, run.sigma
+        teacache = self._teacaches.get(id(base))
 
-        return context
+        def at(multiple: int) -> Callable[..., Any]:
+            probe = run.index != step
+
+            def through_teacache(*args: Any, **kwargs: Any) -> Any:
+                assert teacache is not None
+                state = run.cache_states.setdefault((id(base), ordinal, multiple), CacheState())
+                result, run.skipped = teacache.call(state, step, run.steps, inner, self.family.bind(args, kwargs))
+                return result
+
+            def in_context(*args: Any, **kwargs: Any) -> Any:
+                name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
+                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=run.steps):
+                    return inner(*args, **kwargs)
+
+            run.skipped = False
+            if teacache is not None:
+                return inner if probe else through_teacache
+            return in_context if getattr(base, "is_cache_enabled", False) else inner
+
+        return at
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         run: Run | None = getattr(self._local, "run", None)

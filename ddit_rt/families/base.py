@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..granularity import Geometry, PatchEmbedding
+from ..runtime import Trunk
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class Family(ABC):
         from contextlib import nullcontext
 
         return nullcontext()
+
+    @abstractmethod
+    def trunk(self, module: nn.Module) -> Trunk:
+        """The blocks and what surrounds them, for TeaCache."""
 
     @abstractmethod
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:

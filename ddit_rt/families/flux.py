@@ -11,6 +11,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ..granularity import Geometry, PatchEmbedding, coarse_centres, patchify, unpatchify
+from ..runtime import Trunk
 from .base import Call, Family, NotCoarseError
 from .swap import swapped
 
@@ -79,6 +80,18 @@ class Flux(Family):
         with swapped(module, x_embedder=embedding.tokens, proj_out=embedding.patches):
             raw = forward(**arguments)
         return unpatchify(raw[0], multiple * PATCH, 1, *call.geometry.grid(multiple))
+
+    def trunk(self, module: nn.Module) -> Trunk:
+        def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
+            # the first block's input as its own modulation leaves it
+            hidden = module.x_embedder(arguments["hidden_states"])
+            times = [arguments["timestep"], arguments.get("guidance")]
+            scaled = [time.to(hidden.dtype) * 1000 for time in times if time is not None]
+            embedded = module.time_text_embed(*scaled, arguments["pooled_projections"])
+            return module.transformer_blocks[0].norm1(hidden, emb=embedded)[0]
+
+        blocks = ("transformer_blocks", "single_transformer_blocks")
+        return Trunk("flux", module.x_embedder, blocks, module.norm_out, lambda tokens: tokens, signal)
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config = module.config

@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import UnsupportedPipelineError
 from ..granularity import Geometry, PatchEmbedding, coarse_centres, pad_to_grid, patchify, unpatchify
 from ..granularity.bands import down
+from ..runtime import Trunk
 from .base import Call, Family, NotCoarseError
 from .swap import swapped
 
@@ -103,6 +104,21 @@ class Wan(Family):
             return nullcontext()  # a smaller latent gets the smaller picture's positions by itself
         rope = _rope(module, call.geometry, multiple, call.latent.device)
         return swapped(module, rope=lambda _: rope)
+
+    def trunk(self, module: nn.Module) -> Trunk:
+        def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
+            # the time embedding, or its projection to the blocks' modulation
+            embedder = module.condition_embedder
+            times = embedder.timesteps_proj(arguments["timestep"])
+            weight = embedder.time_embedder.linear_1.weight
+            embedded = embedder.time_embedder(times.to(weight.dtype))
+            return embedder.time_proj(embedder.act_fn(embedded)) if retention else embedded
+
+        width = module.config.num_attention_heads * module.config.attention_head_dim
+        model = "wan-14b" if width > 3072 else "wan-1.3b"  # 5120 and 1536
+        return Trunk(
+            model, module.patch_embedding, ("blocks",), module.norm_out, lambda grid: grid.flatten(2).mT, signal
+        )
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config = module.config

@@ -2,6 +2,7 @@
 
 from .decision import PendingEvolution
 from .patching import MethodPatch
+from .teacache import CacheState, TeaCache, Trunk
 from .timing import stopwatch
 
-__all__ = ["MethodPatch", "PendingEvolution", "stopwatch"]
+__all__ = ["CacheState", "MethodPatch", "PendingEvolution", "TeaCache", "Trunk", "stopwatch"]

@@ -1,0 +1,193 @@
+"""TeaCache: skips the transformer's blocks while its modulated input hardly changes, per patch size and per model call.
+
+The rule and its coefficients are those of Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion
+Model" (arXiv 2411.19108) and of its code for FLUX and Wan 2.1. The relative change of a signal that is known before
+the blocks run is mapped by a polynomial to the change to expect of their output; while the sum stays below the
+threshold, the blocks' last residual is added instead of running them.
+
+Two rules are added. A patch size that sat out a step runs its blocks, so no residual is older than one switch. And
+every sample of a batch keeps its own sum, the blocks running when any sample needs them: a batch skips no more than
+its most demanding sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import TeaCacheConfig
+from ..errors import ConfigError
+
+COEFFICIENTS: dict[str, tuple[float, ...]] = {
+    "flux": (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861),
+    "wan-1.3b": (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
+    "wan-14b": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+    "wan-1.3b-retention": (-52186.2437, 9230.41404, -528.275948, 13.6987616, -0.0499875664),
+    "wan-14b-retention": (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
+}
+"""Model -> polynomial, highest order first."""
+
+THRESHOLDS = {"flux": 0.4, "wan-1.3b": 0.08, "wan-14b": 0.2}
+"""Model -> the threshold for which about twice the speed is published."""
+
+RETAINED_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Where a transformer keeps what TeaCache steps around.
+
+    Attributes:
+        model: Key of :data:`COEFFICIENTS`.
+        embedder: Child whose output enters the blocks.
+        blocks: Children that hold the blocks, lists of modules.
+        norm: Child that takes the blocks' output as its first argument.
+        tokens: Brings the embedder's output to the layout the blocks see, (B, N, d).
+        signal: (arguments of the forward, retention variant?) -> (B, ...), what the rule watches.
+    """
+
+    model: str
+    embedder: nn.Module
+    blocks: tuple[str, ...]
+    norm: nn.Module
+    tokens: Callable[[torch.Tensor], torch.Tensor]
+    signal: Callable[[Mapping[str, Any], bool], torch.Tensor]
+
+
+@dataclass
+class CacheState:
+    """What one stream of model calls (the conditional one at 2p, say) remembers within one pipeline call."""
+
+    step: int = -1
+    signal: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    accumulated: list[float] = field(default_factory=list)
+
+
+class TeaCache:
+    """The rule for one transformer. It keeps no state: :class:`CacheState` does, and lives as long as a pipeline call.
+
+    Args:
+        config: Threshold and coefficients; what is None follows the model.
+        trunk: The transformer's parts.
+        module: The transformer.
+
+    Raises:
+        ConfigError: the retention variant of a model that has none.
+    """
+
+    def __init__(self, config: TeaCacheConfig, trunk: Trunk, module: nn.Module) -> None:
+        self.trunk = trunk
+        self.module = module
+        self.retention = config.retention
+        name = f"{trunk.model}-retention" if config.retention else trunk.model
+        if config.coefficients is None and name not in COEFFICIENTS:
+            raise ConfigError(f"no coefficients are published for {name}: leave retention=False or give coefficients.")
+        self.coefficients = config.coefficients if config.coefficients is not None else COEFFICIENTS[name]
+        self.threshold = config.threshold if config.threshold is not None else THRESHOLDS[trunk.model]
+
+    def call(
+        self, state: CacheState, step: int, steps: int, forward: Callable[..., Any], arguments: Mapping[str, Any]
+    ) -> tuple[Any, bool]:
+        """Runs the transformer, or only its ends.
+
+        Args:
+            state: Of this stream and patch size.
+            step: Denoising step, from 0.
+            steps: How many there are.
+            forward: The transformer's forward.
+            arguments: Of the forward, by name.
+
+        Returns:
+            The forward's result, and whether the blocks were skipped.
+        """
+        known = state.residual is not None and state.step == step - 1
+        state.step = step
+        if not known:
+            # signal after the run: before the first one, an offloaded model has no weights on the device yet
+            result = self._run(state, forward, arguments)
+            state.signal = self.trunk.signal(arguments, self.retention)
+            state.accumulated = [0.0] * state.signal.shape[0]
+            return result, False
+        signal = self.trunk.signal(arguments, self.retention)
+        assert state.signal is not None
+        forced = self.must_compute(step, steps)
+        skip = not forced and self.accumulate(state, relative_change(signal, state.signal))
+        state.signal = signal
+        if skip:
+            return self._skip(state, forward, arguments), True
+        state.accumulated = [0.0] * len(state.accumulated)
+        return self._run(state, forward, arguments), False
+
+    def must_compute(self, step: int, steps: int) -> bool:
+        """The published exceptions: the first and last step, or the first five in the retention variant."""
+        return step < RETAINED_STEPS if self.retention else step in (0, steps - 1)
+
+    def accumulate(self, state: CacheState, changes: Sequence[float]) -> bool:
+        """Adds the expected change of every sample; True while all of them stay below the threshold."""
+        state.accumulated = [
+            total + polynomial(self.coefficients, change) for total, change in zip(state.accumulated, changes)
+        ]
+        return max(state.accumulated) < self.threshold
+
+    def _run(self, state: CacheState, forward: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        entering: list[torch.Tensor] = []
+        leaving: list[torch.Tensor] = []
+        hooks = (
+            self.trunk.embedder.register_forward_hook(lambda _, __, output: entering.append(output)),
+            self.trunk.norm.register_forward_pre_hook(lambda _, inputs: leaving.append(inputs[0])),
+        )
+        with _removing(hooks):
+            result = forward(**arguments)
+        embedded = self.trunk.tokens(entering[0])
+        state.residual = leaving[0].to(embedded.dtype) - embedded
+        return result
+
+    def _skip(self, state: CacheState, forward: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        residual = state.residual
+        assert residual is not None
+        hook = self.trunk.norm.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0] + residual.to(inputs[0].dtype), *inputs[1:])
+        )
+        with _removing((hook,)), _without(self.module, self.trunk.blocks):
+            return forward(**arguments)
+
+
+def relative_change(signal: torch.Tensor, before: torch.Tensor) -> list[float]:
+    """mean|m - m'| / mean|m'| of every sample of two (B, ...) tensors; waits for the device."""
+    now, then = signal.flatten(1).float(), before.flatten(1).float()
+    return ((now - then).abs().mean(1) / then.abs().mean(1)).tolist()
+
+
+def polynomial(coefficients: Sequence[float], value: float) -> float:
+    """Horner's rule, highest order first."""
+    result = 0.0
+    for coefficient in coefficients:
+        result = result * value + coefficient
+    return result
+
+
+@contextmanager
+def _removing(hooks: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _without(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within the context the named lists of blocks are empty."""
+    kept = {name: module._modules[name] for name in names}
+    try:
+        for name in names:
+            module._modules[name] = nn.ModuleList()
+        yield
+    finally:
+        module._modules.update(kept)
