@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .config import DDiTConfig
-from .errors import AdapterMismatchError, DDiTError
+from .errors import DDiTError
 from .families import family_of
+from .granularity import Adapter, load_adapter
 from .schedule import Report
 from .session import Session
 
@@ -18,7 +19,7 @@ Pipe = TypeVar("Pipe")
 
 def accelerate(
     pipe: Pipe,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Adapter | None = None,
     config: DDiTConfig | Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Pipe:
@@ -30,7 +31,7 @@ def accelerate(
 
     Args:
         pipe: A FLUX or Wan pipeline (``UnsupportedPipelineError`` names the classes).
-        adapter: Path of a trained adapter; None runs coarse steps without training.
+        adapter: Trained adapter (:func:`load_adapter`): a path, a hub id or the object; None runs coarse steps untrained.
         config: :class:`DDiTConfig` or a mapping of its fields.
         **overrides: Fields of :class:`DDiTConfig` by name.
 
@@ -42,8 +43,7 @@ def accelerate(
     """
     settings = DDiTConfig.make(config, overrides)
     family = family_of(pipe)
-    embeddings = _load(adapter)
-    fresh = Session(pipe, family, settings, embeddings)
+    fresh = Session(pipe, family, settings, None if adapter is None else load_adapter(adapter))
     old = _session(pipe)
     if old is not None:
         old.detach()
@@ -69,7 +69,7 @@ def restore(pipe: Pipe) -> Pipe:
 @contextmanager
 def accelerated(
     pipe: Pipe,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Adapter | None = None,
     config: DDiTConfig | Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Iterator[Pipe]:
@@ -98,10 +98,3 @@ def report(pipe: Any) -> Report:
 def _session(pipe: Any) -> Session | None:
     return pipe.__dict__.get("_ddit_session") if hasattr(pipe, "__dict__") else None
 
-
-def _load(adapter: str | Path | None) -> None:
-    if adapter is None:
-        return None
-    if not Path(adapter).is_file():
-        raise AdapterMismatchError(f"adapter={str(adapter)!r}: there is no such file.")
-    raise AdapterMismatchError(f"adapter={str(adapter)!r}: this version cannot read adapters yet; leave adapter=None.")

@@ -12,7 +12,8 @@ from .errors import ConfigError, ScheduleError
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
 SUPPORTED_MULTIPLES = (1, 2, 4)
-COARSE_PATHS = ("auto", "adapter", "delta", "band-split", "naive", "extrapolate", "reuse")
+FREE = 0  # in a schedule, a step that makes no model call
+COARSE_PATHS = ("auto", "adapter", "adapter-delta", "delta", "band-split", "naive", "extrapolate", "reuse")
 POSITIONS = ("auto", "native", "interpolated")
 BACKENDS = ("auto", "triton", "torch")
 # caches of diffusers, by whether they work while the token count changes
@@ -62,17 +63,22 @@ class DDiTConfig:
         quantile: ρ in [0, 1], the share of patches that have to be smooth.
         order: n of the n-th finite difference of the latent, 1 to 3. The first ``order`` steps run at multiple 1.
         schedule: Overrides the policy: a sequence of multiples, one per denoising step, or a callable
-            ``(step index, {multiple: sigma_k}) -> multiple``.
+            ``(step index, {multiple: sigma_k}) -> multiple``. A 0 makes no model call: its prediction lies on the
+            straight line through the last two that the model made.
         coarse: What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since
             the last fine step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing
-            else; ``"adapter"``: the trained adapter; ``"extrapolate"`` and ``"reuse"``: the rivals that make no model
-            call. ``"auto"``: adapter if one is given, else delta.
-        residual: With ``"delta"``: ``"constant"`` keeps the residual of the last fine step, ``"linear"`` extrapolates it
-            from the last two.
+            else; ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the
+            change; ``"extrapolate"`` and ``"reuse"``: the rivals that make no model call. ``"auto"``: adapter if one is
+            given, else delta.
+        residual: With the two deltas: ``"constant"`` keeps the residual of the last fine step, ``"linear"`` extrapolates
+            it from the last two.
         positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
-            (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive and adapter, else native.
+            (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
+            it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
             Explicit schedules are taken as they are.
+        free_threshold: The policy makes a step without a model call when σ_k of every size lies below this; 0: never.
+        max_free_run: Longest run of such steps.
         backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
         cuda_graphs: ``"auto"``, True or False.
         cache: A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig`, or a cache config of diffusers
@@ -94,6 +100,8 @@ class DDiTConfig:
     residual: str = "linear"
     positions: str = "auto"
     max_coarse_run: int | None = None
+    free_threshold: float = 0.0
+    max_free_run: int = 2
     backend: str = "auto"
     cuda_graphs: bool | str = "auto"
     cache: Any = None
@@ -120,6 +128,10 @@ class DDiTConfig:
         _one_of("backend", self.backend, BACKENDS)
         if self.max_coarse_run is not None and (not isinstance(self.max_coarse_run, int) or self.max_coarse_run < 1):
             raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
+        if not _is_number(self.free_threshold) or not self.free_threshold >= 0:
+            raise ConfigError(f"free_threshold={self.free_threshold!r}: a number >= 0 (0 makes no free steps).")
+        if not isinstance(self.max_free_run, int) or self.max_free_run < 1:
+            raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
         if self.cuda_graphs not in ("auto", True, False):
             raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
         object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
@@ -167,8 +179,10 @@ def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int
             "(step index, {multiple: sigma}) -> multiple."
         )
     for index, multiple in enumerate(schedule):
-        if multiple not in multiples:
-            raise ScheduleError(f"schedule[{index}]={multiple!r} is not among multiples={multiples}.")
+        if multiple != FREE and multiple not in multiples:
+            raise ScheduleError(
+                f"schedule[{index}]={multiple!r} is not among multiples={multiples}, nor {FREE} for no model call."
+            )
     return tuple(schedule)
 
 

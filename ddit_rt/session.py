@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from .config import DDiTConfig, TeaCacheConfig
+from .config import FREE, DDiTConfig, TeaCacheConfig
 from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
-from .granularity import Anchor, Models, PatchEmbedding, make_path
+from .granularity import Adapter, Anchor, Models, PatchEmbedding, check_fit, make_path
 from .run import Run
 from .runtime import CacheState, MethodPatch, PendingEvolution, TeaCache, stopwatch
 from .schedule import Report, StepRecord, check_length, step_with_increment
 
 # multiple -> the transformer's forward, behind the step cache if there is one
 Forwards = Callable[[int], Callable[..., Any]]
+# paths that may do without a fine step before them, but should not
+_ANCHORED = ("delta", "adapter", "adapter-delta")
 
 
 class Session:
@@ -29,31 +32,41 @@ class Session:
         pipe: A diffusers pipeline.
         family: What is known of its transformer.
         config: Settings.
-        embeddings: Multiple -> trained embedding of an adapter, or None.
+        adapter: Trained adapter, or None.
+
+    Raises:
+        ConfigError: the coarse path needs an adapter and there is none.
+        AdapterMismatchError: the adapter belongs to another model or lacks a multiple.
     """
 
-    def __init__(
-        self, pipe: Any, family: Family, config: DDiTConfig, embeddings: Mapping[int, PatchEmbedding] | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, family: Family, config: DDiTConfig, adapter: Adapter | None = None) -> None:
         self.pipe = pipe
         self.family = family
         self.config = config
-        name = ("delta" if embeddings is None else "adapter") if config.coarse == "auto" else config.coarse
-        if name == "adapter" and embeddings is None:
-            raise ConfigError("coarse='adapter' needs adapter=...: pass the adapter's path, or coarse='delta'.")
+        name = ("delta" if adapter is None else "adapter") if config.coarse == "auto" else config.coarse
+        learned = name in ("adapter", "adapter-delta")
+        if learned and adapter is None:
+            raise ConfigError(f"coarse={name!r} needs adapter=...: pass an adapter, or coarse='delta'.")
         self.coarse = name
-        self._path = make_path(name, config.residual)
-        self._native = config.positions == "native" or (
-            config.positions == "auto" and name not in ("naive", "adapter")
-        )
-        self._may_coarsen = len(config.multiples) > 1 and (config.schedule is not None or config.threshold > 0)
+        self._adapter = adapter if learned else None
+        self._path = make_path(name, config.residual, self._adapter)
+        trained = self._adapter.spec.positions if self._adapter is not None else "native"
+        positions = ("interpolated" if name == "naive" else trained) if config.positions == "auto" else config.positions
+        self._native = positions == "native"
+        by_signal = (len(config.multiples) > 1 and config.threshold > 0) or config.free_threshold > 0
+        self._may_coarsen = config.schedule is not None or by_signal
         self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
-        self._trained = embeddings
         self._local = threading.local()
         self._report: Report | None = None
         self._scheduler: Any = None
         self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
+        if self._adapter is not None:
+            for component, module in self._modules.items():
+                base = unwrap_module(module)
+                check_fit(
+                    self._adapter, family.name, family.ends(base), family.feed_forward(base), component, config.multiples
+                )
         self._teacaches: dict[int, TeaCache] = {}
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
@@ -176,7 +189,10 @@ class Session:
         assert record is not None
         run.calls += 1
         at = self._cached(run, base, inner, ordinal)
-        if call is None or record.multiple == 1:
+        # guidance that begins in mid-run has a second call without a fine step, where the first call has one
+        lost = ordinal > 0 and self._lost(run, base, ordinal)
+        lost |= record.multiple == FREE and not run.trajectory(base, ordinal).recent
+        if call is None or record.multiple == 1 or lost:
             raw = at(1)(*args, **kwargs)
             if call is not None:
                 self._count(run, base, call, 1)
@@ -184,10 +200,15 @@ class Session:
                     self._remember(run, base, call, raw, ordinal, at)
             return raw
         trajectory = run.trajectory(base, ordinal)
-        models = self._models(run, base, call, at)
-        prediction = self._path.predict(
-            trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
-        )
+        if record.multiple == FREE:
+            prediction = trajectory.forecast(record.sigma)
+        else:
+            models = self._models(run, base, call, at)
+            prediction = self._path.predict(
+                trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
+            )
+            if not (run.skipped or self._makes_no_call(record.multiple)):
+                trajectory.recent.append((record.sigma, prediction))
         self._count(run, base, call, None)
         return self.family.wrap(base, call, prediction.to(call.latent.dtype))
 
@@ -196,15 +217,22 @@ class Session:
         if run.index == 0:
             run.read_timesteps(scheduler)
             check_length(self.config.schedule, run.steps)
-            self._check_first(run, call)
+            _check_finite(call)
+            if isinstance(self.config.schedule, tuple) and self.config.schedule[0] == FREE:
+                raise ScheduleError("schedule[0]=0: the first step has no prediction to go on from; begin with 1.")
+        if call is not None and run.shape != call.latent.shape:
+            run.forget(call.latent.shape)
         patch_std = run.pending.wait() if run.pending is not None else {}
         run.pending = None
-        if self._lost(run, base) and not reason:
+        if run.index > 0 and self._lost(run, base, 0) and not reason:
             reason = "no fine step of this transformer to start from"
-        multiple = run.policy.choose(run.index, patch_std, must_refine=bool(reason))
+        may_be_free = bool(run.trajectory(base, 0).recent)
+        multiple = run.policy.choose(run.index, patch_std, must_refine=bool(reason), may_be_free=may_be_free)
+        if run.index == 0 and multiple > 1 and self._path.needs_anchor:
+            raise ScheduleError(f"schedule[0]={multiple}: coarse={self.coarse!r} needs a fine first step (1).")
         if any(sigma != sigma for sigma in patch_std.values()):
             reason = "the latent is not finite (NaN or Inf)"
-        tokens = call.geometry.tokens(multiple) if call is not None else 0
+        tokens = call.geometry.tokens(multiple) if call is not None and multiple != FREE else 0
         run.record = StepRecord(
             index=run.index,
             timestep=run.timestep,
@@ -212,37 +240,36 @@ class Session:
             multiple=multiple,
             tokens=tokens,
             patch_std=patch_std,
-            executed="cached" if multiple > 1 and self.coarse in ("extrapolate", "reuse") else "eager",
+            executed="cached" if self._makes_no_call(multiple) else "eager",
             note=reason,
         )
         run.stop = stopwatch(call.latent.device if call is not None else torch.device("cpu"))
         if call is not None:
             run.geometry = call.geometry
 
-    def _lost(self, run: Run, base: nn.Module) -> bool:
-        """Whether a coarse step would have no fine step to lean on, as after Wan 2.2 changes its transformer."""
-        if not self._may_coarsen or run.index == 0 or run.trajectory(base, 0).last is not None:
+    def _makes_no_call(self, multiple: int) -> bool:
+        return multiple == FREE or (multiple > 1 and self.coarse in ("extrapolate", "reuse"))
+
+    def _lost(self, run: Run, base: nn.Module, ordinal: int) -> bool:
+        """Whether a coarse call would have no fine step to lean on, as after Wan 2.2 changes its transformer."""
+        if not self._may_coarsen or run.trajectory(base, ordinal).last is not None:
             return False
         # a schedule given by hand may do without the anchor where the path can
         return self._path.needs_anchor or (self.coarse == "delta" and self.config.schedule is None)
-
-    def _check_first(self, run: Run, call: Call | None) -> None:
-        """What can only be known once the call's latent is there, and must be known before its first step."""
-        schedule = self.config.schedule
-        if self._path.needs_anchor and isinstance(schedule, tuple) and schedule[0] > 1:
-            raise ScheduleError(f"schedule[0]={schedule[0]}: coarse={self.coarse!r} needs a fine first step (1).")
-        if call is not None and not bool(torch.isfinite(call.latent).all()):
-            raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
 
     def _remember(self, run: Run, base: nn.Module, call: Call, raw: Any, ordinal: int, at: Forwards) -> None:
         if not self._may_coarsen or run.index + 1 >= run.steps:
             return
         prediction = self.family.output(base, call, raw)
         models = self._models(run, base, call, at)
-        run.trajectory(base, ordinal).anchors.append(Anchor(run.sigma, call.latent, prediction, models.low))
+        trajectory = run.trajectory(base, ordinal)
+        trajectory.anchors.append(Anchor(run.sigma, call.latent, prediction, models))
+        trajectory.recent.append((run.sigma, prediction))
 
     def _models(self, run: Run, base: nn.Module, call: Call, at: Forwards) -> Models:
         family, native = self.family, self._native
+        if self._adapter is not None:
+            self._adapter.place(call.latent.device, call.latent.dtype)
 
         def low(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
             arguments = family.low_arguments(call, latent, sigma, multiple, native)
@@ -253,19 +280,23 @@ class Session:
 
         def tokens(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
             embedding = self._embedding(base, multiple, call.latent)
-            result = family.run_patches(base, at(multiple), call, latent, sigma, embedding, multiple, native)
+            with self._lora(base, multiple):
+                result = family.run_patches(base, at(multiple), call, latent, sigma, embedding, multiple, native)
             self._count(run, base, call, multiple)
             return result.float()
 
         return Models(low, tokens)
 
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
+        if self._adapter is not None:
+            return self._adapter.size(multiple).embedding
         key = (id(base), multiple)
         if key not in self._embeddings:
-            trained = self._trained[multiple] if self._trained is not None and self.coarse == "adapter" else None
-            made = trained if trained is not None else self.family.patch_embedding(base, multiple)
-            self._embeddings[key] = made.requires_grad_(False)
+            self._embeddings[key] = self.family.patch_embedding(base, multiple).requires_grad_(False)
         return self._embeddings[key].to(like.device, like.dtype)
+
+    def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._adapter is None else self._adapter.lora(multiple).active(base)
 
     def _count(self, run: Run, base: nn.Module, call: Call, multiple: int | None) -> None:
         """Adds a model run at ``multiple`` to the step's FLOP; None books the fine run that a coarse step saved.
@@ -283,7 +314,10 @@ class Session:
             record.executed = "cached" if not record.flops else record.executed
         else:
             record.executed = "eager" if record.executed == "cached" else record.executed
-            record.flops += batch * self.family.flops(base, call.geometry, multiple, call.text_tokens)
+            flops = self.family.flops(base, call.geometry, multiple, call.text_tokens)
+            if self._adapter is not None and multiple > 1:
+                flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens)
+            record.flops += batch * flops
 
     def _cached(self, run: Run, base: nn.Module, inner: Any, ordinal: int) -> Forwards:
         """Multiple -> the forward to call, behind the step cache if there is one.
@@ -323,7 +357,7 @@ class Session:
         names = ("model_output", "timestep", "sample")
         given = {**dict(zip(names, args)), **kwargs}
         rest = args[len(names) :]
-        if len(self.config.multiples) > 1:
+        if len(self.config.multiples) > 1 or self.config.free_threshold > 0:
             step_args = [given.pop(name) for name in names]
             result, increment = step_with_increment(inner, self._scheduler, *step_args, *rest, **given)
             run.history.push(increment)
@@ -341,6 +375,12 @@ class Session:
                 increments, self.config.multiples, run.geometry.patch, self.config.quantile, grid, self.config.backend
             )
         return result
+
+
+def _check_finite(call: Call | None) -> None:
+    """What can only be known once the call's latent is there, and must be known before its first step."""
+    if call is not None and not bool(torch.isfinite(call.latent).all()):
+        raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
 
 
 def check_scheduler(scheduler: Any) -> None:

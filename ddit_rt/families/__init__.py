@@ -10,11 +10,12 @@ from torch import nn
 from ..errors import UnsupportedPipelineError
 from .base import Call, Family, NotCoarseError
 from .flux import Flux
+from .fresh import fresh_adapter
 from .wan import Wan
 
 FAMILIES: tuple[Family, ...] = (Flux(), Wan())
 
-__all__ = ["FAMILIES", "Call", "Family", "NotCoarseError", "denoisers", "family_of"]
+__all__ = ["FAMILIES", "Call", "Family", "NotCoarseError", "denoisers", "family_of", "fresh_adapter"]
 
 
 def family_of(pipe: Any) -> Family:

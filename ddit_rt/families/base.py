@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..granularity import Geometry, PatchEmbedding
+from ..granularity import Ends, Geometry, PatchEmbedding
+from ..granularity.bands import Scalar
 from ..runtime import Trunk
 
 
@@ -49,6 +51,10 @@ class Family(ABC):
     components: ClassVar[tuple[str, ...]] = ("transformer",)
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``."""
+    feed_forward_names: ClassVar[str]
+    """Regular expression for the paths of the feed-forward's linear layers."""
+    shared_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Tensor arguments without a batch dimension."""
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a forward call by name."""
@@ -88,8 +94,20 @@ class Family(ABC):
         """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
 
     @abstractmethod
+    def ends(self, module: nn.Module) -> Ends:
+        """The model's embedding and de-embedding in canonical layout."""
+
     def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
+        return PatchEmbedding.from_base(self.ends(module), multiple)
+
+    def feed_forward(self, module: nn.Module) -> dict[str, tuple[int, int]]:
+        """The linear layers of every block's feed-forward: path -> (in_features, out_features)."""
+        return {
+            name: (layer.in_features, layer.out_features)
+            for name, layer in module.named_modules()
+            if re.fullmatch(self.feed_forward_names, name) and hasattr(layer, "in_features")
+        }
 
     @abstractmethod
     def run_patches(
@@ -98,7 +116,7 @@ class Family(ABC):
         forward: Any,
         call: Call,
         latent: torch.Tensor,
-        sigma: float,
+        sigma: Scalar,
         embedding: PatchEmbedding,
         multiple: int,
         native: bool,
@@ -107,10 +125,11 @@ class Family(ABC):
 
         Args:
             forward: The transformer's own forward.
-            latent: (B, C, F, H, W) padded to the grid.
+            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read channels beyond the latent's own.
+            sigma: One noise level, or one per sample as a tensor of B values.
 
         Returns:
-            The prediction, the shape of ``latent``.
+            The prediction (B, C, F, H, W).
         """
 
     def positions(
@@ -140,6 +159,13 @@ class Family(ABC):
             UnsupportedPipelineError: with the reason.
         """
         return None
+
+
+def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:
+    """``value``, one for all samples or one each, in the shape, dtype and place of a timestep argument."""
+    if isinstance(value, torch.Tensor):
+        return value.reshape(like.shape).to(like)
+    return torch.full_like(like, value)
 
 
 @lru_cache(maxsize=16)

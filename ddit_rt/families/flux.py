@@ -10,10 +10,10 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, Fl
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from ..granularity import Geometry, PatchEmbedding, coarse_centres, patchify, unpatchify
+from ..granularity import Ends, Geometry, PatchEmbedding, coarse_centres, patchify, swapped, unpatchify
+from ..granularity.bands import Scalar
 from ..runtime import Trunk
-from .base import Call, Family, NotCoarseError
-from .swap import swapped
+from .base import Call, Family, NotCoarseError, noise_level
 
 PATCH = 2  # FluxPipeline packs 2 x 2 latent pixels into a token; the transformer itself sees patch size 1
 
@@ -23,6 +23,10 @@ class Flux(Family):
     transformer_class = FluxTransformer2DModel
     pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
     time_scale = 1.0
+    feed_forward_names = (
+        r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.proj_(mlp|out)"
+    )
+    shared_arguments = frozenset({"txt_ids", "img_ids"})
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
         for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
@@ -49,19 +53,18 @@ class Flux(Family):
     def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
         return unpatchify(raw[0], PATCH, 1, *call.geometry.grid(multiple))
 
-    def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
+    def ends(self, module: nn.Module) -> Ends:
         embed, deembed = module.x_embedder, module.proj_out
 
-        def pixel_major(rows: torch.Tensor | None) -> torch.Tensor | None:
-            # FLUX orders the values of a token (channel, row, column); PI-resize wants (row, column, channel)
-            return None if rows is None else rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
+        def pixel_major(rows: torch.Tensor) -> torch.Tensor:
+            # FLUX orders the values of a token (channel, row, column)
+            return rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
 
-        return PatchEmbedding.from_base(
+        return Ends(
             embed.weight.unflatten(1, (-1, PATCH, PATCH)),
             embed.bias,
             pixel_major(deembed.weight),
-            pixel_major(deembed.bias),
-            multiple,
+            None if deembed.bias is None else pixel_major(deembed.bias),
         )
 
     def run_patches(
@@ -70,7 +73,7 @@ class Flux(Family):
         forward: Any,
         call: Call,
         latent: torch.Tensor,
-        sigma: float,
+        sigma: Scalar,
         embedding: PatchEmbedding,
         multiple: int,
         native: bool,
@@ -113,9 +116,9 @@ class Flux(Family):
         return Geometry(channels, 1, height // side * PATCH, width // side * PATCH, PATCH)
 
 
-def _coarse_arguments(call: Call, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+def _coarse_arguments(call: Call, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
     arguments = dict(call.arguments)
-    arguments["timestep"] = torch.full_like(arguments["timestep"], sigma)
+    arguments["timestep"] = noise_level(arguments["timestep"], sigma)
     arguments["img_ids"] = _coarse_ids(arguments["img_ids"], *call.geometry.grid(multiple), multiple, native)
     arguments["return_dict"] = False
     if arguments.get("joint_attention_kwargs") is not None:

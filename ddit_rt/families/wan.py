@@ -13,11 +13,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ..errors import UnsupportedPipelineError
-from ..granularity import Geometry, PatchEmbedding, coarse_centres, pad_to_grid, patchify, unpatchify
-from ..granularity.bands import down
+from ..granularity import Ends, Geometry, PatchEmbedding, coarse_centres, pad_to_grid, patchify, swapped, unpatchify
+from ..granularity.bands import Scalar, down
 from ..runtime import Trunk
-from .base import Call, Family, NotCoarseError
-from .swap import swapped
+from .base import Call, Family, NotCoarseError, noise_level
 
 
 class Wan(Family):
@@ -26,6 +25,7 @@ class Wan(Family):
     pipelines = (WanPipeline, WanImageToVideoPipeline)
     components = ("transformer", "transformer_2")
     time_scale = 1000.0
+    feed_forward_names = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
         if arguments["timestep"].ndim != 1:
@@ -56,9 +56,9 @@ class Wan(Family):
     def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
 
-    def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
+    def ends(self, module: nn.Module) -> Ends:
         embed, deembed = module.patch_embedding, module.proj_out
-        return PatchEmbedding.from_base(embed.weight[:, :, 0], embed.bias, deembed.weight, deembed.bias, multiple)
+        return Ends(embed.weight[:, :, 0], embed.bias, deembed.weight, deembed.bias)
 
     def run_patches(
         self,
@@ -66,7 +66,7 @@ class Wan(Family):
         forward: Any,
         call: Call,
         latent: torch.Tensor,
-        sigma: float,
+        sigma: Scalar,
         embedding: PatchEmbedding,
         multiple: int,
         native: bool,
@@ -155,11 +155,11 @@ class Wan(Family):
                 )
 
 
-def _coarse_arguments(call: Call, sigma: float) -> dict[str, Any]:
+def _coarse_arguments(call: Call, sigma: Scalar) -> dict[str, Any]:
     arguments = dict(call.arguments)
     timestep = arguments["timestep"]
     # σ' of a coarse step lies between the scheduler's (often whole) timesteps
-    arguments["timestep"] = torch.full(timestep.shape, sigma * Wan.time_scale, device=timestep.device)
+    arguments["timestep"] = noise_level(timestep.float(), sigma * Wan.time_scale)
     arguments["return_dict"] = False
     return arguments
 

@@ -1,20 +1,36 @@
 """What coarse means: geometry of the token grid, the band-split algebra, and the paths that predict on fewer tokens."""
 
-from .adapter import PatchEmbedding
-from .coarse import Anchor, CoarsePath, Models, Trajectory, make_path
+from .adapter import Adapter, AdapterSpec, Ends, PatchEmbedding, fingerprint
+from .adapter_file import check_fit, load_adapter, push_to_hub, save_adapter
+from .coarse import Anchor, CoarsePath, Models, Trajectory
 from .geometry import Geometry, coarse_centres, crop_to_latent, pad_to_grid, patchify, unpatchify
+from .learned import Learned
+from .lora import LoraSet
+from .paths import make_path
+from .swap import swapped
 
 __all__ = [
+    "Adapter",
+    "AdapterSpec",
     "Anchor",
     "CoarsePath",
+    "Ends",
     "Geometry",
+    "Learned",
+    "LoraSet",
     "Models",
     "PatchEmbedding",
     "Trajectory",
+    "check_fit",
     "coarse_centres",
     "crop_to_latent",
+    "fingerprint",
+    "load_adapter",
     "make_path",
     "pad_to_grid",
     "patchify",
+    "push_to_hub",
+    "save_adapter",
+    "swapped",
     "unpatchify",
 ]

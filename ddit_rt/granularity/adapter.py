@@ -1,12 +1,46 @@
-"""Embeddings of coarse patches: one module per multiple, made by PI-resize and, later, trained."""
+"""What is learned per multiple of the patch size: embedding, de-embedding, size embedding, residual block, LoRA.
+
+A fresh :class:`Adapter` computes what band-split computes (see :mod:`ddit_rt.granularity.learned`): its embedding is the
+base model's embedding of the k x k means, its de-embedding repeats the base model's prediction k x k times, and everything
+else starts at zero. Training therefore starts from band-split's quality.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ..errors import AdapterMismatchError
+from ..errors import AdapterMismatchError, ConfigError
 from ..resize import pi_resize_deembed, pi_resize_embed
+from .geometry import patchify, unpatchify
+from .lora import LoraSet
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A transformer's own embedding and de-embedding in canonical layout.
+
+    Attributes:
+        embed_weight: (d, C_in, p, p).
+        embed_bias: (d,) or None.
+        deembed_weight: (p·p·C_out, d), rows ordered (row, column, channel).
+        deembed_bias: (p·p·C_out,) or None.
+    """
+
+    embed_weight: torch.Tensor
+    embed_bias: torch.Tensor | None
+    deembed_weight: torch.Tensor
+    deembed_bias: torch.Tensor | None
+
+    @property
+    def channels(self) -> int:
+        """C_out: channels of the latent; C_in holds them and, after them, the channels of a condition."""
+        return self.deembed_weight.shape[0] // self.embed_weight.shape[2] ** 2
 
 
 class PatchEmbedding(nn.Module):
@@ -43,18 +77,38 @@ class PatchEmbedding(nn.Module):
         self.size_embedding = nn.Parameter(torch.zeros(width, dtype=embed_weight.dtype, device=embed_weight.device))
 
     @classmethod
-    def from_base(
-        cls,
-        embed_weight: torch.Tensor,
-        embed_bias: torch.Tensor | None,
-        deembed_weight: torch.Tensor,
-        deembed_bias: torch.Tensor | None,
-        multiple: int,
-    ) -> PatchEmbedding:
-        """PI-resizes the base model's own embedding (d, C, p, p) and de-embedding (p·p·C, d), rows (row, column, channel)."""
-        patch = embed_weight.shape[2]
-        resized = pi_resize_deembed(deembed_weight.detach(), _detached(deembed_bias), multiple, patch_size=patch)
-        return cls(pi_resize_embed(embed_weight.detach(), multiple), _clone(embed_bias), *resized)
+    def from_base(cls, ends: Ends, multiple: int) -> PatchEmbedding:
+        """The base model's own ends, PI-resized: exact on patches that are bilinear upsamplings."""
+        patch = ends.embed_weight.shape[2]
+        resized = pi_resize_deembed(
+            ends.deembed_weight.detach(), _detached(ends.deembed_bias), multiple, patch_size=patch
+        )
+        return cls(pi_resize_embed(ends.embed_weight.detach(), multiple), _clone(ends.embed_bias), *resized)
+
+    @classmethod
+    def of_means(cls, ends: Ends, multiple: int, extra: int = 0) -> PatchEmbedding:
+        """The base model's own ends, PI-resized for nearest-neighbour upsampling.
+
+        The pseudo-inverse of that upsampling is the mean, so the embedding is the base embedding of the k x k means, and
+        the de-embedding repeats the base prediction k x k times.
+
+        Args:
+            ends: Of the base model.
+            multiple: k.
+            extra: Input channels of weight zero, inserted after the latent's own.
+        """
+        weight = ends.embed_weight.detach()
+        latent, condition = weight[:, : ends.channels], weight[:, ends.channels :]
+        unused = weight.new_zeros(weight.shape[0], extra, *weight.shape[2:])
+        joined = _repeat(torch.cat([latent, unused, condition], dim=1), 2, multiple) / multiple**2
+        patch = weight.shape[2]
+
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
+            grid = tensor.detach().unflatten(0, (patch, patch, -1))
+            return _repeat(grid, 0, multiple).flatten(0, 2)
+
+        bias = None if ends.deembed_bias is None else rows(ends.deembed_bias)
+        return cls(joined, _clone(ends.embed_bias), rows(ends.deembed_weight), bias)
 
     def tokens(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, N, C_in·s·s) -> (B, N, d)."""
@@ -62,11 +116,189 @@ class PatchEmbedding(nn.Module):
             raise AdapterMismatchError(
                 f"patches of {patches.shape[-1]} values met an embedding made for {self.embed.shape[1]}."
             )
-        return nn.functional.linear(patches, self.embed, self.embed_bias) + self.size_embedding
+        embedded = nn.functional.linear(patches, self.embed, self.embed_bias)
+        # the sum would promote a token stream that autocast keeps in half precision
+        return embedded + self.size_embedding.to(embedded.dtype)
 
     def patches(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, d) -> (B, N, C_out·s·s)."""
         return nn.functional.linear(tokens, self.deembed, self.deembed_bias)
+
+
+class ResidualBlock(nn.Module):
+    """The way past the trunk, from before the embedding to after the de-embedding: patch by patch, zero at the start.
+
+    Args:
+        features, channels: Of input and output.
+        side: Patch side in latent pixels.
+        hidden: Width of the hidden layer.
+    """
+
+    def __init__(self, features: int, channels: int, side: int, hidden: int) -> None:
+        super().__init__()
+        area = side * side
+        self.side = side
+        self.linear = nn.Linear(features * area, channels * area)
+        self.enter = nn.Linear(features * area, hidden)
+        self.leave = nn.Linear(hidden, channels * area, bias=False)
+        for zero in (self.linear.weight, self.linear.bias, self.leave.weight):
+            nn.init.zeros_(zero)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, features, F, H, W) -> (B, channels, F, H, W)."""
+        patches = patchify(latent, self.side)
+        out = self.linear(patches) + self.leave(F.gelu(self.enter(patches)))
+        return unpatchify(out, self.side, latent.shape[2], latent.shape[3] // self.side, latent.shape[4] // self.side)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Everything about an adapter that is not a weight; it travels in the file.
+
+    Attributes:
+        family: Name of the transformer family.
+        multiples: The coarse sizes, ascending, without 1.
+        channels, condition: Channels of the latent, and of what rides along un-noised (image-to-video).
+        width: d.
+        patch: The base model's patch size p.
+        layers: Layers with LoRA: path inside the transformer -> (in_features, out_features).
+        rank, alpha: Of the LoRA; its scale is alpha/rank.
+        shared: One LoRA for all multiples instead of one each.
+        memory: Whether the adapter sees the last fine steps' predictions (see :mod:`ddit_rt.granularity.learned`).
+        positions: Coordinates that coarse tokens were trained with, ``"native"`` or ``"interpolated"``.
+        base_model: Hub id or name of the base model.
+        fingerprint: See :func:`fingerprint`; empty if unknown.
+        training: Summary of the training, JSON-ready.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    family: str
+    multiples: tuple[int, ...]
+    channels: int
+    condition: int
+    width: int
+    patch: int
+    layers: Mapping[str, tuple[int, int]]
+    rank: int = 32
+    alpha: float = 32.0
+    shared: bool = False
+    memory: bool = True
+    positions: str = "native"
+    base_model: str = ""
+    fingerprint: tuple[float, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.multiples or any(k not in (2, 4) for k in self.multiples) or sorted(set(self.multiples)) != list(
+            self.multiples
+        ):
+            raise ConfigError(f"multiples={self.multiples!r}: an adapter has the sizes (2,), (4,) or (2, 4).")
+        for name in ("channels", "width", "patch", "rank"):
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= 2**20:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: a whole number, at least 1.")
+        if self.positions not in ("native", "interpolated"):
+            raise ConfigError(f"positions={self.positions!r}: use 'native' or 'interpolated'.")
+
+    @property
+    def extra(self) -> int:
+        """Input channels beside the latent's: σ, and with memory two predictions, their distance and their presence."""
+        return 1 + (2 * self.channels + 2 if self.memory else 0)
+
+
+class CoarseSize(nn.Module):
+    """The learned parts of one multiple, LoRA excepted."""
+
+    def __init__(self, spec: AdapterSpec, ends: Ends, multiple: int) -> None:
+        super().__init__()
+        self.embedding = PatchEmbedding.of_means(ends, multiple, spec.extra)
+        self.residual = ResidualBlock(spec.channels + spec.extra, spec.channels, multiple * spec.patch, spec.width)
+
+
+class Adapter(nn.Module):
+    """The learned parts of all multiples.
+
+    Args:
+        spec: Its description.
+        ends: Of the base model; None leaves the weights to be loaded (on the meta device).
+
+    Attributes:
+        spec: Its description.
+    """
+
+    def __init__(self, spec: AdapterSpec, ends: Ends | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        if ends is None:
+            with torch.device("meta"):
+                self._build(_empty_ends(spec))
+        else:
+            self._build(ends)
+
+    def _build(self, ends: Ends) -> None:
+        spec = self.spec
+        self.sizes = nn.ModuleDict({str(k): CoarseSize(spec, ends, k) for k in spec.multiples})
+        names = ["shared"] if spec.shared else [str(k) for k in spec.multiples]
+        self.loras = nn.ModuleDict({name: LoraSet(spec.layers, spec.rank, spec.alpha) for name in names})
+
+    def size(self, multiple: int) -> CoarseSize:
+        """Raises:
+        AdapterMismatchError: the adapter was not trained for ``multiple``.
+        """
+        if multiple not in self.spec.multiples:
+            raise AdapterMismatchError(f"the adapter has the multiples {self.spec.multiples}, not {multiple}.")
+        return self.sizes[str(multiple)]  # type: ignore[return-value]
+
+    def lora(self, multiple: int) -> LoraSet:
+        """The LoRA that belongs to a coarse run at ``multiple``."""
+        return self.loras["shared" if self.spec.shared else str(multiple)]  # type: ignore[return-value]
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves and casts the weights in place, if they are elsewhere."""
+        one = next(self.parameters())
+        if one.device != device or one.dtype != dtype:
+            self.to(device=device, dtype=dtype)
+
+    def flops(self, multiple: int, image_tokens: int, text_tokens: int) -> float:
+        """What the learned parts add per sample to a run of the base model at ``multiple`` (2 per multiply-add).
+
+        Counts every layer with LoRA as seeing all tokens, an upper bound where text has layers of its own.
+        """
+        spec = self.spec
+        lora = sum(spec.rank * (inputs + outputs) for inputs, outputs in spec.layers.values())
+        area = (multiple * spec.patch) ** 2
+        features, channels = (spec.channels + spec.extra) * area, spec.channels * area
+        ends = (features + spec.condition * area + channels) * spec.width
+        residual = features * channels + (features + channels) * spec.width
+        return 2.0 * ((image_tokens + text_tokens) * lora + image_tokens * (ends + residual))
+
+
+def fingerprint(ends: Ends, count: int = 64) -> tuple[float, ...]:
+    """Values of the base embedding's weight at evenly spread places: equal up to rounding for every precision of a model.
+
+    Args:
+        ends: Of the base model.
+        count: Values to take.
+    """
+    values = ends.embed_weight.detach().flatten()
+    places = torch.linspace(0, values.numel() - 1, count, device=values.device).long()
+    return tuple(round(value, 6) for value in values[places].float().tolist())
+
+
+def _empty_ends(spec: AdapterSpec) -> Ends:
+    area, inputs = spec.patch**2, spec.channels + spec.condition
+    return Ends(
+        torch.empty(spec.width, inputs, spec.patch, spec.patch),
+        torch.empty(spec.width),
+        torch.empty(area * spec.channels, spec.width),
+        torch.empty(area * spec.channels),
+    )
+
+
+def _repeat(tensor: torch.Tensor, dim: int, times: int) -> torch.Tensor:
+    """Repeats every entry of dimensions ``dim`` and ``dim + 1``."""
+    return tensor.repeat_interleave(times, dim).repeat_interleave(times, dim + 1)
 
 
 def _channel_major(rows: torch.Tensor, side: int) -> torch.Tensor:

@@ -28,6 +28,11 @@ def high_band(latent: torch.Tensor, multiple: int) -> torch.Tensor:
     return latent - up(down(latent, multiple), multiple)
 
 
+def low_scale(sigma: Scalar, multiple: int) -> Scalar:
+    """s = 1/((1-σ) + σ/k): makes noise share and signal share of the k x k means add up to 1."""
+    return 1 / ((1 - sigma) + sigma / multiple)
+
+
 def low_state(latent: torch.Tensor, sigma: Scalar, multiple: int) -> tuple[torch.Tensor, Scalar]:
     """The low band as a flow-matching state of its own.
 
@@ -38,7 +43,7 @@ def low_state(latent: torch.Tensor, sigma: Scalar, multiple: int) -> tuple[torch
     Returns:
         s·down(z) of shape (B, C, F, H/k, W/k), and its noise level σ' = sσ/k.
     """
-    scale = 1 / ((1 - sigma) + sigma / multiple)
+    scale = low_scale(sigma, multiple)
     return scale * down(latent, multiple), scale * sigma / multiple
 
 

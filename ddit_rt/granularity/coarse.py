@@ -23,6 +23,14 @@ RunLow = Callable[[torch.Tensor, float, int], torch.Tensor]
 RunTokens = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Models:
+    """How a path reaches the model at the current step."""
+
+    low: RunLow
+    tokens: RunTokens
+
+
 @dataclass
 class Anchor:
     """A fine step: its latent, the model's prediction there (both as the pipeline had them), and σ."""
@@ -30,27 +38,38 @@ class Anchor:
     sigma: float
     latent: torch.Tensor
     prediction: torch.Tensor
-    run_low: RunLow
+    models: Models
     residuals: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Trajectory:
-    """What one stream of model calls (the conditional one, say) has seen in this pipeline call."""
+    """What one stream of model calls (the conditional one, say) has seen in this pipeline call.
+
+    Attributes:
+        anchors: The last two fine steps.
+        recent: σ and prediction (B, C, F, H, W) of the last two model runs, at whatever multiple.
+    """
 
     anchors: deque[Anchor] = field(default_factory=lambda: deque(maxlen=2))
+    recent: deque[tuple[float, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=2))
 
     @property
     def last(self) -> Anchor | None:
         return self.anchors[-1] if self.anchors else None
 
+    def forecast(self, sigma: float, linear: bool = True) -> torch.Tensor:
+        """The prediction to expect at ``sigma``, without a model run: the last one, or the line through the last two.
 
-@dataclass(frozen=True)
-class Models:
-    """How a path reaches the model at the current step."""
-
-    low: RunLow
-    tokens: RunTokens
+        Returns:
+            float32 (B, C, F, H, W).
+        """
+        newest_sigma, newest = self.recent[-1]
+        if not linear or len(self.recent) < 2:
+            return newest.float()
+        older_sigma, older = self.recent[0]
+        slope = (newest.float() - older.float()) / (newest_sigma - older_sigma)
+        return newest.float() + (sigma - newest_sigma) * slope
 
 
 class CoarsePath(Protocol):
@@ -116,7 +135,7 @@ def residual_at(anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tens
     if multiple not in anchor.residuals:
         padded = pad_to_grid(anchor.latent.float(), geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
-        prediction = anchor.run_low(low_latent, low_sigma, multiple)
+        prediction = anchor.models.low(low_latent, low_sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
         fine = bands.down(pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple)
         anchor.residuals[multiple] = fine - low
@@ -145,22 +164,4 @@ class Forecast:
     def predict(
         self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
     ) -> torch.Tensor:
-        newest, oldest = trajectory.anchors[-1], trajectory.anchors[0]
-        prediction = newest.prediction.float()
-        if self.linear and newest is not oldest:
-            slope = (prediction - oldest.prediction.float()) / (newest.sigma - oldest.sigma)
-            prediction = prediction + (sigma - newest.sigma) * slope
-        return prediction
-
-
-def make_path(name: str, residual: str) -> CoarsePath:
-    """The path of a (resolved, not "auto") ``DDiTConfig.coarse``."""
-    match name:
-        case "delta":
-            return BandSplit(delta=True, extrapolate=residual == "linear")
-        case "band-split":
-            return BandSplit(delta=False)
-        case "naive" | "adapter":
-            return PatchTokens()
-        case _:
-            return Forecast(linear=name == "extrapolate")
+        return trajectory.forecast(sigma, self.linear)

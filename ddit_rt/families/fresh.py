@@ -1,0 +1,64 @@
+"""A fresh adapter for a model: what distillation starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
+
+from ..errors import UnsupportedPipelineError
+from ..granularity import Adapter, AdapterSpec, fingerprint
+from .base import Family
+
+
+def fresh_adapter(
+    family: Family,
+    transformer: nn.Module,
+    *,
+    multiples: tuple[int, ...] = (2, 4),
+    rank: int = 32,
+    alpha: float | None = None,
+    shared: bool = False,
+    memory: bool = True,
+    positions: str = "native",
+    base_model: str = "",
+    training: dict[str, Any] | None = None,
+) -> Adapter:
+    """An untrained adapter: it computes what band-split computes.
+
+    Args:
+        family: Of the model.
+        transformer: The model; it is read, not changed.
+        multiples, rank, alpha, shared, memory, positions, base_model, training: See
+            :class:`ddit_rt.granularity.AdapterSpec`; ``alpha`` None is the rank (a scale of 1).
+
+    Returns:
+        float32 weights on the model's device.
+
+    Raises:
+        ConfigError: a value is out of range.
+        UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
+    """
+    base = unwrap_module(transformer)
+    ends = family.ends(base)
+    if not ends.embed_weight.is_floating_point():
+        raise UnsupportedPipelineError("the model's embedding is quantised: load the model with its own weights.")
+    spec = AdapterSpec(
+        family=family.name,
+        multiples=tuple(multiples),
+        channels=ends.channels,
+        condition=ends.embed_weight.shape[1] - ends.channels,
+        width=ends.embed_weight.shape[0],
+        patch=ends.embed_weight.shape[2],
+        layers=family.feed_forward(base),
+        rank=rank,
+        alpha=float(rank if alpha is None else alpha),
+        shared=shared,
+        memory=memory,
+        positions=positions,
+        base_model=base_model,
+        fingerprint=fingerprint(ends),
+        training=training or {},
+    )
+    return Adapter(spec, ends).to(device=ends.embed_weight.device).float()

@@ -1,0 +1,114 @@
+"""The coarse step of a trained adapter: band-split with learned additions in every place where it guesses.
+
+With z the latent, s and σ' the scale and noise level of its low band (see :mod:`ddit_rt.granularity.bands`) and k the
+multiple, the trunk runs at σ' on tokens of k·p x k·p patches, embedded from [s·z, σ, memory], and its de-embedding gives
+o at full resolution. Then
+
+    v = up(v_low(down(o))) + (h - h0)/σ + (o - up(down(o))) + residual([s·z, σ, memory])
+
+where the first two terms are band-split's and the last two are zero before training: high frequencies that the trunk
+predicts, and the residual block's way past it. Memory is what the run already knows: the last fine prediction, the straight
+line through the last two (less the last), the distance in σ, and whether there is any; without memory the adapter is the
+paper's, a function of the latent alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from . import bands
+from .adapter import Adapter
+from .bands import Scalar
+from .coarse import Anchor, Models, Trajectory
+from .geometry import Geometry, crop_to_latent, pad_to_grid
+
+
+class Learned:
+    """An adapter's prediction.
+
+    Args:
+        adapter: Its weights, placed where the latents are.
+        delta: Anchor the prediction at the last fine step: the adapter supplies only the change since then. Costs one coarse
+            run at every fine step that a coarse one follows.
+        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps instead of holding it.
+    """
+
+    needs_anchor = False
+
+    def __init__(self, adapter: Adapter, delta: bool, extrapolate: bool = False) -> None:
+        self.adapter = adapter
+        self.delta = delta
+        self.extrapolate = extrapolate
+
+    def predict(
+        self,
+        trajectory: Trajectory,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
+    ) -> torch.Tensor:
+        """Prediction at full resolution, float32 (B, C, F, H, W); ``sigma`` may be a tensor (B, 1, 1, 1, 1)."""
+        anchors = list(trajectory.anchors)
+        prediction = self._run(anchors, latent, sigma, multiple, geometry, models)
+        if self.delta and anchors:
+            newest = anchors[-1]
+            residual = self._residual(newest, multiple, geometry)
+            if self.extrapolate and len(anchors) > 1:
+                older = anchors[-2]
+                slope = (residual - self._residual(older, multiple, geometry)) / (newest.sigma - older.sigma)
+                residual = residual + (sigma - newest.sigma) * slope
+            prediction = prediction + residual
+        return prediction
+
+    def _residual(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+        """What the adapter misses at a fine step; one coarse run the first time it is asked for."""
+        if multiple not in anchor.residuals:
+            own = self._run([anchor], anchor.latent.float(), anchor.sigma, multiple, geometry, anchor.models)
+            anchor.residuals[multiple] = anchor.prediction.float() - own
+        return anchor.residuals[multiple]
+
+    def _run(
+        self,
+        anchors: Sequence[Anchor],
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
+    ) -> torch.Tensor:
+        padded = pad_to_grid(latent, geometry, multiple)
+        low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
+        high = bands.high_band(padded, multiple)
+        if anchors:
+            clean = anchors[-1].latent.float() - anchors[-1].sigma * anchors[-1].prediction.float()
+            high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
+        features = self._features(anchors, padded, sigma, multiple, geometry)
+        out = models.tokens(features, low_sigma, multiple)
+        low = bands.down(out, multiple)
+        velocity = bands.up(bands.low_velocity(low_latent, low_sigma, low, multiple), multiple)
+        residual = self.adapter.size(multiple).residual(features.to(next(self.adapter.parameters()).dtype))
+        velocity = velocity + high / sigma + (out - bands.up(low, multiple)) + residual.float()
+        return crop_to_latent(velocity, geometry)
+
+    def _features(
+        self, anchors: Sequence[Anchor], padded: torch.Tensor, sigma: Scalar, multiple: int, geometry: Geometry
+    ) -> torch.Tensor:
+        """(B, C + extra, F, H, W): see :attr:`ddit_rt.granularity.adapter.AdapterSpec.extra`."""
+        plane = torch.zeros_like(padded[:, :1])
+        parts = [bands.low_scale(sigma, multiple) * padded, plane + sigma]
+        if self.adapter.spec.memory:
+            last = line = torch.zeros_like(padded)
+            distance: Scalar = 0.0
+            if anchors:
+                newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
+                last = pad_to_grid(newest.prediction.float(), geometry, multiple)
+                distance = newest.sigma - sigma
+                if older is not None:
+                    before = pad_to_grid(older.prediction.float(), geometry, multiple)
+                    line = distance / (older.sigma - newest.sigma) * (last - before)
+            parts += [last, line, plane + distance, plane + (1.0 if anchors else 0.0)]
+        return torch.cat(parts, dim=1)
