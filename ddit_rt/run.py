@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .config import DDiTConfig
@@ -25,6 +26,7 @@ class Run:
         record: Record of the current step, None between steps.
         records: Finished steps.
         pending: σ_k for the next step, under way.
+        shape: Of the latent in canonical layout.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         skipped: TeaCache skipped the blocks of the latest model run.
     """
@@ -39,6 +41,7 @@ class Run:
         self.records: list[StepRecord] = []
         self.pending: PendingEvolution | None = None
         self.geometry: Geometry | None = None
+        self.shape: torch.Size | None = None
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.skipped = False
         self.stop: Callable[[], Callable[[], float]] | None = None
@@ -64,6 +67,14 @@ class Run:
     def trajectory(self, module: nn.Module, ordinal: int) -> Trajectory:
         """Memory of the ``ordinal``-th call per step of ``module``."""
         return self._trajectories.setdefault((id(module), ordinal), Trajectory())
+
+    def forget(self, shape: torch.Size) -> None:
+        """Starts the evolution anew: the latent has another shape than before."""
+        self.shape = shape
+        self.pending = None
+        self.history.clear()
+        self.cache_states.clear()
+        self._trajectories.clear()
 
     def end_step(self) -> None:
         assert self.record is not None and self.stop is not None

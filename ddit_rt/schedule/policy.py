@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..config import DDiTConfig
+from ..config import FREE, DDiTConfig
 from ..errors import ScheduleError
 
 
@@ -29,20 +29,24 @@ def coarsest_below(patch_std: Mapping[int, float], threshold: float) -> int:
 class Policy:
     """Turns the evolution of the latent into a multiple, step by step.
 
-    One instance serves one pipeline call: it counts the coarse steps since the last fine one.
+    One instance serves one pipeline call: it counts the steps since the last fine one and since the last model call.
     """
 
     def __init__(self, config: DDiTConfig) -> None:
         self._config = config
         self._coarse_run = 0
+        self._free_run = 0
 
-    def choose(self, index: int, patch_std: Mapping[int, float], must_refine: bool = False) -> int:
-        """The multiple of step ``index``.
+    def choose(
+        self, index: int, patch_std: Mapping[int, float], must_refine: bool = False, may_be_free: bool = True
+    ) -> int:
+        """The multiple of step ``index``, 0 for no model call.
 
         Args:
             index: Denoising step, from 0.
             patch_std: Multiple -> ρ-quantile σ_k; empty while the history fills.
             must_refine: The step has to run at multiple 1, whatever the evolution says.
+            may_be_free: There are predictions to go on from.
 
         Raises:
             ScheduleError: a callable schedule returned something that is not among the multiples.
@@ -50,18 +54,27 @@ class Policy:
         schedule = self._config.schedule
         if callable(schedule):
             multiple = schedule(index, dict(patch_std))
-            if multiple not in self._config.multiples:
+            if multiple != FREE and multiple not in self._config.multiples:
                 raise ScheduleError(
-                    f"the schedule returned {multiple!r} for step {index}: it must be one of {self._config.multiples}."
+                    f"the schedule returned {multiple!r} for step {index}: it must be one of {self._config.multiples}, "
+                    f"or {FREE} for no model call."
                 )
         elif schedule is not None:
             multiple = schedule[index]
         else:
-            multiple = coarsest_below(patch_std, self._config.threshold)
-            limit = self._config.max_coarse_run
-            if limit is not None and self._coarse_run >= limit:
-                multiple = 1
-        if must_refine:
+            multiple = self._by_evolution(patch_std, may_be_free)
+        if must_refine or (multiple == FREE and not may_be_free):
             multiple = 1
-        self._coarse_run = self._coarse_run + 1 if multiple > 1 else 0
+        self._coarse_run = self._coarse_run + 1 if multiple != 1 else 0
+        self._free_run = self._free_run + 1 if multiple == FREE else 0
         return multiple
+
+    def _by_evolution(self, patch_std: Mapping[int, float], may_be_free: bool) -> int:
+        config = self._config
+        if config.max_coarse_run is not None and self._coarse_run >= config.max_coarse_run:
+            return 1
+        # free steps go on from model predictions, and a model step shows in σ how far off they were
+        smooth = bool(patch_std) and all(sigma < config.free_threshold for sigma in patch_std.values())
+        if smooth and may_be_free and self._free_run < config.max_free_run:
+            return FREE
+        return coarsest_below(patch_std, config.threshold)

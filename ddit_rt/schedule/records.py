@@ -17,7 +17,7 @@ class StepRecord:
         index: From 0.
         timestep: As the scheduler gives it.
         sigma: Noise level in [0, 1].
-        multiple: Patch size as a multiple of the model's own.
+        multiple: Patch size as a multiple of the model's own; 0 for a step without a model call.
         tokens: Image (or video) tokens the transformer saw per sample and call.
         patch_std: Multiple -> ρ-quantile of the per-patch standard deviations; empty while the history fills.
         flops: Floating-point operations of all transformer calls of the step, probes included.
@@ -106,7 +106,7 @@ class Report:
                 f"{step.index:4d} {step.timestep:9.2f} {_size(step.multiple):>5} {step.tokens:7d}{stds}"
                 f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed}{'  ' + step.note if step.note else ''}"
             )
-        counts = ", ".join(f"{self.schedule.count(k)} at {_size(k)}" for k in multiples if k in self.schedule)
+        counts = ", ".join(f"{self.schedule.count(k)} at {_size(k)}" for k in (0, *multiples) if k in self.schedule)
         lines.append(
             f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
             + ("" if self.complete else "; the call did not finish")
@@ -115,7 +115,7 @@ class Report:
 
 
 def _size(multiple: int) -> str:
-    return "p" if multiple == 1 else f"{multiple}p"
+    return {0: "free", 1: "p"}.get(multiple, f"{multiple}p")
 
 
 def _without_nan(value: Any) -> Any:
