@@ -25,9 +25,9 @@ class Sizes:
     text_layers: int = 2
     text_tokens: int = 24
     text_batch: int = 192
-    width_heads: int = 6
-    head_dim: int = 32
-    rope: tuple[int, int, int] = (4, 14, 14)
+    width_heads: int = 4
+    head_dim: int = 48
+    rope: tuple[int, int, int] = (4, 22, 22)
     double_layers: int = 2
     single_layers: int = 6
     shard_scenes: int = 1000
