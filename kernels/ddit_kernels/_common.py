@@ -111,9 +111,9 @@ def latent_shape(latent: torch.Tensor, packed: Sequence[int] | None) -> tuple[in
     return batch, channels, frames[0] if frames else 1, height, width
 
 
-def sample_span(tensor: torch.Tensor) -> int:
-    """Values between the first and the last of one sample in memory; the kernels index inside a sample in 32 bits."""
-    return sum((n - 1) * stride for n, stride in zip(tensor.shape[1:], tensor.stride()[1:]))
+def memory_span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Values between the first and the last in memory; the kernels compute offsets in 32 bits."""
+    return sum((n - 1) * stride for n, stride in zip(shape, strides))
 
 
 def split_strides(latent: torch.Tensor, packed: Sequence[int] | None) -> tuple[int, ...]:

@@ -6,23 +6,40 @@ from typing import Any
 
 import torch
 
-from ddit_kernels._common import INTERPRETED, sample_span, triton
+from ddit_kernels._common import INTERPRETED, memory_span, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def configurations() -> list[Any]:
-    """Tile shapes to choose from by measurement; the interpreter, which cannot measure, gets a single small one.
+def tuned(kernel: Any, *tiles: tuple[int, int, int, int, int]) -> Any:
+    """``kernel``, choosing its tiles by measurement at the first call with a new problem size (kept on disk).
 
-    All stay below 100 KB of shared memory in 16 bits, so that one list serves consumer and data-centre GPUs.
+    That call must not be captured in a CUDA graph: run once before. The interpreter cannot measure and gets one small
+    tile; float32, which keeps three TF32 terms per value in registers, gets one as well.
+
+    Args:
+        kernel: a Triton kernel with arguments ``weight``, ``count``, ``features``, ``depth``.
+        tiles: (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for 16-bit weights.
     """
+
+    def configuration(tile: tuple[int, int, int, int, int]) -> Any:
+        rows, columns, depth, warps, stages = tile
+        blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
+        return triton.Config(blocks, num_warps=warps, num_stages=stages)
+
+    single = [configuration((32, 32, 32, 4, 1) if INTERPRETED else (64, 32, 32, 4, 2))]
     if INTERPRETED:
-        return [triton.Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}, num_warps=4, num_stages=1)]
-    return [
-        triton.Config({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-        triton.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=4),
-        triton.Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 128}, num_warps=4, num_stages=3),
-    ]
+        return triton.autotune(configs=single, key=[])(kernel)
+
+    def by_dtype(configs: list[Any], _: Any, **arguments: Any) -> list[Any]:
+        return configs[:1] if arguments["weight"].dtype == torch.float32 else configs[1:]
+
+    return triton.autotune(
+        configs=single + [configuration(tile) for tile in tiles],
+        key=["count", "features", "depth"],
+        prune_configs_by={"early_config_prune": by_dtype},
+        cache_results=True,
+    )(kernel)
 
 
 def gemm_unsupported(patch_size: int, repeat: int, *tensors: torch.Tensor | None) -> str | None:
@@ -32,8 +49,8 @@ def gemm_unsupported(patch_size: int, repeat: int, *tensors: torch.Tensor | None
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in DTYPES:
             return f"the kernel takes float32, bfloat16 and float16, got {tensor.dtype}."
-        if tensor is not None and sample_span(tensor) >= 2**31:
-            return f"a sample of shape {tuple(tensor.shape[1:])} spans more than 2^31 values in memory."
+        if tensor is not None and memory_span(tensor.shape, tensor.stride()) >= 2**31:
+            return f"a tensor of shape {tuple(tensor.shape)} spans more than 2^31 values in memory."
     return None
 
 

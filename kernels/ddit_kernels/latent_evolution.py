@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ddit_kernels._common import Launch, latent_shape, power_of_2, sample_span, split_strides, tl, triton, unpack_latent
+from ddit_kernels._common import Launch, latent_shape, memory_span, power_of_2, split_strides, tl, triton, unpack_latent
+from ddit_kernels._workspace import zeroed
 from ddit_kernels.patch_quantile import lerp, quantile_reference, size_layout
 
 MAX_ORDER = 3
@@ -181,7 +182,7 @@ def evolution_unsupported(
         return f"a patch of {channels} x {coarsest} x {coarsest} values exceeds the kernel's {MAX_TILE}."
     if coarsest // finest > 16:
         return f"the kernel takes patch sizes within a factor of 16, got {list(patch_sizes)}."
-    if any(sample_span(increment) >= 2**31 for increment in increments):
+    if any(memory_span(x.shape[1:], x.stride()[1:]) >= 2**31 for x in increments):
         return "a sample spans more than 2^31 values in memory; make the increments contiguous."
     return None
 
@@ -253,26 +254,6 @@ def evolution_launch(
     )
 
 
-_workspaces: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def _workspace(device: torch.device, samples: int) -> torch.Tensor:
-    """Zeroed workspace: one per stream and kept, since the kernel zeroes it again; per call while a graph captures.
-
-    A captured graph may replay on any stream, beside eager launches; it gets its own, zeroed by the graph itself.
-    """
-    size = samples * WORKSPACE
-    if device.type != "cuda":
-        return torch.zeros(size, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
-        return torch.zeros(size, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).cuda_stream
-    kept = _workspaces.get(key)
-    if kept is None or kept.numel() < size:
-        kept = _workspaces[key] = torch.zeros(power_of_2(size), dtype=torch.int32, device=device)
-    return kept
-
-
 @torch.library.custom_op("ddit::evolution_select", mutates_args=("decision",))
 def evolution_select(
     increments: list[torch.Tensor],
@@ -287,7 +268,7 @@ def evolution_select(
     total = sum(patch_counts(frames, height, width, patch_sizes))
     stds = torch.empty(batch, total, dtype=torch.float32, device=increments[0].device)
     if batch:
-        workspace = _workspace(stds.device, batch)
+        workspace = zeroed(stds.device, batch * WORKSPACE)
         launch = evolution_launch(increments, patch_sizes, quantile, threshold, packed, stds, decision, workspace)
         launch.run(stds.device)
     return stds
@@ -354,8 +335,9 @@ def patch_std_reference(difference: torch.Tensor, patch_sizes: Sequence[int]) ->
     result = {}
     for size in sorted(set(patch_sizes)):
         pixels = _pixels(height, width, size, difference.device)
-        finer = max((s for s in moments if size % s == 0), default=0)
-        if finer:
+        divisors = [s for s in moments if size % s == 0]  # ascending
+        if divisors:
+            finer = divisors[-1]
             fine_mean, fine_m2, fine_pixels = moments[finer]
             ratio = size // finer
             blocks = _pixels(fine_mean.shape[-2], fine_mean.shape[-1], ratio, difference.device)

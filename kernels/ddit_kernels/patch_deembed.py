@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, pack_latent, split_strides, tl, triton
-from ddit_kernels._gemm import configurations, scale_arguments, scaled
+from ddit_kernels._gemm import scale_arguments, scaled, tuned
+from ddit_kernels._workspace import zeroed
+
+MIN_TILE = 32 * 32
 
 # --- kernel -----------------------------------------------------------------------------------------------------------
 
 
-@triton.autotune(configs=configurations(), key=["count", "features", "depth"], cache_results=True)
 @triton.jit
 def _deembed_kernel(
     tokens,
@@ -26,6 +28,8 @@ def _deembed_kernel(
     residual,
     scales,
     latent,
+    partials,  # (PARTS, tiles, BLOCK_M * BLOCK_N)
+    tickets,  # one per tile, zero before and after
     token_strides,  # (batch, token, feature)
     strides,  # of the latent: (batch, channel, frame, row block, row, column block, column)
     residual_strides,  # same order
@@ -41,6 +45,7 @@ def _deembed_kernel(
     features,  # C * S * S
     depth,
     S: tl.constexpr,
+    PARTS: tl.constexpr,  # programs that share the depth of one tile
     SPREAD: tl.constexpr,
     SPLIT: tl.constexpr,  # 2: a packed token holds 2 x 2 pixels; 1: plain strides
     SCALE: tl.constexpr,  # 0: none, 1: factor, 2: scales
@@ -61,10 +66,13 @@ def _deembed_kernel(
     line = feature % (S * S) * channels + channel  # the weight's rows are ordered (row, column, channel)
 
     base = sample.to(tl.int64) * token_strides[0] + place.to(tl.int64) * token_strides[1]
+    part = tl.cdiv(tl.cdiv(depth, PARTS), BLOCK_K) * BLOCK_K
+    begin = tl.program_id(2) * part
+    end = tl.minimum(begin + part, depth)
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, depth, BLOCK_K):
+    for first in range(begin, end, BLOCK_K):
         index = first + tl.arange(0, BLOCK_K)
-        inside = (index < depth)[None, :]
+        inside = (index < end)[None, :]
         left = tl.load(tokens + base[:, None] + (index * token_strides[2])[None, :], token_mask[:, None] & inside, 0.0)
         right = tl.load(weight + line[:, None] * depth + index[None, :], feature_mask[:, None] & inside, 0.0)
         left = left.to(weight.dtype.element_ty)
@@ -72,6 +80,23 @@ def _deembed_kernel(
             left = left.to(tl.float32)
             right = right.to(tl.float32)
         product = tl.dot(left, tl.trans(right), product, input_precision="tf32x3")
+
+    if PARTS > 1:
+        # Few tokens make few tiles, too few to fill a GPU. The last program of a tile to finish adds up all parts, in
+        # their order, so that the sum does not depend on which one that is.
+        tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        tl.store(partials + (tl.program_id(2) * tiles + tile) * (BLOCK_M * BLOCK_N) + cell, product)
+        tl.debug_barrier()  # orders the whole program's stores before the one thread that takes the ticket
+        ticket = tl.atomic_add(tickets + tile, 1, sem="acq_rel", scope="gpu")
+        if ticket != PARTS - 1:
+            return
+        tl.debug_barrier()
+        product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for one in range(PARTS):
+            product += tl.load(partials + (one * tiles + tile) * (BLOCK_M * BLOCK_N) + cell, cache_modifier=".cg")
+        tl.atomic_xchg(tickets + tile, 0)
 
     if BIAS:
         product += tl.load(bias + line, feature_mask, 0.0).to(tl.float32)[None, :]
@@ -83,8 +108,8 @@ def _deembed_kernel(
     frame = place // (rows * columns)
     top = place // columns % rows * (S * SPREAD)
     left_edge = place % columns * (S * SPREAD)
-    start = sample.to(tl.int64) * strides[0] + frame * strides[2]
-    residual_start = sample.to(tl.int64) * residual_strides[0] + frame * residual_strides[2]
+    start = sample * strides[0] + frame * strides[2]
+    residual_start = sample * residual_strides[0] + frame * residual_strides[2]
     for pixel in range(SPREAD * SPREAD):
         y = top[:, None] + (feature // S % S * SPREAD + pixel // SPREAD)[None, :]
         x = left_edge[:, None] + (feature % S * SPREAD + pixel % SPREAD)[None, :]
@@ -103,7 +128,18 @@ def _deembed_kernel(
         tl.store(latent + where, result.to(latent.dtype.element_ty), mask)
 
 
+_tuned_deembed = tuned(_deembed_kernel, (64, 64, 64, 8, 4), (32, 64, 128, 4, 3), (32, 32, 128, 4, 4))
+
+
 # --- launcher ---------------------------------------------------------------------------------------------------------
+
+
+def depth_parts(count: int, features: int, depth: int) -> int:
+    """How many programs share one tile: enough for some 130 multiprocessors, with 256 terms each at least."""
+    tiles, parts = -(-count // 64) * -(-features // 64), 1
+    while tiles * parts < 128 and depth // (2 * parts) >= 256:
+        parts *= 2
+    return parts
 
 
 def deembed_launch(
@@ -135,16 +171,20 @@ def deembed_launch(
     rows, columns = grid[-2:]
     batch, per_sample, depth = tokens.shape
     count, features = batch * per_sample, weight.shape[0]
+    parts = depth_parts(count, features, depth)
+    padded = -(-count // 64) * -(-features // 64) * 64 * 64  # all tiles divide 64 x 64
     strides = split_strides(latent, packed)
     return Launch(
-        _deembed_kernel,
-        lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"])),
+        _tuned_deembed,
+        lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"]), parts),
         dict(
             tokens=tokens,
             weight=weight.contiguous(),
             bias=bias,
             residual=residual,
             latent=latent,
+            partials=tokens.new_empty(parts * padded, dtype=torch.float32) if parts > 1 else None,
+            tickets=zeroed(tokens.device, padded // MIN_TILE) if parts > 1 else None,
             token_strides=tokens.stride(),
             strides=strides,
             residual_strides=strides if residual is None else split_strides(residual, packed),
@@ -159,6 +199,7 @@ def deembed_launch(
             features=features,
             depth=depth,
             S=patch_size,
+            PARTS=parts,
             SPREAD=spread_over,
             SPLIT=1 if packed is None else 2,
             BIAS=bias is not None,

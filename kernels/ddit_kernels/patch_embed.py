@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, split_strides, tl, triton, unpack_latent
-from ddit_kernels._gemm import configurations, scale_arguments, scaled
+from ddit_kernels._gemm import scale_arguments, scaled, tuned
 
 # --- kernel -----------------------------------------------------------------------------------------------------------
 
 
-@triton.autotune(configs=configurations(), key=["count", "features", "depth"], cache_results=True)
 @triton.jit
 def _embed_kernel(
     latent,
@@ -60,7 +59,7 @@ def _embed_kernel(
     place = token % per_sample
     top = place // columns % rows * (S * MEAN)
     left = place % columns * (S * MEAN)
-    base = sample.to(tl.int64) * strides[0] + place // (rows * columns) * strides[2]
+    base = sample * strides[0] + place // (rows * columns) * strides[2]
     if EXACT:
         base += top // SPLIT * strides[3] + left // SPLIT * strides[5]
 
@@ -113,6 +112,10 @@ def _embed_kernel(
     tl.store(tokens + where, product.to(tokens.dtype.element_ty), mask)
 
 
+_TILES = (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 4, 4)
+_tuned_embed = tuned(_embed_kernel, *_TILES)
+
+
 # --- launcher ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,13 +144,17 @@ def embed_launch(
         tokens: (B, N, d) contiguous, written.
     """
     batch, channels, frames, height, width = latent_shape(latent, packed)
+    strides, split = split_strides(latent, packed), 1 if packed is None else 2
+    features, depth = weight.shape[0], channels * patch_size**2
+    if packed is not None and patch_size == 2 and mean_over == 1:
+        # A packed token is the patch, in the order of the weight: read it as one pixel of many channels, in one piece.
+        (height, width), patch_size, split = packed, 1, 1
+        strides = latent.stride(0), latent.stride(2), 0, strides[3], 0, strides[5], 0
     side = patch_size * mean_over
     rows, columns = -(-height // side), -(-width // side)
-    features, depth = weight.shape[0], channels * patch_size**2
-    split = 1 if packed is None else 2
     count = batch * frames * rows * columns
     return Launch(
-        _embed_kernel,
+        _tuned_embed,
         lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"])),
         dict(
             latent=latent,
@@ -156,7 +163,7 @@ def embed_launch(
             size_embedding=size_embedding,
             extra=extra,
             tokens=tokens,
-            strides=split_strides(latent, packed),
+            strides=strides,
             extra_strides=(0, 0, 0) if extra is None else extra.expand(tokens.shape).stride(),
             **scale_arguments(scale, scales),
             count=count,

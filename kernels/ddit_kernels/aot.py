@@ -1,0 +1,252 @@
+"""Compile every kernel at every shipped configuration for five GPU architectures, without a GPU.
+
+    python -m ddit_kernels.aot [--arch 80 89 90 100 120]
+
+Prints registers, shared memory, stack and local memory of each, as the CUDA tools bundled with Triton report them, and
+exits with 1 if one of them spills (stack or local memory) or needs more shared memory than a block of that GPU has. The
+kernels' own launchers build the arguments, from tensors on the meta device, so what is checked is what runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from ddit_kernels._common import INTERPRETED, Launch
+from ddit_kernels.latent_evolution import WORKSPACE, evolution_launch, patch_counts
+from ddit_kernels.patch_deembed import deembed_launch
+from ddit_kernels.patch_embed import embed_launch
+from ddit_kernels.patch_quantile import quantile_launch
+
+# Shared memory one block may use, bytes (CUDA programming guide, technical specifications per compute capability).
+SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+GPU = {80: "A100", 89: "RTX 4090", 90: "H100/H200", 100: "B200", 120: "RTX 5090"}
+
+FLUX, WAN_480, WAN_720 = (1, 16, 128, 128), (1, 16, 21, 60, 104), (1, 16, 21, 90, 160)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Resources of one compiled kernel; bytes, registers per thread."""
+
+    arch: int
+    kernel: str
+    case: str
+    warps: int
+    registers: int
+    shared: int
+    stack: int
+    local: int
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, empty if nothing is."""
+        if self.stack or self.local:
+            return "spills"
+        return "too much shared memory" if self.shared > SHARED_LIMIT[self.arch] else ""
+
+
+class _Target:
+    """Stands in for the CUDA driver: Triton asks it for what to compile, and nothing is ever launched."""
+
+    arch = 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # Triton caches compiled kernels per device
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _pack(latent: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    batch, channels, height, width = latent
+    return (batch, height // 2 * (width // 2), channels * 4), (height // 2, width // 2)
+
+
+def _evolutions() -> Iterator[tuple[str, Launch]]:
+    short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    for name, latent, sizes, dtype, order, is_packed in (
+        ("FLUX packed", FLUX, (2, 4, 8), torch.float32, 3, True),
+        ("FLUX packed", FLUX, (4, 8), torch.float32, 3, True),
+        ("FLUX packed", FLUX, (4, 8), torch.bfloat16, 2, True),
+        ("FLUX", FLUX, (2, 4, 8), torch.float32, 3, False),
+        ("base patch 1", FLUX, (1, 2, 4), torch.float16, 1, False),
+        ("4 channels", (2, 4, 16, 16), (2, 4), torch.float32, 3, False),
+        ("Wan 480p", WAN_480, (2, 4, 8), torch.float32, 3, False),
+        ("Wan 720p", WAN_720, (4, 8), torch.float32, 3, False),
+        ("Wan 2.2", (1, 48, 31, 44, 80), (4, 8), torch.float32, 3, False),
+    ):
+        shape, grid = _pack(latent) if is_packed else (latent, None)
+        increments = [_meta(*shape, dtype=dtype)] * order
+        stds, decision = _meta(1, 1), _meta(1, dtype=torch.int32)
+        workspace = _meta(WORKSPACE, dtype=torch.int32)
+        launch = evolution_launch(increments, sizes, 0.4, 1e-3, grid, stds, decision, workspace)
+        yield f"{name} {short[dtype]} order {order} sizes {','.join(map(str, sizes))}", launch
+
+
+def _quantiles() -> Iterator[tuple[str, Launch]]:
+    for name, (frames, height, width), sizes in (
+        ("FLUX 512", (1, 64, 64), (4, 8)),
+        ("FLUX 1024", (1, 128, 128), (2, 4, 8)),
+        ("Wan 480p", (21, 60, 104), (4, 8)),
+        ("Wan 720p", (21, 90, 160), (4, 8)),
+        ("Wan 720p, streamed", (21, 90, 160), (2, 4, 8)),
+    ):
+        counts = patch_counts(frames, height, width, sizes)
+        yield (
+            f"{name} sizes {','.join(map(str, sizes))}",
+            quantile_launch(_meta(1, sum(counts)), counts, sizes, 0.4, _meta(1, len(sizes))),
+        )
+
+
+def _embeds() -> Iterator[tuple[str, Launch]]:
+    bf16 = torch.bfloat16
+    for name, latent, width, size, mean, is_packed, position, dtype in (
+        ("FLUX packed", FLUX, 3072, 2, 1, True, False, bf16),
+        ("FLUX packed", FLUX, 3072, 4, 1, True, False, bf16),
+        ("FLUX packed", FLUX, 3072, 8, 1, True, False, bf16),
+        ("FLUX packed, mean", FLUX, 3072, 2, 2, True, False, bf16),
+        ("FLUX packed, mean", FLUX, 3072, 2, 4, True, False, bf16),
+        ("SD3", FLUX, 1536, 2, 1, False, True, torch.float16),
+        ("Wan", WAN_480, 1536, 2, 1, False, False, bf16),
+        ("Wan", WAN_480, 1536, 4, 1, False, False, bf16),
+        ("Wan, edge", WAN_480, 5120, 8, 1, False, False, bf16),
+        ("Wan, mean, edge", WAN_480, 1536, 2, 4, False, False, bf16),
+        ("FLUX float32", FLUX, 3072, 2, 1, True, True, torch.float32),
+        ("FLUX float32", FLUX, 3072, 8, 1, False, False, torch.float32),
+    ):
+        shape, grid = _pack(latent) if is_packed else (latent, None)
+        frames, side = latent[2] if len(latent) == 5 else 1, size * mean
+        tokens = _meta(1, patch_counts(frames, *latent[-2:], [side])[0], width, dtype=dtype)
+        launch = embed_launch(
+            _meta(*shape, dtype=dtype),
+            _meta(width, latent[1], size, size, dtype=dtype),
+            _meta(width, dtype=dtype),
+            size,
+            _meta(*tokens.shape[1:], dtype=dtype) if position else None,
+            _meta(width, dtype=dtype) if size > 2 else None,
+            mean,
+            1.0,
+            _meta(1) if mean > 1 else None,
+            grid,
+            tokens,
+        )
+        yield f"{name} s={size} k={mean} d={width}", launch
+
+
+def _deembeds() -> Iterator[tuple[str, Launch]]:
+    bf16 = torch.bfloat16
+    for name, latent, width, size, spread, is_packed, dtype in (
+        ("FLUX packed", FLUX, 3072, 2, 1, True, bf16),
+        ("FLUX packed", FLUX, 3072, 4, 1, True, bf16),
+        ("FLUX packed", FLUX, 3072, 8, 1, True, bf16),
+        ("FLUX packed, spread", FLUX, 3072, 2, 2, True, bf16),
+        ("FLUX packed, spread", FLUX, 3072, 2, 4, True, bf16),
+        ("SD3", FLUX, 1536, 2, 1, False, torch.float16),
+        ("Wan", WAN_480, 1536, 2, 1, False, bf16),
+        ("Wan", WAN_480, 1536, 4, 1, False, bf16),
+        ("Wan", WAN_480, 5120, 8, 1, False, bf16),
+        ("Wan, spread", WAN_480, 1536, 2, 4, False, bf16),
+        ("FLUX float32", FLUX, 3072, 2, 1, True, torch.float32),
+        ("FLUX float32", FLUX, 3072, 8, 1, False, torch.float32),
+    ):
+        shape, out_grid = _pack(latent) if is_packed else (latent, None)
+        side, features = size * spread, latent[1] * size**2
+        grid = [*latent[2:-2], -(-latent[-2] // side), -(-latent[-1] // side)]
+        launch = deembed_launch(
+            _meta(1, torch.Size(grid).numel(), width, dtype=dtype),
+            _meta(features, width, dtype=dtype),
+            _meta(features, dtype=dtype),
+            size,
+            grid,
+            _meta(*shape, dtype=dtype) if side > 2 else None,
+            1.0,
+            _meta(1) if spread > 1 else None,
+            spread,
+            out_grid,
+            _meta(*shape, dtype=dtype),
+        )
+        yield f"{name} s={size} k={spread} d={width}", launch
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """(registers, stack bytes, local bytes) of the one kernel in a compiled binary."""
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage:\n{text}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack, local
+
+
+def check(arch: int, target: _Target) -> Iterator[Row]:
+    """Compile everything for one architecture (compute capability times ten)."""
+    target.arch = arch
+    for kernel, launches in (
+        ("evolution", _evolutions()),
+        ("quantile", _quantiles()),
+        ("embed", _embeds()),
+        ("deembed", _deembeds()),
+    ):
+        for case, launch in launches:
+            compiled: Any = launch.kernel.warmup(grid=launch.grid, **launch.arguments)
+            for one in compiled if isinstance(compiled, list) else [compiled]:
+                registers, stack, local = _resources(one.asm["cubin"])
+                yield Row(arch, kernel, case, one.metadata.num_warps, registers, one.metadata.shared, stack, local)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ddit_kernels.aot", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
+    options = parser.parse_args()
+    if INTERPRETED:
+        print("Unset TRITON_INTERPRET: interpreted kernels cannot be compiled.", file=sys.stderr)
+        return 2
+    target, begin, problems, total = _Target(), time.perf_counter(), 0, 0
+    driver.set_active(target)
+    line = "{:<7}{:<10}{:<46}{:>6}{:>6}{:>9}{:>7}{:>7}  {}"
+    for arch in options.arch:
+        print(
+            f"\nsm_{arch} ({GPU[arch]}), shared memory limit {SHARED_LIMIT[arch]:,} bytes, Triton {triton.__version__}"
+        )
+        print(line.format("arch", "kernel", "case", "warps", "regs", "shared", "stack", "local", ""))
+        for row in check(arch, target):
+            print(
+                line.format(
+                    f"sm_{arch}", row.kernel, row.case, row.warps, row.registers, row.shared, row.stack, row.local,
+                    row.problem,
+                ),
+                flush=True,
+            )  # fmt: skip
+            total, problems = total + 1, problems + bool(row.problem)
+    print(f"\n{total} kernels compiled in {time.perf_counter() - begin:.0f} s, {problems} with problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
