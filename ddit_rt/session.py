@@ -208,7 +208,7 @@ class Session:
                 trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
             )
             if not (run.skipped or self._makes_no_call(record.multiple)):
-                trajectory.recent.append((record.sigma, prediction))
+                trajectory.add_run(record.sigma, prediction)
         self._count(run, base, call, None)
         return self.family.wrap(base, call, prediction.to(call.latent.dtype))
 
@@ -262,9 +262,7 @@ class Session:
             return
         prediction = self.family.output(base, call, raw)
         models = self._models(run, base, call, at)
-        trajectory = run.trajectory(base, ordinal)
-        trajectory.anchors.append(Anchor(run.sigma, call.latent, prediction, models))
-        trajectory.recent.append((run.sigma, prediction))
+        run.trajectory(base, ordinal).add_fine(Anchor(run.sigma, call.latent, prediction, models))
 
     def _models(self, run: Run, base: nn.Module, call: Call, at: Forwards) -> Models:
         family, native = self.family, self._native

@@ -58,6 +58,19 @@ class Trajectory:
     def last(self) -> Anchor | None:
         return self.anchors[-1] if self.anchors else None
 
+    def add_fine(self, anchor: Anchor) -> None:
+        """Adds a fine step; see :meth:`add_run`."""
+        if self.last is not None and self.last.sigma == anchor.sigma:
+            self.anchors.pop()
+        self.anchors.append(anchor)
+        self.add_run(anchor.sigma, anchor.prediction)
+
+    def add_run(self, sigma: float, prediction: torch.Tensor) -> None:
+        """Adds a model run. It replaces one at the same σ, as Heun's method makes two: no slope lies between them."""
+        if self.recent and self.recent[-1][0] == sigma:
+            self.recent.pop()
+        self.recent.append((sigma, prediction))
+
     def forecast(self, sigma: float, linear: bool = True) -> torch.Tensor:
         """The prediction to expect at ``sigma``, without a model run: the last one, or the line through the last two.
 
