@@ -38,7 +38,7 @@ def step_with_increment(
     Returns:
         The scheduler's result and Δz, float32, the shape of ``sample``.
     """
-    if _is_plain_euler(scheduler, args, kwargs) and torch.float32 not in (sample.dtype, model_output.dtype):
+    if _is_plain_euler(scheduler, args, kwargs) and model_output.dtype != torch.float32:
         result = step(model_output, timestep, sample, *args, **kwargs)
         index = scheduler.step_index - 1
         return result, (scheduler.sigmas[index + 1] - scheduler.sigmas[index]) * model_output.float()
