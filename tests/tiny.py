@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
@@ -155,6 +156,41 @@ def wan_inputs(batch: int = 1, height: int = 64, width: int = 96, frames: int = 
     }
 
 
+def wan_image(image_dim: int | None = None) -> WanImageToVideoPipeline:
+    """Image-to-video: 4 latent channels, 4 of the frame mask, 4 of the encoded image; ``image_dim`` as in Wan 2.1."""
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    pipe = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=randomise(vae),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=wan_transformer(in_channels=12, image_dim=image_dim),
+    )
+    if image_dim:  # in place of an image encoder
+        embeds = torch.randn(1, 3, image_dim, generator=torch.Generator().manual_seed(3))
+        pipe.encode_image = lambda image, device: embeds
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def smooth(pipe: Any) -> Any:
+    """Calms a random transformer, so that its trajectory is as smooth as a trained model's."""
+    transformer = pipe.transformer
+    time = getattr(transformer, "time_text_embed", None) or transformer.condition_embedder
+    embedder = getattr(time, "timestep_embedder", None) or time.time_embedder
+    with torch.no_grad():
+        embedder.linear_2.weight.mul_(0.02)
+        transformer.proj_out.weight.mul_(0.1)
+        transformer.proj_out.bias.mul_(0.1)
+    return pipe
+
+
+def picture(height: int = 64, width: int = 64, channels: int = 3) -> torch.Tensor:
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(5))
+
+
 def latents_of(pipe: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Runs the pipeline with a fresh copy of the generator in ``inputs``."""
     generator = inputs.get("generator")
@@ -165,14 +201,16 @@ def latents_of(pipe: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 __all__ = [
-    "WanImageToVideoPipeline",
     "flux",
     "flux_inputs",
     "flux_transformer",
     "latents_of",
     "negative",
+    "picture",
     "randomise",
+    "smooth",
     "wan",
+    "wan_image",
     "wan_inputs",
     "wan_transformer",
 ]
