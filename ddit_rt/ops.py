@@ -11,7 +11,6 @@ Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +31,8 @@ from ddit_kernels.patch_embed import patch_embed as patch_embed_triton
 from ddit_kernels.patch_embed import patch_embed_reference
 from ddit_kernels.patch_quantile import patch_std_quantile
 
+from .op_arguments import OpArgumentError, check_decision, check_deembed, check_embed, check_evolution
+
 __all__ = [
     "BackendError",
     "OpArgumentError",
@@ -41,63 +42,6 @@ __all__ = [
     "patch_embed",
     "select_multiple",
 ]
-
-
-class OpArgumentError(ValueError):
-    """An argument of an operation has the wrong shape, dtype or range; the message names the value and the fix."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise OpArgumentError(message)
-
-
-def _check_packed(tokens: torch.Tensor, packed: tuple[int, int], name: str) -> None:
-    _require(
-        len(packed) == 2
-        and tokens.dim() == 3
-        and tokens.shape[1] == packed[0] * packed[1]
-        and tokens.shape[2] % 4 == 0,
-        f"{name} has shape {tuple(tokens.shape)} with packed={tuple(packed)}: packed tokens are (B, h*w, C*4) for the "
-        "token grid packed=(h, w).",
-    )
-
-
-def _check_evolution(
-    increments: Sequence[torch.Tensor], patch_sizes: Sequence[int], quantile: float, packed: tuple[int, int] | None
-) -> None:
-    _require(
-        not isinstance(increments, torch.Tensor) and len(increments) > 0,
-        "increments must be a non-empty list or tuple of tensors, newest first; "
-        "wrap a single increment as [increment].",
-    )
-    first = increments[0]
-    for i, increment in enumerate(increments):
-        _require(
-            increment.is_floating_point(),
-            f"increments[{i}] has dtype {increment.dtype}: pass a floating dtype, best float32 taken before rounding.",
-        )
-        _require(
-            increment.shape == first.shape and increment.device == first.device,
-            f"increments[{i}] is {tuple(increment.shape)} on {increment.device}, increments[0] is {tuple(first.shape)} "
-            f"on {first.device}: all increments come from one latent; reset the history when its shape changes.",
-        )
-    if packed is not None:
-        _check_packed(first, packed, "increments[0]")
-    else:
-        _require(
-            first.dim() in (4, 5),
-            f"increments[0] has shape {tuple(first.shape)}: expected (B, C, H, W) or (B, C, F, H, W), "
-            "or packed tokens with packed=(h, w).",
-        )
-    _require(all(n > 0 for n in first.shape[1:]), f"increments[0] has an empty axis: {tuple(first.shape)}.")
-    _require(
-        len(patch_sizes) > 0
-        and len(set(patch_sizes)) == len(patch_sizes)
-        and all(isinstance(s, int) and s > 0 for s in patch_sizes),
-        f"patch_sizes={list(patch_sizes)}: give distinct positive integers, in latent pixels.",
-    )
-    _require(0.0 <= quantile <= 1.0, f"quantile={quantile}: give a number from 0 to 1.")
 
 
 def latent_evolution(
@@ -130,7 +74,7 @@ def latent_evolution(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    _check_evolution(increments, patch_sizes, quantile, packed)
+    check_evolution(increments, patch_sizes, quantile, packed)
     return _evolve(increments, patch_sizes, quantile, 0.0, packed, None, backend)[1]()
 
 
@@ -160,8 +104,8 @@ def select_multiple(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    _check_evolution(increments, patch_sizes, quantile, packed)
-    _check_decision(threshold, out, increments[0])
+    check_evolution(increments, patch_sizes, quantile, packed)
+    check_decision(threshold, out, increments[0])
     return _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)[0]
 
 
@@ -190,25 +134,12 @@ def evolve_and_select(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    _check_evolution(increments, patch_sizes, quantile, packed)
-    _check_decision(threshold, out, increments[0])
+    check_evolution(increments, patch_sizes, quantile, packed)
+    check_decision(threshold, out, increments[0])
     decision, quantiles = _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)
     if decided is not None:
         decided.record()
     return decision, quantiles()
-
-
-def _check_decision(threshold: float, out: torch.Tensor | None, increment: torch.Tensor) -> None:
-    _require(threshold >= 0.0, f"threshold={threshold}: give a number >= 0; 0 never coarsens.")
-    if out is not None:
-        _require(
-            out.dtype == torch.int32 and out.shape == increment.shape[:1] and out.is_contiguous(),
-            f"out is {out.dtype} {tuple(out.shape)}: give a contiguous int32 tensor of shape ({increment.shape[0]},).",
-        )
-        _require(
-            out.device == increment.device or (increment.is_cuda and out.is_pinned()),
-            f"out is on {out.device}, the increments on {increment.device}: use that device or pinned host memory.",
-        )
 
 
 def _evolve(
@@ -231,21 +162,6 @@ def _evolve(
     stds = evolution_select(list(increments), sizes, quantile, threshold, grid, decision)
     counts = patch_counts(*latent_shape(increments[0], packed)[2:], sizes)
     return decision, lambda: patch_std_quantile(stds, counts, sizes, quantile)
-
-
-def _check_scale(scale: float | torch.Tensor, batch: int) -> None:
-    if isinstance(scale, torch.Tensor):
-        _require(
-            scale.numel() in (1, batch) and scale.dim() <= 1,
-            f"scale has shape {tuple(scale.shape)}: give a number, a one-element tensor or one value per sample.",
-        )
-    else:
-        _require(math.isfinite(scale), f"scale={scale}: give a finite number.")
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        _require(isinstance(value, int) and value > 0, f"{name}={value!r}: give a positive integer.")
 
 
 def patch_embed(
@@ -286,37 +202,7 @@ def patch_embed(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    _positive(patch_size=patch_size, mean_over=mean_over)
-    if packed is not None:
-        _check_packed(latent, packed, "latent")
-        channels, frames, height, width = latent.shape[2] // 4, 1, 2 * packed[0], 2 * packed[1]
-    else:
-        _require(
-            latent.dim() in (4, 5),
-            f"latent has shape {tuple(latent.shape)}: expected (B, C, H, W) or (B, C, F, H, W), "
-            "or packed tokens with packed=(h, w).",
-        )
-        channels, (height, width) = latent.shape[1], latent.shape[-2:]
-        frames = latent.shape[2] if latent.dim() == 5 else 1
-    _require(latent.is_floating_point(), f"latent has dtype {latent.dtype}: pass a floating dtype.")
-    _require(all(n > 0 for n in latent.shape[1:]), f"latent has an empty axis: {tuple(latent.shape)}.")
-    kernel = tuple(weight.shape[1:])
-    _require(
-        kernel in ((channels, patch_size, patch_size), (channels, 1, patch_size, patch_size)),
-        f"weight has shape {tuple(weight.shape)}: for {channels} channels and patch_size={patch_size} expected "
-        f"(d, {channels}, {patch_size}, {patch_size}).",
-    )
-    width_out = weight.shape[0]
-    for name, vector in (("bias", bias), ("size_embedding", size_embedding)):
-        _require(
-            vector is None or vector.shape == (width_out,),
-            f"{name} has shape {None if vector is None else tuple(vector.shape)}: expected ({width_out},).",
-        )
-    side = patch_size * mean_over
-    shape = (latent.shape[0], frames * -(-height // side) * -(-width // side), width_out)
-    _check_broadcast(extra, shape, "extra")
-    _check_scale(scale, latent.shape[0])
-    _check_device(latent, weight=weight, bias=bias, extra=extra, size_embedding=size_embedding)
+    check_embed(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
     unsupported = gemm_unsupported(patch_size, mean_over, latent, weight, extra)
     if _resolve(backend, unsupported, latent, weight, bias, extra, size_embedding, scale) == "torch":
         return patch_embed_reference(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
@@ -365,42 +251,7 @@ def patch_deembed(
         OpArgumentError: wrong shapes, dtypes or ranges.
         BackendError: ``backend="triton"`` where it cannot run.
     """
-    _positive(patch_size=patch_size, spread_over=spread_over)
-    _require(
-        len(grid) in (2, 3) and all(n > 0 for n in grid) and tokens.dim() == 3 and tokens.shape[1] == math.prod(grid),
-        f"tokens have shape {tuple(tokens.shape)}, grid={tuple(grid)}: expected (B, N, d) with N the product of a grid "
-        "(h, w) or (f, h, w).",
-    )
-    _require(tokens.is_floating_point(), f"tokens have dtype {tokens.dtype}: pass a floating dtype.")
-    _require(
-        weight.dim() == 2 and weight.shape[1] == tokens.shape[2] and weight.shape[0] % patch_size**2 == 0,
-        f"weight has shape {tuple(weight.shape)}: for patch_size={patch_size} expected "
-        f"({patch_size**2}*C, {tokens.shape[2]}).",
-    )
-    _require(
-        bias is None or bias.shape == weight.shape[:1],
-        f"bias has shape {None if bias is None else tuple(bias.shape)}: expected ({weight.shape[0]},).",
-    )
-    full = (grid[-2] * patch_size * spread_over, grid[-1] * patch_size * spread_over)
-    height, width = full if size is None else size
-    _require(
-        0 < height <= full[0] and 0 < width <= full[1],
-        f"size=({height}, {width}) does not fit in the {full} pixels that grid={tuple(grid)} covers.",
-    )
-    _require(
-        not packed or (len(grid) == 2 and height % 2 == 0 and width % 2 == 0),
-        f"packed output needs a grid (h, w) and an even size; got grid={tuple(grid)}, size=({height}, {width}).",
-    )
-    channels, batch = weight.shape[0] // patch_size**2, tokens.shape[0]
-    shape = (batch, channels, *grid[:-2], height, width)
-    if packed:
-        shape = (batch, (height // 2) * (width // 2), channels * 4)
-    _require(
-        residual is None or tuple(residual.shape) == shape,
-        f"residual has shape {None if residual is None else tuple(residual.shape)}: expected {shape}.",
-    )
-    _check_scale(scale, batch)
-    _check_device(tokens, weight=weight, bias=bias, residual=residual)
+    height, width = check_deembed(tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed)
     unsupported = gemm_unsupported(patch_size, spread_over, tokens, weight, residual)
     if _resolve(backend, unsupported, tokens, weight, bias, residual, scale) == "torch":
         return patch_deembed_reference(
@@ -418,20 +269,3 @@ def _resolve(backend: str, unsupported: str | None, *tensors: torch.Tensor | flo
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
         unsupported = "an argument requires a gradient and the kernel has none; use torch.no_grad() or the reference."
     return resolve_backend(backend, held[0].device, unsupported)
-
-
-def _check_broadcast(tensor: torch.Tensor | None, shape: tuple[int, ...], name: str) -> None:
-    if tensor is None:
-        return
-    fits = tensor.dim() <= len(shape) and all(
-        have in (1, want) for have, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
-    )
-    _require(fits, f"{name} has shape {tuple(tensor.shape)}: it must broadcast to {shape}.")
-
-
-def _check_device(first: torch.Tensor, **others: torch.Tensor | None) -> None:
-    for name, tensor in others.items():
-        _require(
-            tensor is None or tensor.device == first.device,
-            f"{name} is on {None if tensor is None else tensor.device}, the data on {first.device}: move it there.",
-        )

@@ -1,6 +1,6 @@
 """Compile every kernel at every shipped configuration for five GPU architectures, without a GPU.
 
-    python -m ddit_kernels.aot [--arch 80 89 90 100 120]
+    python -m ddit_kernels.aot [--arch 80 89 90 100 120] [--kernel evolution quantile embed deembed]
 
 Prints registers, shared memory, stack and local memory of each, as the CUDA tools bundled with Triton report them, and
 exits with 1 if one of them spills (stack or local memory) or needs more shared memory than a block of that GPU has. The
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,16 +203,14 @@ def _resources(cubin: bytes) -> tuple[int, int, int]:
     return registers, stack, local
 
 
-def check(arch: int, target: _Target) -> Iterator[Row]:
-    """Compile everything for one architecture (compute capability times ten)."""
+KERNELS = {"evolution": _evolutions, "quantile": _quantiles, "embed": _embeds, "deembed": _deembeds}
+
+
+def check(arch: int, kernels: Sequence[str], target: _Target) -> Iterator[Row]:
+    """Compile ``kernels`` for one architecture (compute capability times ten)."""
     target.arch = arch
-    for kernel, launches in (
-        ("evolution", _evolutions()),
-        ("quantile", _quantiles()),
-        ("embed", _embeds()),
-        ("deembed", _deembeds()),
-    ):
-        for case, launch in launches:
+    for kernel in kernels:
+        for case, launch in KERNELS[kernel]():
             compiled: Any = launch.kernel.warmup(grid=launch.grid, **launch.arguments)
             for one in compiled if isinstance(compiled, list) else [compiled]:
                 registers, stack, local = _resources(one.asm["cubin"])
@@ -223,6 +221,7 @@ def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ddit_kernels.aot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS))
     options = parser.parse_args()
     if INTERPRETED:
         print("Unset TRITON_INTERPRET: interpreted kernels cannot be compiled.", file=sys.stderr)
@@ -235,7 +234,7 @@ def main() -> int:
             f"\nsm_{arch} ({GPU[arch]}), shared memory limit {SHARED_LIMIT[arch]:,} bytes, Triton {triton.__version__}"
         )
         print(line.format("arch", "kernel", "case", "warps", "regs", "shared", "stack", "local", ""))
-        for row in check(arch, target):
+        for row in check(arch, options.kernel, target):
             print(
                 line.format(
                     f"sm_{arch}", row.kernel, row.case, row.warps, row.registers, row.shared, row.stack, row.local,

@@ -273,7 +273,8 @@ def patch_deembed_reference(
     """Plain PyTorch version of the kernel. See :func:`ddit_rt.ops.patch_deembed`."""
     frames, rows, columns = (1, *grid) if len(grid) == 2 else grid
     batch, channels = tokens.shape[0], weight.shape[0] // patch_size**2
-    values = scaled(F.linear(tokens.to(weight.dtype), weight, bias), scale).to(weight.dtype)
+    values = F.linear(tokens.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+    values = scaled(values, scale).to(weight.dtype)
     patches = values.reshape(batch, frames, rows, columns, patch_size, patch_size, channels)
     latent = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(
         batch, channels, frames, rows * patch_size, columns * patch_size
