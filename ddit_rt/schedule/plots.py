@@ -41,7 +41,8 @@ def plot_reports(reports: dict[str, Report], path: Path) -> Path:
         if report.config.get("threshold"):
             curves.axhline(report.config["threshold"], color="grey", linestyle="--", linewidth=1, label="τ")
         curves.set_xlabel("denoising step")
-        curves.legend(fontsize=8)
+        if curves.lines:
+            curves.legend(fontsize=8)
         curves.grid(alpha=0.2)
     axes[1][0].set_ylabel("ρ-quantile of patch std")
     used = sorted({k for report in reports.values() for k in (*report.config.get("multiples", ()), *report.schedule)})
