@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +83,8 @@ class Report:
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON text (a NaN σ becomes null); written to ``path`` too if one is given."""
-        text = json.dumps(_without_nan(self.to_dict()), indent=2)
+        """The report as JSON text (a σ that is not finite becomes null); written to ``path`` too if one is given."""
+        text = json.dumps(_finite(self.to_dict()), indent=2)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -118,9 +119,9 @@ def _size(multiple: int) -> str:
     return {0: "free", 1: "p"}.get(multiple, f"{multiple}p")
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
