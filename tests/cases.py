@@ -1,4 +1,4 @@
-"""Every kind of pipeline call that an accelerated pipeline has to reproduce: name -> (pipeline, arguments of its call)."""
+"""Every kind of pipeline call that an accelerated pipeline has to reproduce: name -> (pipeline, call arguments)."""
 
 from __future__ import annotations
 

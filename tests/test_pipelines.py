@@ -1,4 +1,4 @@
-"""Whole pipelines: plain outputs stay bit for bit, coarse runs work everywhere, nothing leaks, nothing is left behind."""
+"""Whole pipelines: plain outputs bit for bit, coarse runs everywhere, nothing leaks, nothing is left behind."""
 
 import threading
 from types import SimpleNamespace
