@@ -1,0 +1,232 @@
+"""The frozen base model's own trajectories: what one pipeline call showed its transformer, and what that answered.
+
+Everything is taken where the pipeline calls its transformer, so guidance, image conditions and scheduler are those of the
+real pipeline, whatever its class. Recordings are kept as sharded safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import ConfigError, UnsupportedPipelineError
+from ..families import Family, NotCoarseError, denoisers
+from ..runtime import MethodPatch
+
+_KEY = "ddit_recording"
+
+
+@dataclass
+class Recording:
+    """B trajectories (or pieces of them) of S steps.
+
+    A *stream* is one of the transformer's calls per step: guidance has a conditional and an unconditional one.
+
+    Attributes:
+        sigmas: float32 (S + 1,): noise levels, the one after the last step included.
+        latents: (S, B, C, F, H, W).
+        predictions: Per stream, the shape of ``latents``.
+        arguments: Per stream, the transformer's other tensor arguments by name.
+        condition: (B, C', F, H, W) un-noised channels, or None.
+        captions: B texts.
+    """
+
+    sigmas: torch.Tensor
+    latents: torch.Tensor
+    predictions: list[torch.Tensor]
+    arguments: list[dict[str, torch.Tensor]]
+    condition: torch.Tensor | None
+    captions: list[str]
+
+    def save(self, path: Path, dtype: torch.dtype) -> None:
+        """Writes the recording, through a temporary file; latents and predictions as ``dtype``."""
+        state = {"sigmas": self.sigmas, "latents": self.latents.to(dtype)}
+        for stream, (prediction, arguments) in enumerate(zip(self.predictions, self.arguments)):
+            state[f"predictions.{stream}"] = prediction.to(dtype)
+            state |= {f"arguments.{stream}.{name}": tensor for name, tensor in arguments.items()}
+        if self.condition is not None:
+            state["condition"] = self.condition.to(dtype)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        clones = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+        save_file(clones, temporary, metadata={_KEY: json.dumps({"captions": self.captions})})
+        os.replace(temporary, path)
+
+
+class Shard:
+    """A recording on disk, read piece by piece."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt").__enter__()
+        names = list(self._file.keys())
+        self.sigmas: torch.Tensor = self._file.get_tensor("sigmas")
+        self.steps, self.batch = self._file.get_slice("latents").get_shape()[:2]
+        self.streams = sum(name.startswith("predictions.") for name in names)
+        self._arguments = [
+            {name.split(".", 2)[2]: name for name in names if name.startswith(f"arguments.{stream}.")}
+            for stream in range(self.streams)
+        ]
+        self._conditioned = "condition" in names
+
+    def latent(self, step: int, index: int) -> torch.Tensor:
+        """(C, F, H, W) float32."""
+        return self._piece("latents", step, index)
+
+    def prediction(self, stream: int, step: int, index: int) -> torch.Tensor:
+        """(C, F, H, W) float32."""
+        return self._piece(f"predictions.{stream}", step, index)
+
+    def condition(self, index: int) -> torch.Tensor | None:
+        """(C', F, H, W) or None."""
+        return self._file.get_slice("condition")[index : index + 1][0] if self._conditioned else None
+
+    def arguments(self, stream: int, index: int, shared: frozenset[str]) -> dict[str, torch.Tensor]:
+        """The transformer's other arguments: a sample's own, those named in ``shared`` whole."""
+        return {
+            name: self._file.get_tensor(key) if name in shared else self._file.get_slice(key)[index : index + 1][0]
+            for name, key in self._arguments[stream].items()
+        }
+
+    def _piece(self, name: str, step: int, index: int) -> torch.Tensor:
+        return self._file.get_slice(name)[step : step + 1, index : index + 1][0, 0].float()
+
+
+class _EnoughError(Exception):
+    """Ends a pipeline call once the steps that were asked for are recorded."""
+
+
+@torch.no_grad()
+def record(
+    pipe: Any,
+    family: Family,
+    run: Callable[[], Any],
+    captions: Sequence[str],
+    max_steps: int | None = None,
+) -> Recording:
+    """Records what ``run()``, a call of ``pipe`` or of a pipeline that shares its components, does.
+
+    Args:
+        pipe: Owner of transformer and scheduler, not accelerated.
+        family: Of the transformer.
+        run: Makes the call; its result is not used.
+        captions: One per sample.
+        max_steps: Stop the call after so many denoising steps.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline has two transformers, or calls its transformer in a way that coarse tokens
+            cannot carry.
+    """
+    modules = denoisers(pipe, family)
+    if len(modules) != 1:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: one adapter serves one of them. "
+            "Distill a pipeline with a single transformer."
+        )
+    (module,) = modules.values()
+    base, scheduler = unwrap_module(module), pipe.scheduler
+    latents: list[torch.Tensor] = []
+    predictions: list[list[torch.Tensor]] = []
+    arguments: list[dict[str, torch.Tensor]] = []
+    conditions: list[torch.Tensor | None] = []
+    stream = 0
+
+    def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal stream
+        bound = family.bind(args, kwargs)
+        try:
+            call = family.parse(base, bound)
+        except NotCoarseError as error:
+            raise UnsupportedPipelineError(f"this call cannot be distilled: {error}.") from error
+        raw = inner(*args, **kwargs)
+        if not latents:
+            conditions.append(call.condition)
+        if stream == 0:
+            latents.append(call.latent.float().cpu())
+        if len(latents) == 1:
+            predictions.append([])
+            tensors = {name: value for name, value in bound.items() if isinstance(value, torch.Tensor)}
+            tensors.pop("hidden_states")
+            arguments.append({name: value.detach().cpu() for name, value in tensors.items()})
+        predictions[stream].append(family.output(base, call, raw).float().cpu())
+        stream += 1
+        return raw
+
+    def step(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal stream
+        stream = 0
+        result = inner(*args, **kwargs)
+        if len(latents) == max_steps:
+            raise _EnoughError
+        return result
+
+    patches = [MethodPatch(module, "forward", forward), MethodPatch(scheduler, "step", step)]
+    try:
+        for patch in patches:
+            patch.ensure_outermost()
+        run()
+    except _EnoughError:
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()
+    finally:
+        for patch in patches:
+            patch.remove()
+    begin = scheduler.begin_index or 0
+    sigmas = scheduler.sigmas[begin : begin + len(latents) + 1].float().cpu()
+    return Recording(
+        sigmas, torch.stack(latents), [torch.stack(stream) for stream in predictions], arguments, conditions[0], list(captions)
+    )
+
+
+class Library:
+    """Recordings of a data source in a directory, made when they are first asked for.
+
+    Args:
+        directory: Of the shards; a manifest in it says what they were made from.
+        make: Shard number -> its recording.
+        count: Shards in all.
+        manifest: JSON-ready description of model, call and data.
+        dtype: Of stored latents and predictions.
+
+    Raises:
+        ConfigError: the directory holds recordings of something else.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        make: Callable[[int], Recording],
+        count: int,
+        manifest: Mapping[str, Any],
+        dtype: torch.dtype,
+    ) -> None:
+        self.count = count
+        self._directory, self._make, self._dtype = directory, make, dtype
+        self._open: dict[int, Shard] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "
+                "directory, or delete it."
+            )
+        path.write_text(text, encoding="utf-8")
+
+    def path(self, index: int) -> Path:
+        return self._directory / f"shard-{index:06d}.safetensors"
+
+    def shard(self, index: int) -> Shard:
+        """Opens a shard, recording it first if it is not there."""
+        if index not in self._open:
+            if not self.path(index).exists():
+                self._make(index).save(self.path(index), self._dtype)
+            self._open[index] = Shard(self.path(index))
+        return self._open[index]

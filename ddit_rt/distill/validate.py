@@ -1,0 +1,66 @@
+"""Held-out prompts through the real pipeline: plain, band-split, and the adapter, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..evaluate import generate, psnr
+from ..granularity import Adapter
+
+_SEED = 12345
+
+
+def schedule(steps: int, multiple: int, warmup: int = 4, every: int = 3) -> list[int]:
+    """``warmup`` fine steps, then one fine step in ``every``, the others at ``multiple``."""
+    return [1 if index < warmup or (index - warmup) % every == every - 1 else multiple for index in range(steps)]
+
+
+def pictures(
+    pipe: Any, adapter: Adapter, call: Mapping[str, Any], captions: Sequence[str], path: Path, count: int = 4
+) -> dict[str, float]:
+    """Writes a sheet (a row per prompt: base, then band-split and adapter at every multiple) and measures it.
+
+    Args:
+        pipe: A plain pipeline; it is left plain.
+        adapter: To judge.
+        call: Arguments of the pipeline.
+        captions: Held-out prompts, of which ``count`` are drawn.
+        path: Of the picture.
+
+    Returns:
+        ``psnr_db/<way>@<multiple>p`` -> mean PSNR to the base model's own pictures. Empty, without a picture, for a
+        pipeline without a decoder.
+    """
+    if getattr(pipe, "vae", None) is None:
+        return {}
+    steps = int(call.get("num_inference_steps", 50))
+    ways: list[tuple[str, dict[str, Any]]] = []
+    for k in adapter.spec.multiples:
+        plan = {"schedule": schedule(steps, k), "multiples": (1, k)}
+        ways.append((f"band-split@{k}p", {**plan, "coarse": "band-split"}))
+        ways.append((f"adapter@{k}p", {**plan, "adapter": adapter, "coarse": "adapter"}))
+    values: dict[str, list[float]] = {name: [] for name, _ in ways}
+    rows = []
+    for index, caption in enumerate(captions[:count]):
+        base = generate(pipe, None, _SEED + index, prompt=caption, **call).frames
+        row = [base]
+        for name, settings in ways:
+            frames = generate(pipe, settings, _SEED + index, prompt=caption, **call).frames
+            values[name].append(psnr(frames, base))
+            row.append(frames)
+        rows.append(torch.cat([_still(frames) for frames in row], dim=2))
+    sheet = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(path)
+    return {f"psnr_db/{name}": sum(found) / len(found) for name, found in values.items()}
+
+
+def _still(frames: torch.Tensor) -> torch.Tensor:
+    """(1, 3, H, W), or the middle of (1, F, 3, H, W), as (3, H, W)."""
+    first = frames[0]
+    return (first if first.ndim == 3 else first[len(first) // 2]).clamp(0, 1)
