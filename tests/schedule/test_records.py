@@ -10,7 +10,7 @@ from ddit_rt import DDiTConfig, Report, StepRecord
 
 def report(*multiples, complete=True, **fields):
     steps = [
-        StepRecord(i, 1000.0 - i, 1.0 - i / 10, k, 64 // (k * k or 1), flops=1e9 / (k * k or 1), fine_flops=1e9, **fields)
+        StepRecord(i, 1e3 - i, 1 - i / 10, k, 64 // (k * k or 1), flops=1e9 / (k * k or 1), fine_flops=1e9, **fields)
         for i, k in enumerate(multiples)
     ]
     return Report(steps, DDiTConfig().to_dict(), complete)
