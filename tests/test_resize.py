@@ -59,7 +59,10 @@ def test_multiple_one_changes_nothing_and_dtypes_stay():
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "2"])
 def test_a_bad_multiple_is_named(k):
-    for resize in (lambda: pi_resize_embed(torch.ones(1, 1, 2, 2), k), lambda: pi_resize_deembed(torch.ones(4, 1), None, k)):
+    for resize in (
+        lambda: pi_resize_embed(torch.ones(1, 1, 2, 2), k),
+        lambda: pi_resize_deembed(torch.ones(4, 1), None, k),
+    ):
         with pytest.raises(ConfigError, match=f"k={k!r}"):
             resize()
 

@@ -46,7 +46,7 @@ def test_a_pipeline_without_its_transformer_is_refused():
 def test_another_transformer_class_is_refused():
     pipe = wan()
     pipe.transformer = flux_transformer()
-    with pytest.raises(UnsupportedPipelineError, match="FluxTransformer2DModel.*WanTransformer3DModel"):
+    with pytest.raises(UnsupportedPipelineError, match=r"FluxTransformer2DModel.*WanTransformer3DModel"):
         family_of(pipe)
 
 

@@ -102,7 +102,9 @@ def test_a_residual_that_is_linear_in_sigma_is_extrapolated_exactly(multiple):
         return bands.up(coarse_low_band(latent, sigma) + offset + slope * sigma, multiple)
 
     first, second, latent = (random(grid, seed) for seed in (3, 4, 5))
-    anchors = trajectory(Anchor(0.9, first, fine(first, 0.9), models()), Anchor(0.7, second, fine(second, 0.7), models()))
+    anchors = trajectory(
+        Anchor(0.9, first, fine(first, 0.9), models()), Anchor(0.7, second, fine(second, 0.7), models())
+    )
     geometry = geometry_of(latent)
     low = {}
     for residual in ("linear", "constant"):
@@ -129,7 +131,10 @@ def test_only_the_last_two_fine_steps_are_kept():
 
 
 def test_a_second_fine_step_at_the_same_sigma_replaces_the_first():
-    steps = [Anchor(s, torch.zeros(1), torch.full((1,), value), models()) for s, value in ((0.9, 0.0), (0.8, 1.0), (0.8, 2.0))]
+    steps = [
+        Anchor(s, torch.zeros(1), torch.full((1,), value), models())
+        for s, value in ((0.9, 0.0), (0.8, 1.0), (0.8, 2.0))
+    ]
     kept = trajectory(*steps)
     assert [anchor.sigma for anchor in kept.anchors] == [0.9, 0.8]
     assert kept.forecast(0.7).item() == pytest.approx(4.0)
@@ -150,7 +155,9 @@ def test_reuse_repeats_and_extrapolate_draws_the_line(grid, sigma):
 def test_with_one_fine_step_extrapolation_is_reuse():
     latent, fine = random((2, 2), 0), random((2, 2), 1)
     anchors = trajectory(Anchor(1.0, latent, fine, models()))
-    result = make_path("extrapolate", "linear").predict(anchors, latent, 0.5, 2, geometry_of(latent), Models(None, None))
+    result = make_path("extrapolate", "linear").predict(
+        anchors, latent, 0.5, 2, geometry_of(latent), Models(None, None)
+    )
     assert torch.equal(result, fine)
 
 

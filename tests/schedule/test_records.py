@@ -37,9 +37,7 @@ def test_json_goes_to_a_file_too(tmp_path):
     assert report(1).to_json(path) == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "schedule", [None, [1, 2, 4], lambda index, patch_std: 1], ids=["policy", "fixed", "callable"]
-)
+@pytest.mark.parametrize("schedule", [None, [1, 2, 4], lambda index, patch_std: 1], ids=["policy", "fixed", "callable"])
 def test_every_config_can_be_written(schedule):
     config = DDiTConfig(schedule=schedule, cache="teacache").to_dict()
     assert json.loads(Report([], config).to_json())["config"]["cache"].startswith("TeaCacheConfig")
