@@ -32,8 +32,16 @@ class Source(Protocol):
         """JSON-ready identity of the data, for the manifest of its recordings."""
         ...
 
-    def record(self, pipe: Any, family: Family, call: Mapping[str, Any], items: Sequence[int], seed: int) -> Recording:
-        """The base model's trajectories for these items, all of one size."""
+    def record(
+        self,
+        pipe: Any,
+        family: Family,
+        call: Mapping[str, Any],
+        items: Sequence[int],
+        seed: int,
+        max_steps: int | None = None,
+    ) -> Recording:
+        """The base model's trajectories for these items, all of one size; at most ``max_steps`` steps of them."""
         ...
 
 
@@ -93,10 +101,18 @@ class Prompts:
     def describe(self) -> dict[str, Any]:
         return {"kind": "prompts", "items": len(self.captions), "digest": _digest(self.captions)}
 
-    def record(self, pipe: Any, family: Family, call: Mapping[str, Any], items: Sequence[int], seed: int) -> Recording:
+    def record(
+        self,
+        pipe: Any,
+        family: Family,
+        call: Mapping[str, Any],
+        items: Sequence[int],
+        seed: int,
+        max_steps: int | None = None,
+    ) -> Recording:
         captions = [self.captions[item] for item in items]
         arguments = {**call, "prompt": captions, "generator": _generators(items, seed), "output_type": "latent"}
-        return record(pipe, family, lambda: pipe(**arguments), captions)
+        return record(pipe, family, lambda: pipe(**arguments), captions, max_steps)
 
 
 class Pictures:
@@ -117,7 +133,15 @@ class Pictures:
         digest = _digest([*self.names, *self.captions])
         return {"kind": "pictures", "items": len(self.captions), "digest": digest, "steps": self._steps}
 
-    def record(self, pipe: Any, family: Family, call: Mapping[str, Any], items: Sequence[int], seed: int) -> Recording:
+    def record(
+        self,
+        pipe: Any,
+        family: Family,
+        call: Mapping[str, Any],
+        items: Sequence[int],
+        seed: int,
+        max_steps: int | None = None,
+    ) -> Recording:
         total = int(call.get("num_inference_steps", 50))
         generator = torch.Generator().manual_seed(_mix(seed, items[0]))
         # enough steps left for a piece; strength 1 would be pure noise
@@ -134,7 +158,7 @@ class Pictures:
         }
         sibling = AutoPipelineForImage2Image.from_pipe(pipe)
         sibling.set_progress_bar_config(disable=True)
-        return record(pipe, family, lambda: sibling(**arguments), captions, self._steps)
+        return record(pipe, family, lambda: sibling(**arguments), captions, min(max_steps or self._steps, self._steps))
 
 
 def picture_folder(folder: Path, size: tuple[int, int], steps: int, checked: Checked) -> Pictures:

@@ -209,7 +209,8 @@ class Library:
         dtype: torch.dtype,
     ) -> None:
         self.count = count
-        self._directory, self._make, self._dtype = directory, make, dtype
+        self.dtype = dtype
+        self._directory, self._make = directory, make
         self._open: dict[int, Shard] = {}
         directory.mkdir(parents=True, exist_ok=True)
         path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
@@ -227,6 +228,6 @@ class Library:
         """Opens a shard, recording it first if it is not there."""
         if index not in self._open:
             if not self.path(index).exists():
-                self._make(index).save(self.path(index), self._dtype)
+                self._make(index).save(self.path(index), self.dtype)
             self._open[index] = Shard(self.path(index))
         return self._open[index]

@@ -28,7 +28,7 @@ from .recording import Library
 from .samples import Batch, draw
 
 Log = Callable[[str], None]
-_GROUP = 4  # items recorded by one pipeline call
+GROUP = 4  # items recorded by one pipeline call
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Trainer:
         self._log: Log = log if self.accelerator.is_main_process else lambda _: None
         items = len(source.captions)
         if items <= config.held_out:
-            raise ConfigError(f"{items} items, {config.held_out} of them held out for validation: nothing is left to train on.")
+            raise ConfigError(f"{items} items, {config.held_out} of them held out for validation: none is left to train on.")
         self.adapter = self._fresh(base_model)
         self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
@@ -121,9 +121,9 @@ class Trainer:
 
     def _make_library(self, directory: Path) -> Library:
         items, held = len(self.source.captions), self.config.held_out
-        groups = [list(range(start, min(start + _GROUP, items - held))) for start in range(0, items - held, _GROUP)]
-        groups += [list(range(start, min(start + _GROUP, items))) for start in range(items - held, items, _GROUP)]
-        self._held_groups = -(-held // _GROUP)
+        groups = [list(range(start, min(start + GROUP, items - held))) for start in range(0, items - held, GROUP)]
+        groups += [list(range(start, min(start + GROUP, items))) for start in range(items - held, items, GROUP)]
+        self._held_groups = -(-held // GROUP)
         seed = self.config.seed
 
         def make(index: int) -> Any:
@@ -177,6 +177,17 @@ class Trainer:
         patch = self.adapter.spec.patch
         drawn = draw(self.library, self.available(step), self.family, patch, self.config, generator)
         return drawn.to(self.accelerator.device, next(self.transformer.parameters()).dtype)
+
+    def timed(self, batch: Batch) -> float:
+        """Seconds of a forward and backward pass; changes nothing."""
+        student = Student(self.adapter, self.family, self.transformer)
+        began = time.perf_counter()
+        with student.coarse(batch.multiple), self.accelerator.autocast():
+            loss = student(batch)
+            loss.backward()
+        float(loss)  # waits for the device
+        self.adapter.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
 
     # -- running ------------------------------------------------------------------------------------------------
 

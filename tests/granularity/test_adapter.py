@@ -1,0 +1,160 @@
+"""Adapters: fresh ones equal band-split, trained ones act on coarse steps and on nothing else."""
+
+import ddit_rt
+import pytest
+import tiny
+import torch
+from ddit_rt import DDiTConfig
+from ddit_rt.families import family_of, fresh_adapter
+from ddit_rt.granularity import Adapter
+from peft import LoraConfig
+
+SCHEDULE = [1, 1, 1, 2, 4, 1, 2, 4]
+
+
+def fresh(pipe, **options) -> Adapter:
+    torch.manual_seed(0)
+    return fresh_adapter(family_of(pipe), pipe.transformer, rank=options.pop("rank", 4), **options)
+
+
+def trained(pipe, **options) -> Adapter:
+    """Every weight moved, as training would."""
+    adapter = fresh(pipe, **options)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return adapter
+
+
+def run(pipe, inputs, **settings):
+    with ddit_rt.accelerated(pipe, **{"schedule": SCHEDULE, **settings}):
+        return tiny.latents_of(pipe, inputs)
+
+
+CASES = {
+    "flux": lambda: (tiny.flux(), tiny.flux_inputs()),
+    "flux-batch-odd": lambda: (tiny.flux(), tiny.negative(tiny.flux_inputs(batch=2, height=72, width=40))),
+    "wan": lambda: (tiny.wan(), tiny.wan_inputs()),
+    "wan-odd": lambda: (tiny.wan(), tiny.wan_inputs(height=48, width=80)),
+    "wan-image": lambda: (tiny.wan_image(), tiny.wan_inputs(image=tiny.picture(64, 96))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("coarse", "base"), [("adapter", "band-split"), ("adapter-delta", "delta")])
+def test_fresh_adapter_is_band_split(name, coarse, base):
+    pipe, inputs = CASES[name]()
+    expected = run(pipe, inputs, coarse=base)
+    for options in ({}, {"memory": False, "shared": True}):
+        found = run(pipe, inputs, coarse=coarse, adapter=fresh(pipe, **options))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["native", "interpolated"])
+def test_positions_are_those_it_was_trained_with(positions):
+    pipe, inputs = CASES["flux"]()
+    expected = run(pipe, inputs, coarse="band-split", positions=positions)
+    found = run(pipe, inputs, adapter=fresh(pipe, positions=positions))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_fine_steps_are_the_plain_pipelines(name):
+    pipe, inputs = CASES[name]()
+    plain = tiny.latents_of(pipe, inputs)
+    keys = list(pipe.transformer.state_dict())
+    adapter = trained(pipe)
+    assert torch.equal(run(pipe, inputs, adapter=adapter, schedule=None, threshold=0.0), plain)
+    assert torch.equal(run(pipe, inputs, adapter=adapter, schedule=[1] * 8), plain)
+    assert not torch.equal(run(pipe, inputs, adapter=adapter), plain)
+    assert torch.equal(tiny.latents_of(pipe, inputs), plain)
+    assert list(pipe.transformer.state_dict()) == keys
+    assert not any("forward" in module.__dict__ for module in pipe.transformer.modules())
+
+
+def test_every_learned_part_matters():
+    pipe, inputs = CASES["flux"]()
+    before = run(pipe, inputs, adapter=fresh(pipe))
+    for name, _ in fresh(pipe).named_parameters():
+        adapter = fresh(pipe)
+        parameters = dict(adapter.named_parameters())
+        with torch.no_grad():
+            parameters[name].add_(0.1)
+            if "lora_A" in name:  # B is zero at the start
+                parameters[name.replace("lora_A", "lora_B")].add_(0.1)
+            if ".enter." in name:
+                parameters[name.rsplit(".enter.", 1)[0] + ".leave.weight"].add_(0.1)
+        assert not torch.allclose(run(pipe, inputs, adapter=adapter), before), name
+
+
+def test_delta_and_memory_change_the_prediction():
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    direct = run(pipe, inputs, adapter=adapter, coarse="adapter")
+    assert torch.equal(run(pipe, inputs, adapter=adapter), direct)  # what "auto" takes
+    assert not torch.equal(run(pipe, inputs, adapter=adapter, coarse="adapter-delta"), direct)
+
+
+def test_coarse_first_step_needs_no_memory():
+    pipe, inputs = CASES["flux"]()
+    found = run(pipe, inputs, adapter=trained(pipe), schedule=[2, 2, 1, 2, 4, 1, 2, 4])
+    assert bool(torch.isfinite(found).all())
+
+
+def add_style(pipe, name="style"):
+    torch.manual_seed(5)
+    targets = ["ff.net.0.proj", "proj_mlp", "to_q"]
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), name)
+
+
+def test_style_lora_and_adapter_compose():
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    without_style = run(pipe, inputs, adapter=adapter)
+    add_style(pipe)
+    styled = tiny.latents_of(pipe, inputs)
+    assert torch.equal(run(pipe, inputs, adapter=adapter, schedule=[1] * 8), styled)
+    both = run(pipe, inputs, adapter=adapter)
+    assert not torch.allclose(both, without_style)
+    pipe.transformer.set_adapters(["style"], [0.0])
+    torch.testing.assert_close(run(pipe, inputs, adapter=adapter), without_style, rtol=1e-4, atol=1e-4)
+    assert pipe.transformer.active_adapters() == ["style"]
+
+
+def test_style_lora_that_comes_and_goes_while_accelerated():
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    with ddit_rt.accelerated(pipe, adapter=adapter, schedule=SCHEDULE):
+        before = tiny.latents_of(pipe, inputs)
+        add_style(pipe)
+        assert not torch.allclose(tiny.latents_of(pipe, inputs), before)
+        pipe.transformer.unload_lora()
+        assert torch.equal(tiny.latents_of(pipe, inputs), before)
+
+
+def test_half_precision():
+    pipe, inputs = tiny.flux(dtype=torch.bfloat16), tiny.flux_inputs(dtype=torch.bfloat16)
+    found = run(pipe, inputs, adapter=trained(tiny.flux()))
+    assert found.dtype == torch.bfloat16 and bool(torch.isfinite(found).all())
+
+
+def test_report_counts_the_adapters_work():
+    pipe, inputs = CASES["flux"]()
+    costs = {}
+    for name, settings in {"band-split": {"coarse": "band-split"}, "adapter": {"adapter": fresh(pipe)}}.items():
+        with ddit_rt.accelerated(pipe, schedule=SCHEDULE, **settings):
+            tiny.latents_of(pipe, inputs)
+            costs[name] = sum(step.flops for step in ddit_rt.report(pipe).steps)
+    assert costs["adapter"] > costs["band-split"]
+
+
+@pytest.mark.parametrize("coarse", ["adapter", "adapter-delta"])
+def test_needs_an_adapter(coarse):
+    pipe = tiny.flux()
+    with pytest.raises(ddit_rt.ConfigError, match="needs adapter="):
+        ddit_rt.accelerate(pipe, coarse=coarse)
+    with pytest.raises(ddit_rt.AdapterMismatchError, match="multiples"):
+        ddit_rt.accelerate(pipe, adapter=fresh(pipe, multiples=(2,)))
+    assert "_ddit_session" not in pipe.__dict__
+    ddit_rt.accelerate(pipe, adapter=fresh(pipe, multiples=(2,)), config=DDiTConfig(multiples=(1, 2)))
