@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 README = Path(__file__).parent / "README.md"
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "accelerate>=1.0"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "accelerate>=1.0", "scikit-image>=0.24"]
 
 setup(
     name="ddit-rt",
@@ -17,7 +17,9 @@ setup(
     # kernels/ itself is no package: a top-level `kernels` would shadow the Hugging Face package of that name.
     packages=[*find_packages(include=["ddit_rt", "ddit_rt.*"]), "ddit_kernels"],
     package_dir={"ddit_kernels": "kernels/ddit_kernels"},
-    package_data={"ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl", "demo/*.j2"]},
+    package_data={
+        "ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl", "demo/*.j2", "evaluate/*.j2"]
+    },
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",
@@ -37,6 +39,8 @@ setup(
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],
+        "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
+        "reward": ["image-reward>=1.5"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
     },

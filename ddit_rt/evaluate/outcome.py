@@ -31,26 +31,33 @@ class Outcome:
     report: Report | None
 
 
-def generate(pipe: Any, settings: Mapping[str, Any] | None, seed: int, **call: Any) -> Outcome:
+def generate(
+    pipe: Any, settings: Mapping[str, Any] | None, seed: int, *, warm_ups: int = 0, **call: Any
+) -> Outcome:
     """Calls ``pipe`` once, plain or accelerated, from the noise that ``seed`` gives.
 
     Args:
         pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
         settings: Arguments of :func:`ddit_rt.accelerate`, or None for the plain pipeline.
         seed: Of a CPU generator, so that all devices start from the same noise.
+        warm_ups: The same call so many times before the one that counts; on CUDA the first captures graphs.
         **call: Arguments of the pipeline.
     """
     restore(pipe)
-    arguments = {**call, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
     if settings is None:
-        frames, seconds = _timed(pipe, arguments)
+        frames, seconds = _timed(pipe, seed, call, warm_ups)
         return Outcome(frames, seconds, None)
     with accelerated(pipe, **settings):
-        frames, seconds = _timed(pipe, arguments)
+        frames, seconds = _timed(pipe, seed, call, warm_ups)
         return Outcome(frames, seconds, report(pipe))
 
 
-def _timed(pipe: Any, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
+def _timed(pipe: Any, seed: int, call: Mapping[str, Any], warm_ups: int) -> tuple[torch.Tensor, float]:
+    for _ in range(warm_ups):
+        pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="pt")
+    arguments = {**call, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     began = time.perf_counter()
     output = pipe(**arguments)
     frames = (output.frames if hasattr(output, "frames") else output.images).float().cpu()  # waits for the device

@@ -1,0 +1,68 @@
+"""A page with everything a sweep found: curves, table, and the same pictures by every method."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from .summary import METRIC_NAMES, Summary
+from .sweep import Plan, pictures_of
+
+
+def write_gallery(
+    plan: Plan,
+    folder: Path,
+    summaries: Sequence[Summary],
+    curves: Sequence[Path],
+    machine: Mapping[str, Any],
+    prompts: int = 8,
+    side: int = 128,
+) -> Path:
+    """Writes ``index.html``, which needs no other file.
+
+    Args:
+        curves: Figures to show.
+        machine: As the plan's file has it.
+        prompts: How many prompts to show.
+        side: Longest side of a thumbnail, in pixels.
+    """
+    methods = {method.name: method for method in plan.methods}
+    names = [summary.method for summary in summaries]
+    thumbnails = {
+        name: {
+            index: _embedded(path, side)
+            for index, seed, path in pictures_of(folder, plan, methods[name])
+            if index < prompts and seed == plan.seeds[0]
+        }
+        for name in names
+    }
+    page = Environment(loader=PackageLoader("ddit_rt.evaluate", "."), autoescape=True).get_template("gallery.html.j2")
+    text = page.render(
+        plan=plan,
+        summaries=summaries,
+        metrics={k: v for k, v in METRIC_NAMES.items() if any(k in summary.metrics for summary in summaries)},
+        curves=[_embedded(path, None) for path in curves],
+        shown=list(enumerate(plan.prompts))[:prompts],
+        thumbnails=thumbnails,
+        machine=machine,
+    )
+    path = folder / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _embedded(path: Path, side: int | None) -> str:
+    """A picture file as a data URL; scaled down to ``side`` if given."""
+    if side is None:
+        return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    picture = Image.open(path).convert("RGB")
+    picture.thumbnail((side, side))
+    stream = io.BytesIO()
+    picture.save(stream, "webp", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

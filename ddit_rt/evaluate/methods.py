@@ -1,0 +1,229 @@
+"""The methods that an evaluation compares: DDiT in its forms, and what users would pick instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+
+from ..config import TeaCacheConfig
+from ..errors import ConfigError
+
+CACHES: dict[str, Any] = {
+    "teacache": TeaCacheConfig,
+    "first-block": FirstBlockCacheConfig,
+    "taylorseer": TaylorSeerCacheConfig,
+    "magcache": MagCacheConfig,
+}
+"""Names of step caches in a method's settings -> their config classes."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One point of a speed-quality curve, as plain data.
+
+    Attributes:
+        name: Unique; also a folder name.
+        kind: The curve it lies on.
+        steps: Denoising steps.
+        reference: Denoising steps of the plain run it is compared with.
+        settings: Arguments of :func:`ddit_rt.accelerate` with ``cache`` as a mapping such as
+            ``{"type": "teacache", "threshold": 0.4}``; None for the plain pipeline.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    reference: int
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.settings is None and self.steps == self.reference
+
+    def arguments(self) -> dict[str, Any] | None:
+        """The arguments of ``accelerate``, with the cache's config made.
+
+        Raises:
+            ConfigError: an unknown cache.
+        """
+        if self.settings is None:
+            return None
+        settings = dict(self.settings)
+        if isinstance(settings.get("cache"), Mapping):
+            cache = dict(settings["cache"])
+            kind = cache.pop("type", None)
+            if kind not in CACHES:
+                raise ConfigError(f"{self.name}: cache type {kind!r} is none of {', '.join(CACHES)}.")
+            if kind == "taylorseer":
+                # diffusers would keep the factors in bfloat16, which a float32 model need not suffer
+                cache.setdefault("taylor_factors_dtype", torch.float32)
+            settings["cache"] = CACHES[kind](**cache)
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pattern(steps: int, cycle: Sequence[int], warm_up: int = 3, tail: int = 1) -> list[int]:
+    """A schedule that repeats ``cycle``, which begins with the last of ``warm_up`` fine steps, and ends fine.
+
+    Args:
+        steps: Length of the schedule.
+        cycle: Multiples, the first being 1; 0 makes no model call.
+        warm_up: Fine steps at the beginning.
+        tail: Fine steps at the end.
+    """
+    middle = range(warm_up, max(steps - tail, warm_up))
+    return [*[1] * min(warm_up, steps), *(cycle[(i - warm_up + 1) % len(cycle)] for i in middle), *[1] * tail][:steps]
+
+
+def one_in(steps: int, n: int, multiple: int, warm_up: int = 3, tail: int = 1) -> list[int]:
+    """A schedule of one fine step in ``n``, the others at ``multiple``."""
+    return pattern(steps, [1, *[multiple] * (n - 1)], warm_up, tail)
+
+
+def _fixed(name: str, kind: str, steps: int, schedule: Sequence[int], **settings: Any) -> Method:
+    return Method(f"{name}@{steps}", kind, steps, steps, {"schedule": list(schedule), **settings})
+
+
+def fixed_methods(steps: int, full: bool = True) -> list[Method]:
+    """What needs no calibration: the plain pipeline, fewer steps, and fixed schedules.
+
+    Args:
+        steps: Of the plain run.
+        full: False for the few that a second step count is shown with.
+    """
+    methods = [Method(f"base@{steps}", "base", steps, steps)]
+    for share in (1.5, 2, 3, 5) if full else (2, 3):
+        fewer = round(steps / share)
+        methods.append(Method(f"{fewer}-steps@{steps}", "fewer steps", fewer, steps))
+    for n in (2, 3, 4, 6) if full else (3, 4):
+        methods.append(_fixed(f"extrapolate-{n}", "linear extrapolation", steps, one_in(steps, n, 0)))
+    for n in (3,) if full else ():
+        reuse = [2 if k == 0 else k for k in one_in(steps, n, 0)]
+        methods.append(_fixed(f"reuse-{n}", "reuse", steps, reuse, coarse="reuse"))
+        methods.append(_fixed(f"naive-{n}", "naive 2p", steps, one_in(steps, n, 2), coarse="naive"))
+        methods.append(_fixed(f"band-split-{n}", "band-split 2p", steps, one_in(steps, n, 2), coarse="band-split"))
+    for n in (2, 3, 6) if full else (3,):
+        methods.append(_fixed(f"delta-2p-{n}", "delta 2p", steps, one_in(steps, n, 2), coarse="delta"))
+    for n in (3, 6) if full else (4,):
+        methods.append(_fixed(f"delta-4p-{n}", "delta 4p", steps, one_in(steps, n, 4), coarse="delta"))
+    for text in ("100200", "100400", "10200200", "10400400") if full else ("100400",):
+        cycle = [int(letter) for letter in text]
+        methods.append(_fixed(f"mix-{text}", "mixed", steps, pattern(steps, cycle), coarse="delta"))
+    return methods
+
+
+def adapter_methods(steps: int, adapter: str) -> list[Method]:
+    """Fixed schedules whose coarse steps run a trained adapter.
+
+    Args:
+        adapter: Its path.
+    """
+    given = {"adapter": str(adapter), "coarse": "adapter"}
+    cycles = {"2p-3": [1, 2, 2], "4p-3": [1, 4, 4], "4p-6": [1, 4, 4, 4, 4, 4], "mix-100400": [1, 0, 0, 4, 0, 0]}
+    schedules = {name: pattern(steps, cycle) for name, cycle in cycles.items()}
+    return [_fixed(f"adapter-{name}", "adapter", steps, schedule, **given) for name, schedule in schedules.items()]
+
+
+def cache_methods(
+    steps: int,
+    teacache: Mapping[str, float],
+    coefficients: Sequence[float] | None = None,
+    first_block: Sequence[float] = (0.1, 0.2),
+    taylorseer: Sequence[int] = (3, 5),
+) -> list[Method]:
+    """The step caches that people already use, over their thresholds or intervals.
+
+    Args:
+        teacache: Label -> threshold.
+        coefficients: Of TeaCache; None for the published ones.
+        first_block: Thresholds of FirstBlockCache.
+        taylorseer: Steps from one full computation to the next; in diffusers' lite mode, which predicts the
+            transformer's output and skips all blocks.
+    """
+    shared = {"coefficients": list(coefficients)} if coefficients is not None else {}
+
+    def cached(name: str, kind: str, **cache: Any) -> Method:
+        return Method(f"{name}@{steps}", kind, steps, steps, {"multiples": [1], "threshold": 0.0, "cache": cache})
+
+    return [
+        *(
+            cached(f"teacache-{label}", "TeaCache", type="teacache", threshold=threshold, **shared)
+            for label, threshold in teacache.items()
+        ),
+        *(cached(f"first-block-{t:g}", "FirstBlockCache", type="first-block", threshold=t) for t in first_block),
+        *(
+            cached(f"taylorseer-{n}", "TaylorSeer", type="taylorseer", cache_interval=n, use_lite_mode=True)
+            for n in taylorseer
+        ),
+    ]
+
+
+def policy_methods(
+    steps: int,
+    thresholds: Mapping[str, float],
+    teacache: float | None = None,
+    coefficients: Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Method]:
+    """DDiT with its own decisions, over τ; and together with TeaCache.
+
+    Args:
+        thresholds: Label -> τ.
+        teacache: Threshold for the combination, which runs at the last τ; None leaves it out.
+        coefficients: Of TeaCache; None for the published ones.
+        settings: Further settings, ``coarse`` for instance.
+    """
+    given = dict(settings or {})
+    methods = [
+        Method(f"ddit-{label}@{steps}", "DDiT", steps, steps, {**given, "threshold": tau})
+        for label, tau in thresholds.items()
+    ]
+    if teacache is not None and thresholds:
+        cache: dict[str, Any] = {"type": "teacache", "threshold": teacache}
+        if coefficients is not None:
+            cache["coefficients"] = list(coefficients)
+        for label, tau in thresholds.items():
+            both = {**given, "threshold": tau, "cache": cache}
+            methods.append(Method(f"ddit-{label}+teacache@{steps}", "DDiT + TeaCache", steps, steps, both))
+    return methods
+
+
+def read_methods(path: str | Path) -> list[Method]:
+    """Methods from a JSON file: a list of the fields of :class:`Method`.
+
+    Raises:
+        ConfigError: the file is missing, or an entry lacks a field or has one too many.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        return check_methods([Method(**entry) for entry in entries])
+    except FileNotFoundError:
+        raise ConfigError(f"methods={str(path)!r}: there is no such file.") from None
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"methods={str(path)!r}: {error}.") from None
+
+
+def check_methods(methods: Sequence[Method]) -> list[Method]:
+    """Every name once, and a plain reference run for every method.
+
+    Raises:
+        ConfigError: names the offending method.
+    """
+    names = [method.name for method in methods]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise ConfigError(f"method names have to be unique: {', '.join(sorted(doubled))}.")
+    references = {method.steps for method in methods if method.is_reference}
+    for method in methods:
+        if method.reference not in references:
+            raise ConfigError(f"{method.name} is compared with {method.reference} plain steps, which no method runs.")
+        method.arguments()
+    return list(methods)

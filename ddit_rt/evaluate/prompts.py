@@ -1,0 +1,112 @@
+"""Prompts of an evaluation: a file, a hub data set, a known benchmark, or captions of the demo model's own world."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..errors import ConfigError
+
+BENCHMARKS = {
+    "drawbench": ("sayakpaul/drawbench", "train", "Prompts"),
+    "partiprompts": ("nateraw/parti-prompts", "train", "Prompt"),
+    "coco": ("sayakpaul/coco-30-val-2014", "train", "caption"),
+}
+"""Name -> (hub id, split, column)."""
+
+_COLUMNS = ("prompt", "prompts", "caption", "text", "Prompt", "Prompts", "Caption")
+
+
+def load_prompts(source: str, limit: int | None = None) -> list[str]:
+    """Reads prompts.
+
+    Args:
+        source: ``"demo"`` (captions drawn from the demo model's grammar); ``"drawbench"``, ``"partiprompts"`` or
+            ``"coco"`` (from the hub, through ``datasets``); a hub id as ``owner/name``, ``owner/name:split`` or
+            ``owner/name:split:column``; or a file: .txt (one a line), .csv or .tsv with a prompt column, .json or
+            .jsonl (strings, objects with a prompt or caption, or COCO's annotation file).
+        limit: Take the first so many; None for all (64 for ``"demo"``).
+
+    Raises:
+        ConfigError: no such file, no prompt in it, or the hub cannot be reached.
+    """
+    path = Path(source)
+    if source == "demo":
+        prompts = demo_prompts(limit or 64)
+    elif path.is_file():
+        prompts = _from_file(path)
+    elif path.suffix in (".txt", ".csv", ".tsv", ".json", ".jsonl"):
+        raise ConfigError(f"prompts={source!r}: there is no such file.")
+    else:
+        prompts = _from_hub(source, limit)
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:limit]
+    if not prompts:
+        raise ConfigError(f"prompts={source!r}: no prompt found.")
+    return prompts
+
+
+def demo_prompts(count: int) -> list[str]:
+    """``count`` different captions of the demo model's grammar, always the same ones."""
+    from ..demo.scenes import caption, sample_scene
+
+    rng = Random("evaluation")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(caption(sample_scene(rng), rng))
+    return list(found)
+
+
+def _from_file(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    match path.suffix:
+        case ".csv" | ".tsv":
+            rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+            return _column(rows, path.name)
+        case ".jsonl":
+            return _column([json.loads(line) for line in text.splitlines() if line.strip()], path.name)
+        case ".json":
+            content = json.loads(text)
+            if isinstance(content, dict):  # COCO: {"annotations": [{"caption": ...}, ...]}
+                content = content.get("annotations", [])
+            return _column(content, path.name)
+        case _:
+            return text.splitlines()
+
+
+def _column(rows: Iterable[Any], source: str, column: str | None = None) -> list[str]:
+    entries = list(rows)
+    if all(isinstance(entry, str) for entry in entries):
+        return entries
+    names = [column] if column else [name for name in _COLUMNS if entries and name in entries[0]]
+    if not names:
+        raise ConfigError(f"{source} has no prompt column; it has {', '.join(map(str, entries[0]))}.")
+    return [str(entry[names[0]]) for entry in entries]
+
+
+def _from_hub(source: str, limit: int | None) -> list[str]:
+    if source in BENCHMARKS:
+        name, split, column = BENCHMARKS[source]
+    else:
+        name, split, column = (*source.split(":"), "", "")[:3]
+        if "/" not in name:
+            raise ConfigError(
+                f"prompts={source!r}: give a file, a hub id (owner/name), 'demo', or one of {', '.join(BENCHMARKS)}."
+            )
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ConfigError(
+            f"prompts={source!r} comes from the hub: pip install 'ddit-rt[eval]', or give a local file."
+        ) from None
+    try:
+        # streamed: a benchmark's pictures stay where they are
+        stream = load_dataset(name, split=split or "train", streaming=True)
+        rows = [row for _, row in zip(range(limit or 10**9), stream)]
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ConfigError(f"prompts={source!r}: {name} could not be read ({reason}). Give a local file.") from error
+    return _column(rows, name, column or None)

@@ -1,0 +1,99 @@
+"""The standard evaluation: which methods it compares, at which thresholds, found on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+
+from ..families import denoisers, family_of
+from ..loading import DEMO, call_defaults
+from ..runtime.teacache import THRESHOLDS
+from .calibrate import calibrate
+from .methods import Method, adapter_methods, cache_methods, fixed_methods, policy_methods, read_methods
+from .sweep import Plan
+from .teafit import fit_teacache
+
+SPEEDUPS = (1.5, 2.0, 2.5)
+"""FLOP ratios for which τ and TeaCache's threshold are found."""
+TEACACHE_MORE = (4.0,)
+
+
+def standard_plan(
+    pipe: Any,
+    model: str,
+    prompts: Sequence[str],
+    steps: Sequence[int],
+    seeds: Sequence[int],
+    call: Mapping[str, Any],
+    metrics: Sequence[str],
+    *,
+    methods_file: Path | None = None,
+    adapter: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Calibrates what has to be calibrated and lists the methods.
+
+    τ and TeaCache's thresholds are found for the same FLOP ratios, on two prompts. On the demo model TeaCache's
+    coefficients are fitted, since none are published for it; elsewhere the published ones are taken.
+
+    Args:
+        pipe: The pipeline; left plain.
+        model: Its name.
+        prompts, seeds, metrics: Of the :class:`Plan`.
+        steps: Plain step counts; the first gets every method, the others a few.
+        call: Arguments of the pipeline, on top of the model's own defaults.
+        methods_file: Methods to run instead of these.
+        adapter: A trained adapter to run too.
+        progress: Called with a line of text now and then.
+    """
+    arguments = {**call_defaults(model), **call}
+    arguments.pop("num_inference_steps", None)
+    if methods_file is not None:
+        methods = read_methods(methods_file)
+    else:
+        methods = []
+        for number, count in enumerate(steps):
+            methods += _methods(pipe, model, prompts, count, arguments, adapter, number == 0, progress)
+    return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
+
+
+def _methods(
+    pipe: Any,
+    model: str,
+    prompts: Sequence[str],
+    steps: int,
+    arguments: Mapping[str, Any],
+    adapter: Path | None,
+    full: bool,
+    progress: Callable[[str], None],
+) -> list[Method]:
+    call = {**arguments, "num_inference_steps": steps}
+    wanted = SPEEDUPS if full else (2.0,)
+    thresholds = {
+        f"{speedup:g}x": calibrate(pipe, prompts[:2], speedup, None, 5, 0, progress, **call).threshold
+        for speedup in wanted
+    }
+    coefficients = None
+    if model == DEMO:
+        progress("fitting TeaCache")
+        fit = fit_teacache(pipe, prompts[:2], **call)
+        coefficients = fit.coefficients
+        teacache = {f"{speedup:g}x": fit.threshold_for(speedup) for speedup in (*wanted, *TEACACHE_MORE[:full])}
+    else:
+        published = THRESHOLDS[_trunk_name(pipe)]
+        teacache = {f"{published * factor:g}": published * factor for factor in ((0.6, 1, 1.5, 2) if full else (1,))}
+    methods = fixed_methods(steps, full)
+    methods += cache_methods(steps, teacache, coefficients, (0.1, 0.2) if full else (0.1,), (3, 5) if full else (4,))
+    methods += policy_methods(steps, thresholds, min(teacache.values()), coefficients)
+    if adapter is not None:
+        methods += adapter_methods(steps, str(adapter))
+    return methods
+
+
+def _trunk_name(pipe: Any) -> str:
+    family = family_of(pipe)
+    module = unwrap_module(next(iter(denoisers(pipe, family).values())))
+    return family.trunk(module).model

@@ -1,0 +1,172 @@
+"""From the rows of a sweep to one line per method: speed and quality side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .judges import Judge
+from .methods import Method
+from .metrics import PAIRED
+from .sweep import PLAN, Plan, Row, pictures_of
+
+
+@dataclass
+class Summary:
+    """What one method gave over all prompts and seeds.
+
+    Attributes:
+        runs: Pictures or videos it was measured on.
+        seconds: Median wall clock of a call, with text encoder and VAE.
+        seconds_low, seconds_high: Its quartiles.
+        speedup: Median, over the runs, of the reference's seconds over this method's seconds for the same picture.
+        flops: The transformer's floating-point operations on the first prompt, as executed.
+        flops_speedup: The reference's over these.
+        tokens: Image tokens over all model steps of a call, mean; None for plain runs.
+        cached: Steps without a model call, mean; None for plain runs.
+        peak_bytes: Largest CUDA allocation; None on CPUs.
+        metrics: Metric -> mean over the runs (the set's value for FID and the like).
+        spread: Metric -> standard deviation over the runs.
+    """
+
+    method: str
+    kind: str
+    steps: int
+    reference: int
+    runs: int
+    seconds: float
+    seconds_low: float
+    seconds_high: float
+    speedup: float
+    flops: float | None
+    flops_speedup: float | None
+    tokens: float | None
+    cached: float | None
+    peak_bytes: int | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
+
+
+def summarise(plan: Plan, rows: Sequence[Row]) -> list[Summary]:
+    """One :class:`Summary` per method that has rows, in the plan's order."""
+    flops = {row["method"]: row["flops"] for row in rows if "flops" in row}
+    runs: dict[str, dict[tuple[int, int], Row]] = {}
+    for row in rows:
+        if "seconds" in row:
+            runs.setdefault(row["method"], {})[row["prompt"], row["seed"]] = row
+    base = {method.steps: method.name for method in plan.methods if method.is_reference}
+    return [
+        _summary(method, runs[method.name], runs.get(base[method.reference], {}), flops, base[method.reference])
+        for method in plan.methods
+        if method.name in runs
+    ]
+
+
+def _summary(
+    method: Method,
+    runs: Mapping[tuple[int, int], Row],
+    reference: Mapping[tuple[int, int], Row],
+    flops: Mapping[str, float],
+    base: str,
+) -> Summary:
+    seconds = [row["seconds"] for row in runs.values()]
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    ratios = [reference[key]["seconds"] / row["seconds"] for key, row in runs.items() if key in reference]
+    own = flops.get(method.name)
+    first = next(iter(runs.values()))
+    names = [] if method.is_reference else [name for name in PAIRED if name in first]
+    values = {name: [row[name] for row in runs.values()] for name in names}
+
+    def mean(name: str) -> float | None:
+        given = [row[name] for row in runs.values() if name in row]
+        return statistics.fmean(given) if given else None
+
+    peaks = [row["peak_bytes"] for row in runs.values() if "peak_bytes" in row]
+    return Summary(
+        method=method.name,
+        kind=method.kind,
+        steps=method.steps,
+        reference=method.reference,
+        runs=len(runs),
+        seconds=middle,
+        seconds_low=low,
+        seconds_high=high,
+        speedup=statistics.median(ratios) if ratios else float("nan"),
+        flops=own,
+        flops_speedup=flops[base] / own if own and base in flops else None,
+        tokens=mean("tokens"),
+        cached=mean("cached"),
+        peak_bytes=max(peaks, default=None),
+        metrics={name: statistics.fmean(numbers) for name, numbers in values.items()},
+        spread={name: statistics.pstdev(numbers) for name, numbers in values.items()},
+    )
+
+
+def judge_pictures(plan: Plan, folder: Path, summaries: Sequence[Summary], judges: Mapping[str, Judge]) -> None:
+    """Adds metrics of whole sets (FID, CLIP score, ImageReward) from the pictures of a sweep, in place."""
+    methods = {method.name: method for method in plan.methods}
+    base = {method.steps: method for method in plan.methods if method.is_reference}
+    for summary in summaries:
+        pictures = {(p, s): path for p, s, path in pictures_of(folder, plan, methods[summary.method])}
+        plain = {(p, s): path for p, s, path in pictures_of(folder, plan, base[summary.reference])}
+        keys = sorted(pictures.keys() & plain.keys())
+        prompts = [plan.prompts[prompt] for prompt, _ in keys]
+        for name, judge in judges.items():
+            if len(keys) > 1:
+                files = [pictures[key] for key in keys], [plain[key] for key in keys]
+                summary.metrics[name] = judge(*files, prompts)
+
+
+def write_results(plan: Plan, folder: Path, summaries: Sequence[Summary]) -> tuple[Path, Path]:
+    """Writes ``results.json`` (with plan, machine and versions) and ``results.csv``; returns both paths."""
+    machine = json.loads((folder / PLAN).read_text(encoding="utf-8"))["machine"]
+    content = {"machine": machine, "plan": plan.to_dict(), "results": [asdict(summary) for summary in summaries]}
+    as_json, as_csv = folder / "results.json", folder / "results.csv"
+    as_json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    metrics = sorted({name for summary in summaries for name in summary.metrics})
+    with as_csv.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        plain = [name for name in Summary.__dataclass_fields__ if name not in ("metrics", "spread")]
+        writer.writerow([*plain, *metrics, *(f"{name}_std" for name in metrics)])
+        for summary in summaries:
+            values = asdict(summary)
+            numbers = [summary.metrics.get(name) for name in metrics] + [summary.spread.get(name) for name in metrics]
+            writer.writerow([_cell(value) for value in (*(values[name] for name in plain), *numbers)])
+    return as_json, as_csv
+
+
+def table(summaries: Sequence[Summary], title: str = "") -> Table:
+    """The results as a table for the terminal."""
+    metrics = [name for name in METRIC_NAMES if any(name in summary.metrics for summary in summaries)]
+    result = Table("method", "s", "speed-up", "FLOP ÷", *metrics, title=title)
+    result.columns[0].no_wrap = True
+    for summary in summaries:
+        result.add_row(
+            summary.method,
+            f"{summary.seconds:.3f}",
+            f"{summary.speedup:.2f}",
+            "" if summary.flops_speedup is None else f"{summary.flops_speedup:.2f}",
+            *(f"{summary.metrics[name]:.3f}" if name in summary.metrics else "" for name in metrics),
+        )
+    return result
+
+
+METRIC_NAMES = {
+    "psnr": "PSNR to base, dB",
+    "ssim": "SSIM to base",
+    "lpips": "LPIPS to base",
+    "fid": "FID to base",
+    "clip": "CLIP score",
+    "imagereward": "ImageReward",
+}
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,280 @@
+"""Runs methods x prompts x seeds, one after the other on one machine, and remembers what is done."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import ConfigError
+from .flops import counted_flops
+from .methods import Method, check_methods
+from .metrics import PAIRED
+from .outcome import Outcome, generate, save
+
+ROWS = "rows*.jsonl"
+PLAN = "plan.json"
+# an infinite PSNR (the very same picture) has no place in JSON nor in a mean
+PSNR_LIMIT = 100.0
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Plan:
+    """What a sweep runs; written beside its rows, so that it can be resumed and read later.
+
+    Attributes:
+        model: Name of the pipeline, for the record.
+        methods: See :class:`Method`.
+        prompts: One picture or video each per seed.
+        seeds: Of the noise; prompt i takes seed + 1000 i.
+        call: Arguments of the pipeline besides prompt and steps, JSON-ready.
+        metrics: Of :data:`~ddit_rt.evaluate.metrics.PAIRED`.
+    """
+
+    model: str
+    methods: list[Method]
+    prompts: list[str]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    call: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim"])
+
+    def __post_init__(self) -> None:
+        check_methods(self.methods)
+        if not self.prompts or not self.seeds:
+            raise ConfigError("a sweep needs at least one prompt and one seed.")
+        unknown = [name for name in self.metrics if name not in PAIRED]
+        if unknown:
+            raise ConfigError(f"metrics={unknown}: take from {', '.join(PAIRED)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "methods": [method.to_dict() for method in self.methods]}
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """The plan of a folder.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        path = folder / PLAN
+        if not path.is_file():
+            raise ConfigError(f"{folder} holds no evaluation: there is no {PLAN} in it.")
+        values = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        return cls(**{**values, "methods": [Method(**method) for method in values["methods"]]})
+
+    def write(self, folder: Path) -> None:
+        """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
+
+        Raises:
+            ConfigError: the folder holds another evaluation.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / PLAN
+        content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine()}
+        if not path.exists():
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        changed = [name for name, value in content["plan"].items() if before.get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
+            )
+
+
+def machine() -> dict[str, Any]:
+    """What a timing depends on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else (platform.processor() or platform.machine()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "ddit_rt": __version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All finished rows of a folder, in any order; a line that a kill cut short is left out."""
+    rows = []
+    for path in sorted(folder.glob(ROWS)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+class RowWriter:
+    """Appends rows to a JSONL file, each of them on disk before the next begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if path.exists():
+            kept = path.read_text(encoding="utf-8")
+            if kept and not kept.endswith("\n"):
+                path.write_text(kept[: kept.rfind("\n") + 1], encoding="utf-8")
+
+    def add(self, row: Row) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def turns(methods: Sequence[Method], turn: int) -> list[Method]:
+    """References first, since the others are compared with them; the rest from another one each time, and backwards
+    every other time, so that no method always runs in the wake of the same one."""
+    references = [method for method in methods if method.is_reference]
+    others = [method for method in methods if not method.is_reference]
+    start = turn * 7 % len(others) if others else 0
+    turned = others[start:] + others[:start]
+    return references + (turned[::-1] if turn % 2 else turned)
+
+
+def run_sweep(
+    pipe: Any,
+    plan: Plan,
+    folder: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    warm_ups: int | None = None,
+    pictures: bool = True,
+    progress: bool = True,
+) -> list[Row]:
+    """Runs what is missing of a plan.
+
+    Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``peak_bytes`` (CUDA), ``schedule``,
+    ``tokens``, ``cached`` and ``speedup_estimate`` (of the report, where there is one), and a value per metric. Lines
+    with ``flops`` hold what the first prompt's transformer runs executed, counted in a separate run that warms up and
+    is not timed.
+
+    Args:
+        pipe: The pipeline; left plain.
+        plan: What to run.
+        folder: For plan, rows and pictures. A folder that was begun with the same plan is continued.
+        shard: (i, n): takes every n-th prompt from the i-th on; the rows of all shards of a folder are read together.
+        warm_ups: Untimed calls before each timed one; None takes 1 on CUDA, where graphs are captured then.
+        pictures: Keep the pictures or videos, in ``pictures/METHOD/``.
+        progress: Show a bar.
+
+    Returns:
+        All rows of the folder.
+
+    Raises:
+        ConfigError: the folder holds another evaluation.
+    """
+    plan.write(folder)
+    index, count = shard
+    writer = RowWriter(folder / (f"rows-{index}-of-{count}.jsonl" if count > 1 else "rows.jsonl"))
+    done = {(row["method"], row["prompt"], row["seed"]) for row in read_rows(folder) if "seconds" in row}
+    counted = {row["method"] for row in read_rows(folder) if "flops" in row}
+    mine = [(p, s) for p in range(index, len(plan.prompts), count) for s in plan.seeds]
+    missing = sum((m.name, p, s) not in done for m in plan.methods for p, s in mine)
+    if warm_ups is None:
+        warm_ups = 1 if torch.cuda.is_available() else 0
+    scorers = {name: PAIRED[name]() for name in plan.metrics}
+    with tqdm(total=missing, disable=not progress, unit="run") as bar:
+        for method in plan.methods[index::count]:
+            if method.name not in counted:
+                bar.set_description(f"{method.name:<28.28} (FLOP)")
+                writer.add({"method": method.name, "flops": _count(pipe, method, plan)})
+        for turn, (prompt, seed) in enumerate(mine):
+            todo = [m for m in plan.methods if (m.name, prompt, seed) not in done]
+            needed = {method.reference for method in todo if not method.is_reference}
+            # a reference that is done runs again where a comparison with it is missing
+            again = [m for m in plan.methods if m.is_reference and m.steps in needed and m not in todo]
+            bases: dict[int, torch.Tensor] = {}
+            for method in turns([*again, *todo], turn):
+                bar.set_description(f"{method.name:<28.28} prompt {prompt}")
+                row, outcome = _measure(pipe, method, plan, prompt, seed, warm_ups)
+                if method.is_reference:
+                    bases[method.steps] = outcome.frames
+                if method in again:
+                    continue
+                row |= _score(scorers, outcome.frames, bases[method.reference])
+                if pictures:
+                    _keep(outcome.frames, folder / "pictures" / method.name, plan.prompts[prompt], prompt, seed)
+                writer.add(row)
+                bar.update()
+    return read_rows(folder)
+
+
+def _call(plan: Plan, method: Method, prompt: int) -> dict[str, Any]:
+    return {**plan.call, "prompt": plan.prompts[prompt], "num_inference_steps": method.steps}
+
+
+def _noise(seed: int, prompt: int) -> int:
+    return seed + 1000 * prompt
+
+
+def _count(pipe: Any, method: Method, plan: Plan) -> float:
+    settings = method.arguments()
+    if settings is not None:
+        settings["cuda_graphs"] = False
+    with counted_flops(pipe) as count:
+        generate(pipe, settings, _noise(plan.seeds[0], 0), **_call(plan, method, 0))
+    return count.total
+
+
+def _measure(
+    pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm_ups: int
+) -> tuple[Row, Outcome]:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    outcome = generate(
+        pipe, method.arguments(), _noise(seed, prompt), warm_ups=warm_ups, **_call(plan, method, prompt)
+    )
+    row: Row = {"method": method.name, "prompt": prompt, "seed": seed, "seconds": outcome.seconds}
+    if torch.cuda.is_available():
+        row["peak_bytes"] = torch.cuda.max_memory_allocated()
+    if outcome.report is not None:
+        steps = outcome.report.steps
+        row["schedule"] = outcome.report.schedule
+        row["tokens"] = sum(step.tokens for step in steps if step.executed != "cached")
+        row["cached"] = sum(step.executed == "cached" for step in steps)
+        row["speedup_estimate"] = outcome.report.speedup_estimate
+    return row, outcome
+
+
+def _score(scorers: Mapping[str, Any], frames: torch.Tensor, base: torch.Tensor) -> dict[str, float]:
+    values = {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
+    if "psnr" in values:
+        values["psnr"] = min(values["psnr"], PSNR_LIMIT)
+    return values
+
+
+def picture_path(folder: Path, prompt: str, index: int, seed: int, video: bool) -> Path:
+    """Where a picture or video lies; videos are named as VBench reads them, by prompt."""
+    if video:
+        return folder / f"{prompt.replace('/', ' ')[:180]}-{seed}.mp4"
+    return folder / f"{index:04d}-{seed}.png"
+
+
+def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int) -> None:
+    video = frames.ndim == 5
+    path = picture_path(folder, prompt, index, seed, video)
+    try:
+        save(frames, path)
+    except ImportError:  # no encoder for videos: VBench also reads folders of pictures
+        for number in range(frames.shape[1]):
+            save(frames[:, number], path.with_suffix("") / f"{number:04d}.png")
+
+
+def pictures_of(folder: Path, plan: Plan, method: Method) -> Iterator[tuple[int, int, Path]]:
+    """(prompt index, seed, file) of the pictures that are there."""
+    for index, prompt in enumerate(plan.prompts):
+        for seed in plan.seeds:
+            path = picture_path(folder / "pictures" / method.name, prompt, index, seed, False)
+            if path.is_file():
+                yield index, seed, path
