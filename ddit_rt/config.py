@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import ConfigError, ScheduleError
@@ -107,31 +108,26 @@ class DDiTConfig:
     cache: Any = None
 
     def __post_init__(self) -> None:
-        multiples = tuple(self.multiples)
-        object.__setattr__(self, "multiples", multiples)
-        if 1 not in multiples or any(k not in SUPPORTED_MULTIPLES for k in multiples) or len(set(multiples)) < len(
-            multiples
-        ):
-            raise ConfigError(
-                f"multiples={self.multiples!r}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them."
-            )
-        object.__setattr__(self, "multiples", tuple(sorted(multiples)))
+        object.__setattr__(self, "multiples", _checked_multiples(self.multiples))
         if not _is_number(self.threshold) or not self.threshold >= 0:
             raise ConfigError(f"threshold={self.threshold!r}: τ is a number >= 0 (0 keeps every step fine).")
         if not _is_number(self.quantile) or not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile={self.quantile!r}: ρ is a share of the patches, a number in [0, 1].")
-        if self.order not in (1, 2, 3):
+        if not _is_whole(self.order) or self.order not in (1, 2, 3):
             raise ConfigError(f"order={self.order!r}: the finite difference has order 1, 2 or 3.")
         _one_of("coarse", self.coarse, COARSE_PATHS)
         _one_of("residual", self.residual, ("constant", "linear"))
         _one_of("positions", self.positions, POSITIONS)
         _one_of("backend", self.backend, BACKENDS)
-        if self.max_coarse_run is not None and (not isinstance(self.max_coarse_run, int) or self.max_coarse_run < 1):
+        if self.max_coarse_run is not None and (not _is_whole(self.max_coarse_run) or self.max_coarse_run < 1):
             raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
         if not _is_number(self.free_threshold) or not self.free_threshold >= 0:
             raise ConfigError(f"free_threshold={self.free_threshold!r}: a number >= 0 (0 makes no free steps).")
-        if not isinstance(self.max_free_run, int) or self.max_free_run < 1:
+        if not _is_whole(self.max_free_run) or self.max_free_run < 1:
             raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
+        for name in ("threshold", "quantile", "free_threshold"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "order", int(self.order))
         if self.cuda_graphs not in ("auto", True, False):
             raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
         object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
@@ -157,19 +153,33 @@ class DDiTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; a callable schedule is given by its name."""
-        values = asdict(self) if self.cache is None else {**asdict(replace(self, cache=None)), "cache": repr(self.cache)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.cache is not None:
+            values["cache"] = repr(self.cache)
         if callable(self.schedule):
             values["schedule"] = getattr(self.schedule, "__qualname__", repr(self.schedule))
         return values
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}.")
+
+
+def _checked_multiples(multiples: Any) -> tuple[int, ...]:
+    values = tuple(multiples) if isinstance(multiples, Iterable) else ()
+    known = all(_is_whole(k) and k in SUPPORTED_MULTIPLES for k in values)
+    if not known or 1 not in values or len(set(values)) < len(values):
+        raise ConfigError(f"multiples={multiples!r}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them.")
+    return tuple(sorted(int(k) for k in values))
 
 
 def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int, ...]:
@@ -179,11 +189,11 @@ def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int
             "(step index, {multiple: sigma}) -> multiple."
         )
     for index, multiple in enumerate(schedule):
-        if multiple != FREE and multiple not in multiples:
+        if not _is_whole(multiple) or (multiple != FREE and multiple not in multiples):
             raise ScheduleError(
                 f"schedule[{index}]={multiple!r} is not among multiples={multiples}, nor {FREE} for no model call."
             )
-    return tuple(schedule)
+    return tuple(int(multiple) for multiple in schedule)
 
 
 def _checked_cache(cache: object, multiples: tuple[int, ...]) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 from ..config import FREE, DDiTConfig
 from ..errors import ScheduleError
@@ -54,11 +55,12 @@ class Policy:
         schedule = self._config.schedule
         if callable(schedule):
             multiple = schedule(index, dict(patch_std))
-            if multiple != FREE and multiple not in self._config.multiples:
+            if not isinstance(multiple, Integral) or (multiple != FREE and multiple not in self._config.multiples):
                 raise ScheduleError(
                     f"the schedule returned {multiple!r} for step {index}: it must be one of {self._config.multiples}, "
                     f"or {FREE} for no model call."
                 )
+            multiple = int(multiple)
         elif schedule is not None:
             multiple = schedule[index]
         else:
