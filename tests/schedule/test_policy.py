@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,10 +58,14 @@ def test_a_callable_gets_index_and_stds_and_cannot_change_the_record():
     assert seen == [(7, {1: 0.1, 2: 0.2, 4: 0.3})] and len(patch_std) == 3
 
 
-@pytest.mark.parametrize("returned", [3, None, "2", 8])
+@pytest.mark.parametrize("returned", [3, None, "2", 8, 2.0])
 def test_a_callable_that_returns_something_else_is_named(returned):
     with pytest.raises(ScheduleError, match=f"returned {returned!r} for step 4"):
         Policy(DDiTConfig(schedule=lambda index, patch_std: returned)).choose(4, {})
+
+
+def test_a_whole_number_of_numpy_becomes_an_int():
+    assert type(Policy(DDiTConfig(schedule=lambda index, patch_std: np.int64(2))).choose(0, {})) is int
 
 
 def test_only_the_configs_multiples_are_allowed():
