@@ -81,7 +81,9 @@ class DDiTConfig:
         free_threshold: The policy makes a step without a model call when σ_k of every size lies below this; 0: never.
         max_free_run: Longest run of such steps.
         backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
-        cuda_graphs: ``"auto"``, True or False.
+        cuda_graphs: Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one,
+            False never. What cannot be captured runs eagerly, and the log says why.
+        max_graphs: Most graphs to keep, one per size and signature of the inputs; the least recently used goes first.
         cache: A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig`, or a cache config of diffusers
             (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``, ``MagCacheConfig``), which keeps a state per patch
             size; diffusers' other caches need ``multiples=(1,)``. The report counts what TeaCache skips, not what
@@ -105,6 +107,7 @@ class DDiTConfig:
     max_free_run: int = 2
     backend: str = "auto"
     cuda_graphs: bool | str = "auto"
+    max_graphs: int = 16
     cache: Any = None
 
     def __post_init__(self) -> None:
@@ -130,6 +133,8 @@ class DDiTConfig:
         object.__setattr__(self, "order", int(self.order))
         if self.cuda_graphs not in ("auto", True, False):
             raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
+        if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
+            raise ConfigError(f"max_graphs={self.max_graphs!r}: a whole number >= 1.")
         object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))

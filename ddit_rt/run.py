@@ -47,6 +47,7 @@ class Run:
         self.stop: Callable[[], Callable[[], float]] | None = None
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
+        self._levels: torch.Tensor | None = None
         self._trajectories: dict[tuple[int, int], Trajectory] = {}
 
     def read_timesteps(self, scheduler: Any) -> None:
@@ -59,6 +60,13 @@ class Run:
     @property
     def sigma(self) -> float:
         return self._sigmas[self.index]
+
+    def level(self, device: torch.device) -> torch.Tensor:
+        """σ of the current step where the latents are, a 0-dim tensor: a captured graph can take it as an input."""
+        if self._levels is None or self._levels.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._levels = torch.tensor(self._sigmas, dtype=dtype, device=device)
+        return self._levels[self.index]
 
     @property
     def timestep(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +13,22 @@ from torch import nn
 from .config import FREE, DDiTConfig, TeaCacheConfig
 from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
-from .granularity import Adapter, Anchor, Models, PatchEmbedding, check_fit, make_path
+from .granularity import Adapter, check_fit, make_path
+from .rows import Forwards, Rows, Visit
 from .run import Run
-from .runtime import CacheState, MethodPatch, PendingEvolution, TeaCache, stopwatch
+from .runtime import (
+    CacheState,
+    CaptureBackend,
+    GraphRunner,
+    MethodPatch,
+    PendingEvolution,
+    TeaCache,
+    make_runner,
+    stopwatch,
+    wrapped_forward,
+)
 from .schedule import Report, StepRecord, check_length, step_with_increment
 
-# multiple -> the transformer's forward, behind the step cache if there is one
-Forwards = Callable[[int], Callable[..., Any]]
 # paths that may do without a fine step before them, but should not
 _ANCHORED = ("delta", "adapter", "adapter-delta")
 
@@ -33,13 +41,21 @@ class Session:
         family: What is known of its transformer.
         config: Settings.
         adapter: Trained adapter, or None.
+        capture: How to capture graphs; None follows ``config.cuda_graphs``.
 
     Raises:
-        ConfigError: the coarse path needs an adapter and there is none.
+        ConfigError: the coarse path needs an adapter and there is none, or graphs a CUDA device.
         AdapterMismatchError: the adapter belongs to another model or lacks a multiple.
     """
 
-    def __init__(self, pipe: Any, family: Family, config: DDiTConfig, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        family: Family,
+        config: DDiTConfig,
+        adapter: Adapter | None = None,
+        capture: CaptureBackend | None = None,
+    ) -> None:
         self.pipe = pipe
         self.family = family
         self.config = config
@@ -48,24 +64,26 @@ class Session:
         if learned and adapter is None:
             raise ConfigError(f"coarse={name!r} needs adapter=...: pass an adapter, or coarse='delta'.")
         self.coarse = name
-        self._adapter = adapter if learned else None
-        self._path = make_path(name, config.residual, self._adapter)
-        trained = self._adapter.spec.positions if self._adapter is not None else "native"
+        adapter = adapter if learned else None
+        self._path = make_path(name, config.residual, adapter)
+        trained = adapter.spec.positions if adapter is not None else "native"
         positions = ("interpolated" if name == "naive" else trained) if config.positions == "auto" else config.positions
-        self._native = positions == "native"
+        graphs = make_runner(config.cuda_graphs, config.max_graphs) if capture is None else None
+        if capture is not None:
+            graphs = GraphRunner(capture, config.max_graphs)
+        self._rows = Rows(family, self._path, positions == "native", adapter, graphs)
         by_signal = (len(config.multiples) > 1 and config.threshold > 0) or config.free_threshold > 0
         self._may_coarsen = config.schedule is not None or by_signal
-        self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
         self._local = threading.local()
         self._report: Report | None = None
         self._scheduler: Any = None
         self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
-        if self._adapter is not None:
+        if adapter is not None:
             for component, module in self._modules.items():
                 base = unwrap_module(module)
                 check_fit(
-                    self._adapter, family.name, family.ends(base), family.feed_forward(base), component, config.multiples
+                    adapter, family.name, family.ends(base), family.feed_forward(base), component, config.multiples
                 )
         self._teacaches: dict[int, TeaCache] = {}
         self._forward_patches = [
@@ -122,6 +140,8 @@ class Session:
                 if module.is_cache_enabled:
                     module.disable_cache()
         self._scheduler, self._scheduler_patches = None, []
+        if self._rows.graphs is not None:
+            self._rows.graphs.clear()
 
     def _attach_scheduler(self) -> None:
         """Follows the pipeline's scheduler, which users exchange at will."""
@@ -183,33 +203,33 @@ class Session:
             call = self.family.parse(base, arguments)
         except NotCoarseError as error:
             reason = str(error)
+        self._rows.look(base, call)
         if run.record is None:
             self._begin_step(run, base, call, reason)
         record, ordinal = run.record, run.calls
         assert record is not None
         run.calls += 1
-        at = self._cached(run, base, inner, ordinal)
+        at, obstacle = self._cached(run, base, inner, ordinal), wrapped_forward(inner, base)
+        if id(base) in self._teacaches or getattr(base, "is_cache_enabled", False):
+            obstacle = "a step cache decides anew at every call"
+        visit = Visit(run, base, arguments, call, at, obstacle)
         # guidance that begins in mid-run has a second call without a fine step, where the first call has one
-        lost = ordinal > 0 and self._lost(run, base, ordinal)
-        lost |= record.multiple == FREE and not run.trajectory(base, ordinal).recent
-        if call is None or record.multiple == 1 or lost:
-            raw = at(1)(*args, **kwargs)
-            if call is not None:
-                self._count(run, base, call, 1)
-                if not run.skipped:
-                    self._remember(run, base, call, raw, ordinal, at)
-            return raw
         trajectory = run.trajectory(base, ordinal)
-        if record.multiple == FREE:
-            prediction = trajectory.forecast(record.sigma)
+        lost = ordinal > 0 and self._lost(run, base, ordinal)
+        lost |= record.multiple == FREE and not trajectory.recent
+        if call is None or record.multiple == 1 or lost:
+            raw = self._rows.fine(visit)
+            # the last step has no successor to remember for
+            if call is not None and not run.skipped and self._may_coarsen and run.index + 1 < run.steps:
+                trajectory.add_fine(self._rows.anchor(visit, raw))
+            return raw
+        if self._makes_no_call(record.multiple):
+            prediction = trajectory.forecast(record.sigma, linear=record.multiple == FREE or self.coarse != "reuse")
         else:
-            models = self._models(run, base, call, at)
-            prediction = self._path.predict(
-                trajectory, call.latent.float(), record.sigma, record.multiple, call.geometry, models
-            )
-            if not (run.skipped or self._makes_no_call(record.multiple)):
+            prediction = self._rows.coarse(visit, trajectory, record.multiple)
+            if not run.skipped:
                 trajectory.add_run(record.sigma, prediction)
-        self._count(run, base, call, None)
+        record.fine_flops += self._rows.fine_flops(base, call)
         return self.family.wrap(base, call, prediction.to(call.latent.dtype))
 
     def _begin_step(self, run: Run, base: nn.Module, call: Call | None, reason: str) -> None:
@@ -240,12 +260,18 @@ class Session:
             multiple=multiple,
             tokens=tokens,
             patch_std=patch_std,
-            executed="cached" if self._makes_no_call(multiple) else "eager",
+            executed=self._executed(multiple),
             note=reason,
         )
         run.stop = stopwatch(call.latent.device if call is not None else torch.device("cpu"))
         if call is not None:
             run.geometry = call.geometry
+
+    def _executed(self, multiple: int) -> str:
+        """How a step will run unless something falls back."""
+        if self._makes_no_call(multiple):
+            return "cached"
+        return "eager" if self._rows.graphs is None else "graph"
 
     def _makes_no_call(self, multiple: int) -> bool:
         return multiple == FREE or (multiple > 1 and self.coarse in ("extrapolate", "reuse"))
@@ -256,66 +282,6 @@ class Session:
             return False
         # a schedule given by hand may do without the anchor where the path can
         return self._path.needs_anchor or (self.coarse == "delta" and self.config.schedule is None)
-
-    def _remember(self, run: Run, base: nn.Module, call: Call, raw: Any, ordinal: int, at: Forwards) -> None:
-        if not self._may_coarsen or run.index + 1 >= run.steps:
-            return
-        prediction = self.family.output(base, call, raw)
-        models = self._models(run, base, call, at)
-        run.trajectory(base, ordinal).add_fine(Anchor(run.sigma, call.latent, prediction, models))
-
-    def _models(self, run: Run, base: nn.Module, call: Call, at: Forwards) -> Models:
-        family, native = self.family, self._native
-        if self._adapter is not None:
-            self._adapter.place(call.latent.device, call.latent.dtype)
-
-        def low(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
-            arguments = family.low_arguments(call, latent, sigma, multiple, native)
-            with family.positions(base, call, multiple, native):
-                raw = at(multiple)(**arguments)
-            self._count(run, base, call, multiple)
-            return family.low_output(base, call, raw, multiple).float()
-
-        def tokens(latent: torch.Tensor, sigma: float, multiple: int) -> torch.Tensor:
-            embedding = self._embedding(base, multiple, call.latent)
-            with self._lora(base, multiple):
-                result = family.run_patches(base, at(multiple), call, latent, sigma, embedding, multiple, native)
-            self._count(run, base, call, multiple)
-            return result.float()
-
-        return Models(low, tokens)
-
-    def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
-        if self._adapter is not None:
-            return self._adapter.size(multiple).embedding
-        key = (id(base), multiple)
-        if key not in self._embeddings:
-            self._embeddings[key] = self.family.patch_embedding(base, multiple).requires_grad_(False)
-        return self._embeddings[key].to(like.device, like.dtype)
-
-    def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
-        return nullcontext() if self._adapter is None else self._adapter.lora(multiple).active(base)
-
-    def _count(self, run: Run, base: nn.Module, call: Call, multiple: int | None) -> None:
-        """Adds a model run at ``multiple`` to the step's FLOP; None books the fine run that a coarse step saved.
-
-        A run whose blocks TeaCache skipped counts as nothing: embedding and output are a thousandth of it.
-        """
-        batch = call.latent.shape[0]
-        record = run.record
-        assert record is not None
-        if multiple is None or multiple == 1:
-            record.fine_flops += batch * self.family.flops(base, call.geometry, 1, call.text_tokens)
-        if multiple is None:
-            return
-        if run.skipped:
-            record.executed = "cached" if not record.flops else record.executed
-        else:
-            record.executed = "eager" if record.executed == "cached" else record.executed
-            flops = self.family.flops(base, call.geometry, multiple, call.text_tokens)
-            if self._adapter is not None and multiple > 1:
-                flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens)
-            record.flops += batch * flops
 
     def _cached(self, run: Run, base: nn.Module, inner: Any, ordinal: int) -> Forwards:
         """Multiple -> the forward to call, behind the step cache if there is one.

@@ -78,7 +78,7 @@ class Family(ABC):
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
 
     @abstractmethod
-    def low_arguments(self, call: Call, low: torch.Tensor, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+    def low_arguments(self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
         """Arguments that run the unchanged transformer on a k times smaller latent.
 
         Args:
@@ -164,7 +164,8 @@ class Family(ABC):
 def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:
     """``value``, one for all samples or one each, in the shape, dtype and place of a timestep argument."""
     if isinstance(value, torch.Tensor):
-        return value.reshape(like.shape).to(like)
+        level = value.to(like)
+        return level.expand(like.shape) if level.ndim == 0 else level.reshape(like.shape)
     return torch.full_like(like, value)
 
 

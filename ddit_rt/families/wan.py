@@ -45,7 +45,7 @@ class Wan(Family):
     def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
         return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
 
-    def low_arguments(self, call: Call, low: torch.Tensor, sigma: float, multiple: int, native: bool) -> dict[str, Any]:
+    def low_arguments(self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
         arguments = _coarse_arguments(call, sigma)
         hidden = low.to(call.latent.dtype)
         if call.condition is not None:

@@ -7,10 +7,12 @@ noise share σ' = sσ/k and signal share s(1-σ), which add up to 1.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 
-Scalar = float | torch.Tensor
+Scalar: TypeAlias = float | torch.Tensor
 
 
 def down(latent: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -7,10 +7,10 @@ makes two) holds what a path remembers from step to step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
@@ -18,9 +18,9 @@ from . import bands
 from .geometry import Geometry, crop_to_latent, pad_to_grid
 
 # (low latent (B, C, F, H/k, W/k) float32, its noise level, multiple) -> prediction of the same shape, float32
-RunLow = Callable[[torch.Tensor, float, int], torch.Tensor]
+RunLow = Callable[[torch.Tensor, bands.Scalar, int], torch.Tensor]
 # (latent padded to the grid (B, C, F, H, W), noise level, multiple) -> prediction of the same shape, float32
-RunTokens = Callable[[torch.Tensor, float, int], torch.Tensor]
+RunTokens = Callable[[torch.Tensor, bands.Scalar, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Models:
 class Anchor:
     """A fine step: its latent, the model's prediction there (both as the pipeline had them), and σ."""
 
-    sigma: float
+    sigma: bands.Scalar
     latent: torch.Tensor
     prediction: torch.Tensor
     models: Models
@@ -63,7 +63,7 @@ class Trajectory:
         if self.last is not None and self.last.sigma == anchor.sigma:
             self.anchors.pop()
         self.anchors.append(anchor)
-        self.add_run(anchor.sigma, anchor.prediction)
+        self.add_run(float(anchor.sigma), anchor.prediction)
 
     def add_run(self, sigma: float, prediction: torch.Tensor) -> None:
         """Adds a model run. It replaces one at the same σ, as Heun's method makes two: no slope lies between them."""
@@ -71,7 +71,7 @@ class Trajectory:
             self.recent.pop()
         self.recent.append((sigma, prediction))
 
-    def forecast(self, sigma: float, linear: bool = True) -> torch.Tensor:
+    def forecast(self, sigma: bands.Scalar, linear: bool = True) -> torch.Tensor:
         """The prediction to expect at ``sigma``, without a model run: the last one, or the line through the last two.
 
         Returns:
@@ -85,35 +85,66 @@ class Trajectory:
         return newest.float() + (sigma - newest_sigma) * slope
 
 
-class CoarsePath(Protocol):
-    """One way to predict at a coarse step."""
+class CoarsePath(ABC):
+    """One way to predict at a coarse step.
 
-    needs_anchor: bool
+    Attributes:
+        needs_anchor: There has to be a fine step before.
+        needs_embedding: The model is run through ``models.tokens``.
+        anchors: How many of the last fine steps a prediction looks at.
+        probes: For how many of them it needs what the coarse model missed there.
+    """
 
+    needs_anchor = False
+    needs_embedding = False
+    anchors = 0
+    probes = 0
+
+    @abstractmethod
     def predict(
-        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+        self,
+        trajectory: Trajectory,
+        latent: torch.Tensor,
+        sigma: bands.Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
     ) -> torch.Tensor:
-        """Prediction at full resolution, float32 (B, C, F, H, W), for ``latent`` at noise level ``sigma``."""
-        ...
+        """Prediction at full resolution, float32 (B, C, F, H, W), for ``latent`` at noise level ``sigma``.
+
+        A captured graph may repeat it with other values in the same tensors: no decision may depend on a value.
+        """
+
+    def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+        """The residual of a fine step, as ``predict`` adds it to later ones; one coarse run, under the same rule."""
+        latent = anchor.latent.float()
+        own = self.predict(Trajectory(), latent, anchor.sigma, multiple, geometry, anchor.models)
+        return anchor.prediction.float() - own
 
 
-class BandSplit:
+class BandSplit(CoarsePath):
     """Low band from the model on the k x k means, high band from the noise that is left in it.
 
     Args:
         delta: Anchor the low band at the last fine step: the model supplies only the change since then, and its bias
             cancels.
-        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps instead of holding it.
+        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps.
     """
-
-    needs_anchor = False
 
     def __init__(self, delta: bool, extrapolate: bool = False) -> None:
         self.delta = delta
         self.extrapolate = extrapolate
+        self.anchors = 2 if extrapolate else 1
+        self.probes = self.anchors if delta else 0
 
     def predict(
-        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+        self,
+        trajectory: Trajectory,
+        latent: torch.Tensor,
+        sigma: bands.Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
     ) -> torch.Tensor:
         padded = pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
@@ -124,49 +155,57 @@ class BandSplit:
             clean = anchor.latent.float() - anchor.sigma * anchor.prediction.float()
             high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
             if self.delta:
-                low = low + self._residual(trajectory, sigma, multiple, geometry)
+                low = low + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
         return crop_to_latent(bands.up(low, multiple) + high / sigma, geometry)
 
-    def _residual(self, trajectory: Trajectory, sigma: float, multiple: int, geometry: Geometry) -> torch.Tensor:
-        newest = trajectory.anchors[-1]
-        residual = residual_at(newest, multiple, geometry)
-        if self.extrapolate and len(trajectory.anchors) > 1:
-            older = trajectory.anchors[0]
-            slope = (residual - residual_at(older, multiple, geometry)) / (newest.sigma - older.sigma)
-            residual = residual + (sigma - newest.sigma) * slope
-        return residual
-
-
-def residual_at(anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
-    """What the coarse model misses at a fine step: down(v_fine) - v_low, kept per multiple.
-
-    Costs one coarse model run the first time it is asked for.
-
-    Returns:
-        float32 (B, C, F, H/k, W/k).
-    """
-    if multiple not in anchor.residuals:
+    def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+        """down(v_fine) - v_low, float32 (B, C, F, H/k, W/k)."""
         padded = pad_to_grid(anchor.latent.float(), geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
         prediction = anchor.models.low(low_latent, low_sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
-        fine = bands.down(pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple)
-        anchor.residuals[multiple] = fine - low
-    return anchor.residuals[multiple]
+        return bands.down(pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple) - low
 
 
-class PatchTokens:
-    """The model on coarse tokens with its own embedding and de-embedding for that size: an adapter, or PI-resize alone."""
+def residual_at(
+    path: CoarsePath, trajectory: Trajectory, sigma: bands.Scalar, multiple: int, geometry: Geometry, extrapolate: bool
+) -> torch.Tensor:
+    """The residual of the last fine step, or the line through those of the last two, at ``sigma``.
 
-    needs_anchor = False
+    Residuals are kept per multiple; what is not there yet costs a coarse model run.
+    """
+
+    def residual(anchor: Anchor) -> torch.Tensor:
+        if multiple not in anchor.residuals:
+            anchor.residuals[multiple] = path.missed(anchor, multiple, geometry)
+        return anchor.residuals[multiple]
+
+    newest = trajectory.anchors[-1]
+    if not extrapolate or len(trajectory.anchors) < 2:
+        return residual(newest)
+    older = trajectory.anchors[-2]
+    slope = (residual(newest) - residual(older)) / (newest.sigma - older.sigma)
+    return residual(newest) + (sigma - newest.sigma) * slope
+
+
+class PatchTokens(CoarsePath):
+    """The model on coarse tokens with its own embedding and de-embedding for that size, PI-resized."""
+
+    needs_embedding = True
 
     def predict(
-        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+        self,
+        trajectory: Trajectory,
+        latent: torch.Tensor,
+        sigma: bands.Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
     ) -> torch.Tensor:
         return crop_to_latent(models.tokens(pad_to_grid(latent, geometry, multiple), sigma, multiple), geometry)
 
 
-class Forecast:
+class Forecast(CoarsePath):
     """No model call: the last fine prediction again, or the straight line through the last two."""
 
     needs_anchor = True
@@ -175,6 +214,12 @@ class Forecast:
         self.linear = linear
 
     def predict(
-        self, trajectory: Trajectory, latent: torch.Tensor, sigma: float, multiple: int, geometry: Geometry, models: Models
+        self,
+        trajectory: Trajectory,
+        latent: torch.Tensor,
+        sigma: bands.Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
     ) -> torch.Tensor:
         return trajectory.forecast(sigma, self.linear)

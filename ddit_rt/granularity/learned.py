@@ -21,11 +21,11 @@ import torch
 from . import bands
 from .adapter import Adapter
 from .bands import Scalar
-from .coarse import Anchor, Models, Trajectory
+from .coarse import Anchor, CoarsePath, Models, Trajectory, residual_at
 from .geometry import Geometry, crop_to_latent, pad_to_grid
 
 
-class Learned:
+class Learned(CoarsePath):
     """An adapter's prediction.
 
     Args:
@@ -35,12 +35,14 @@ class Learned:
         extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps instead of holding it.
     """
 
-    needs_anchor = False
+    needs_embedding = True
+    anchors = 2
 
     def __init__(self, adapter: Adapter, delta: bool, extrapolate: bool = False) -> None:
         self.adapter = adapter
         self.delta = delta
         self.extrapolate = extrapolate
+        self.probes = (2 if extrapolate else 1) if delta else 0
 
     def predict(
         self,
@@ -55,21 +57,13 @@ class Learned:
         anchors = list(trajectory.anchors)
         prediction = self._run(anchors, latent, sigma, multiple, geometry, models)
         if self.delta and anchors:
-            newest = anchors[-1]
-            residual = self._residual(newest, multiple, geometry)
-            if self.extrapolate and len(anchors) > 1:
-                older = anchors[-2]
-                slope = (residual - self._residual(older, multiple, geometry)) / (newest.sigma - older.sigma)
-                residual = residual + (sigma - newest.sigma) * slope
-            prediction = prediction + residual
+            prediction = prediction + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
         return prediction
 
-    def _residual(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
-        """What the adapter misses at a fine step; one coarse run the first time it is asked for."""
-        if multiple not in anchor.residuals:
-            own = self._run([anchor], anchor.latent.float(), anchor.sigma, multiple, geometry, anchor.models)
-            anchor.residuals[multiple] = anchor.prediction.float() - own
-        return anchor.residuals[multiple]
+    def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+        """v_fine less the adapter's own prediction there, float32 (B, C, F, H, W)."""
+        own = self._run([anchor], anchor.latent.float(), anchor.sigma, multiple, geometry, anchor.models)
+        return anchor.prediction.float() - own
 
     def _run(
         self,

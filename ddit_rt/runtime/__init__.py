@@ -1,8 +1,23 @@
 """How a chosen size executes: patches on instances, timing, and the way of the decision to the host."""
 
 from .decision import PendingEvolution
+from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .patching import MethodPatch
 from .teacache import CacheState, TeaCache, Trunk
 from .timing import stopwatch
+from .watch import wrapped_forward
 
-__all__ = ["CacheState", "MethodPatch", "PendingEvolution", "TeaCache", "Trunk", "stopwatch"]
+__all__ = [
+    "CacheState",
+    "CaptureBackend",
+    "Captured",
+    "CudaGraphs",
+    "GraphRunner",
+    "MethodPatch",
+    "PendingEvolution",
+    "TeaCache",
+    "Trunk",
+    "make_runner",
+    "stopwatch",
+    "wrapped_forward",
+]

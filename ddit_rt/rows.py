@@ -1,0 +1,236 @@
+"""One run of the transformer at one multiple, from latent to prediction, as a function of nothing but tensors.
+
+That is what a captured graph can hold: embedding, trunk and de-embedding, with all that a coarse path does around them.
+Whatever changes from step to step enters as a tensor, the noise level too; eager execution takes the same way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .families import Call, Family
+from .granularity import Adapter, Anchor, CoarsePath, Models, PatchEmbedding, Trajectory
+from .granularity.bands import Scalar
+from .run import Run
+from .runtime import GraphRunner
+
+# multiple -> the transformer's forward, behind the step cache if there is one
+Forwards = Callable[[int], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of the transformer by the pipeline.
+
+    Attributes:
+        run: The pipeline call it belongs to.
+        base: The transformer, without a compiler's wrapping.
+        arguments: Of the call, by name.
+        call: What the family read in them; None if it cannot run coarsely.
+        at: How to reach the transformer.
+        obstacle: Why its runs cannot be captured, if the caller knows a reason.
+    """
+
+    run: Run
+    base: nn.Module
+    arguments: dict[str, Any]
+    call: Call | None
+    at: Forwards
+    obstacle: str
+
+
+@dataclass(frozen=True)
+class _BoundModels(Models):
+    """Remembers the visit, so that a probe at a later step can still run the model as this step did."""
+
+    visit: Visit
+    level: torch.Tensor
+
+
+class Rows:
+    """Runs rows, through graphs if there is a runner for them.
+
+    Args:
+        family: Of the transformer.
+        path: What a coarse step computes.
+        native: See ``DDiTConfig.positions``.
+        adapter: Of the path, or None.
+        graphs: Runner, or None to run eagerly.
+    """
+
+    def __init__(
+        self, family: Family, path: CoarsePath, native: bool, adapter: Adapter | None, graphs: GraphRunner | None
+    ) -> None:
+        self.graphs = graphs
+        self._family = family
+        self._path = path
+        self._native = native
+        self._adapter = adapter
+        self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
+
+    def look(self, base: nn.Module, call: Call | None) -> None:
+        """Notices changed weights and switches; for the time before the decision, when the host only waits."""
+        if self._adapter is not None and call is not None:
+            self._adapter.place(call.latent.device, call.latent.dtype)
+        if self.graphs is not None:
+            self.graphs.look(base, *(() if self._adapter is None else (self._adapter,)))
+
+    def fine(self, visit: Visit) -> Any:
+        """The transformer's own result at multiple 1."""
+        raw = self._execute(visit, "fine", (visit.base,), lambda arguments: visit.at(1)(**arguments), visit.arguments)
+        if visit.call is not None:
+            self._count(visit, visit.call, 1)
+        return raw
+
+    def anchor(self, visit: Visit, raw: Any) -> Anchor:
+        """What later coarse steps need of a fine one, from its raw result."""
+        call = visit.call
+        assert call is not None
+        bound = _BoundModels(*self._models(visit, call), visit, visit.run.level(call.latent.device))
+        return Anchor(visit.run.sigma, call.latent, self._family.output(visit.base, call, raw), bound)
+
+    def coarse(self, visit: Visit, trajectory: Trajectory, multiple: int) -> torch.Tensor:
+        """The prediction of a coarse step, float32 (B, C, F, H, W)."""
+        call = visit.call
+        assert call is not None
+        anchors = list(trajectory.anchors)[-self._path.anchors :] if self._path.anchors else []
+        for anchor in reversed(anchors[-self._path.probes :] if self._path.probes else []):
+            if multiple not in anchor.residuals:
+                anchor.residuals[multiple] = self._probe(anchor, multiple)
+
+        def row(inputs: dict[str, Any]) -> torch.Tensor:
+            here = _with_tensors(call, inputs["call"])
+            models = Models(*self._models(visit, here))
+            known = Trajectory(deque(_anchor(tensors, multiple, models) for tensors in inputs["anchors"]))
+            return self._path.predict(known, here.latent.float(), inputs["level"], multiple, here.geometry, models)
+
+        inputs = {
+            "call": _tensors_of(call),
+            "level": visit.run.level(call.latent.device),
+            "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
+        }
+        prediction = self._execute(visit, ("coarse", multiple), self._modules(visit, call, multiple), row, inputs)
+        self._count(visit, call, multiple)
+        return prediction
+
+    def _probe(self, anchor: Anchor, multiple: int) -> torch.Tensor:
+        """What the coarse model misses at an earlier fine step."""
+        assert isinstance(anchor.models, _BoundModels)
+        visit = anchor.models.visit
+        call = visit.call
+        assert call is not None
+
+        def row(inputs: dict[str, Any]) -> torch.Tensor:
+            models = Models(*self._models(visit, _with_tensors(call, inputs["call"])))
+            return self._path.missed(_anchor(inputs["anchor"], multiple, models), multiple, call.geometry)
+
+        inputs = {"call": _tensors_of(call), "anchor": _tensors_of_anchor(anchor, multiple)}
+        residual = self._execute(visit, ("probe", multiple), self._modules(visit, call, multiple), row, inputs)
+        self._count(visit, call, multiple)
+        return residual
+
+    def _execute(
+        self,
+        visit: Visit,
+        label: Hashable,
+        modules: Sequence[nn.Module],
+        function: Callable[[Any], Any],
+        inputs: dict[str, Any],
+    ) -> Any:
+        if self.graphs is None:
+            return function(inputs)
+        result, replayed = self.graphs.run(modules, label, function, inputs, visit.obstacle)
+        record = visit.run.record
+        if not replayed and record is not None and record.executed == "graph":
+            record.executed = "eager"
+        return result
+
+    def _modules(self, visit: Visit, call: Call, multiple: int) -> tuple[nn.Module, ...]:
+        """The modules whose weights a coarse row reads, made and looked at before anything is captured."""
+        if self._adapter is not None:
+            return visit.base, self._adapter
+        if not self._path.needs_embedding:
+            return (visit.base,)
+        embedding = self._embedding(visit.base, multiple, call.latent)
+        if self.graphs is not None:
+            self.graphs.look(embedding)
+        return visit.base, embedding
+
+    def _models(self, visit: Visit, call: Call) -> tuple[Any, Any]:
+        """How a path runs the model on a low latent, and on coarse tokens."""
+        family, base, native = self._family, visit.base, self._native
+
+        def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            arguments = family.low_arguments(call, latent, level, multiple, native)
+            with family.positions(base, call, multiple, native):
+                raw = visit.at(multiple)(**arguments)
+            return family.low_output(base, call, raw, multiple).float()
+
+        def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            embedding = self._embedding(base, multiple, call.latent)
+            with self._lora(base, multiple):
+                forward = visit.at(multiple)
+                return family.run_patches(base, forward, call, latent, level, embedding, multiple, native).float()
+
+        return low, tokens
+
+    def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
+        if self._adapter is not None:
+            return self._adapter.size(multiple).embedding
+        key = (id(base), multiple)
+        if key not in self._embeddings:
+            self._embeddings[key] = self._family.patch_embedding(base, multiple).requires_grad_(False)
+        return self._embeddings[key].to(like.device, like.dtype)
+
+    def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._adapter is None else self._adapter.lora(multiple).active(base)
+
+    def _count(self, visit: Visit, call: Call, multiple: int) -> None:
+        """Adds a model run to the step's FLOP.
+
+        A run whose blocks TeaCache skipped counts as nothing: embedding and output are a thousandth of it.
+        """
+        batch = call.latent.shape[0]
+        record = visit.run.record
+        assert record is not None
+        if multiple == 1:
+            record.fine_flops += self.fine_flops(visit.base, call)
+        if visit.run.skipped:
+            record.executed = "cached" if not record.flops else record.executed
+            return
+        record.executed = "eager" if record.executed == "cached" else record.executed
+        flops = self._family.flops(visit.base, call.geometry, multiple, call.text_tokens)
+        if self._adapter is not None and multiple > 1:
+            flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens)
+        record.flops += batch * flops
+
+    def fine_flops(self, base: nn.Module, call: Call) -> float:
+        """FLOP of the call at multiple 1."""
+        return call.latent.shape[0] * self._family.flops(base, call.geometry, 1, call.text_tokens)
+
+
+def _tensors_of(call: Call) -> dict[str, Any]:
+    """A call without the tokens that the latent was read from."""
+    arguments = {name: value for name, value in call.arguments.items() if name != "hidden_states"}
+    return {"arguments": arguments, "latent": call.latent, "condition": call.condition}
+
+
+def _with_tensors(call: Call, tensors: dict[str, Any]) -> Call:
+    return replace(call, **tensors)
+
+
+def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:
+    assert isinstance(anchor.models, _BoundModels)
+    return anchor.models.level, anchor.latent, anchor.prediction, anchor.residuals.get(multiple)
+
+
+def _anchor(tensors: tuple[Any, ...], multiple: int, models: Models) -> Anchor:
+    level, latent, prediction, residual = tensors
+    return Anchor(level, latent, prediction, models, {} if residual is None else {multiple: residual})

@@ -1,0 +1,311 @@
+"""Runs functions of tensors from captured graphs: one graph per label and input signature, bounded, never stale.
+
+The runner knows nothing of how a graph is captured: :class:`CudaGraphs` does it with CUDA, the tests with a recorder
+that replays operations on the CPU under the same rules (fixed addresses, outputs overwritten by the next replay).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..errors import ConfigError
+from .watch import ModelWatch, ambient
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph: ``replay()`` reads the static inputs and weights, and writes ``outputs``, always the same memory."""
+
+    replay: Callable[[], None]
+    outputs: Any
+
+
+class CaptureBackend(Protocol):
+    """How functions are captured."""
+
+    device_type: str
+
+    def capture(self, function: Callable[[], Any], device: torch.device) -> Captured:
+        """Warms ``function`` up and captures it. Graphs may share memory for what they compute, outputs included."""
+        ...
+
+    def follow(self, device: torch.device) -> None:
+        """Orders the work to come behind that of the last replay, which may have been issued on another stream."""
+        ...
+
+    def release(self, captured: Captured) -> None:
+        """Gives the graph's memory back; it is not replayed any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What has to be the same for a graph to give the same result."""
+
+    modules: tuple[int, ...]
+    label: Hashable
+    structure: pytree.TreeSpec
+    values: tuple[Any, ...]
+    tensors: tuple[Hashable, ...]
+    switches: tuple[Hashable, ...]
+    ambient: Hashable
+
+
+@dataclass(frozen=True)
+class _Entry:
+    captured: Captured
+    groups: list[tuple[list[int], list[torch.Tensor]]]  # indices of inputs, and the static tensors that take them
+
+
+class GraphRunner:
+    """Calls functions through captured graphs where that gives the same result, eagerly where it might not.
+
+    Args:
+        capture: How to capture.
+        limit: Most graphs to keep; the least recently used goes first.
+    """
+
+    def __init__(self, capture: CaptureBackend, limit: int) -> None:
+        self._capture = capture
+        self._limit = limit
+        # None: capturing failed, do not try again
+        self._entries: OrderedDict[_Key, _Entry | None] = OrderedDict()
+        self._watches: dict[int, ModelWatch] = {}
+        self._versions: dict[int, int] = {}
+        self._logged: set[str] = set()
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return sum(entry is not None for entry in self._entries.values())
+
+    def look(self, *modules: nn.Module) -> None:
+        """Notices what changed in ``modules`` since their last look; do this before :meth:`run`.
+
+        It is apart from :meth:`run` so that it can happen while the device is busy and the host would only wait.
+        Graphs that read weights from where they are no longer are dropped.
+        """
+        with self._lock:
+            for module in modules:
+                watch = self._watches.get(id(module))
+                if watch is None:
+                    watch = self._watches[id(module)] = ModelWatch(module)
+                else:
+                    watch.look()
+                if self._versions.get(id(module), watch.version) != watch.version:
+                    self._drop(id(module))
+                self._versions[id(module)] = watch.version
+
+    def run(
+        self,
+        modules: Sequence[nn.Module],
+        label: Hashable,
+        function: Callable[[Any], Any],
+        inputs: Any,
+        obstacle: str = "",
+    ) -> tuple[Any, bool]:
+        """Calls ``function(inputs)``.
+
+        Args:
+            modules: Whose weights and switches the function reads; each was given to :meth:`look`.
+            label: Names all else that the function depends on: the same label, modules and inputs mean the same result.
+            function: Its effect is its result; it is not called at all when a graph is replayed.
+            inputs: Nested dicts, lists and tuples. Tensors are copied into the graph's own, all other values select the
+                graph, so whatever varies from step to step has to be a tensor.
+            obstacle: Why the caller knows that this cannot be captured, if it does.
+
+        Returns:
+            What ``function`` returned, in memory of its own, and whether a graph computed it.
+        """
+        leaves, structure = pytree.tree_flatten(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        obstacle = obstacle or self._obstacle(modules, tensors)
+        if not obstacle:
+            values = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+            key = _Key(
+                tuple(map(id, modules)),
+                label,
+                structure,
+                values,
+                tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
+                tuple(self._watches[id(module)].switches for module in modules),
+                ambient(),
+            )
+            try:
+                hash(key)
+            except TypeError:
+                kinds = {type(v).__name__ for v in values if type(v).__hash__ is None}
+                obstacle = f"an argument of type {', '.join(sorted(kinds)) or 'unknown'} cannot select a graph"
+        if obstacle:
+            self._log(obstacle)
+            return function(inputs), False
+        with self._lock, torch.no_grad():
+            entry = self._entry(key, function, leaves, structure)
+            if entry is not None:
+                self._capture.follow(tensors[0].device)
+                _fill(entry, tensors)
+                entry.captured.replay()
+                return pytree.tree_map_only(torch.Tensor, torch.clone, entry.captured.outputs), True
+        return function(inputs), False
+
+    def clear(self) -> None:
+        """Drops every graph and the memory they share."""
+        with self._lock:
+            self._drop()
+            self._watches.clear()
+            self._versions.clear()
+
+    def _obstacle(self, modules: Sequence[nn.Module], tensors: Sequence[torch.Tensor]) -> str:
+        wanted = self._capture.device_type
+        for tensor in tensors:
+            if tensor.device.type != wanted:
+                return f"an input is on {tensor.device}, graphs are captured on {wanted}"
+        if torch.is_grad_enabled() and (
+            any(t.requires_grad for t in tensors) or any(p.requires_grad for m in modules for p in m.parameters())
+        ):
+            return "autograd records; use torch.no_grad()"
+        return next(filter(None, (self._watches[id(module)].obstacle() for module in modules)), "")
+
+    def _entry(
+        self, key: _Key, function: Callable[[Any], Any], leaves: list[Any], structure: pytree.TreeSpec
+    ) -> _Entry | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        while len(self._entries) >= self._limit:
+            self._release(self._entries.popitem(last=False)[1])
+        try:
+            self._entries[key] = self._captured(function, leaves, structure)
+        except Exception as error:
+            # eager execution may well succeed, and if it does not, it raises the error where the user expects it
+            self._log(f"capture failed with {type(error).__name__}: {error}")
+            self._entries[key] = None
+        return self._entries[key]
+
+    def _captured(self, function: Callable[[Any], Any], leaves: list[Any], structure: pytree.TreeSpec) -> _Entry:
+        static: list[Any] = list(leaves)
+        groups: dict[Hashable, tuple[list[int], list[torch.Tensor]]] = {}
+        position = 0
+        with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
+            for index, leaf in enumerate(leaves):
+                if not isinstance(leaf, torch.Tensor):
+                    continue
+                static[index] = torch.empty_like(leaf, requires_grad=False)
+                # one fused copy per group: it takes one dtype, and tensors laid out alike
+                positions, statics = groups.setdefault((leaf.dtype, leaf.is_contiguous()), ([], []))
+                positions.append(position)
+                statics.append(static[index])
+                position += 1
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        device = tensors[0].device
+        pending = _Entry(Captured(lambda: None, None), list(groups.values()))
+        self._capture.follow(device)
+        _fill(pending, tensors)
+        # unflattened anew for every call: forwards are free to take things out of the dicts they are given
+        captured = self._capture.capture(lambda: function(pytree.tree_unflatten(static, structure)), device)
+        return _Entry(captured, pending.groups)
+
+    def _drop(self, module: int | None = None) -> None:
+        """Drops the graphs that read a module, given by its id, or all."""
+        for key in [key for key in self._entries if module is None or module in key.modules]:
+            self._release(self._entries.pop(key))
+
+    def _release(self, entry: _Entry | None) -> None:
+        if entry is not None:
+            self._capture.release(entry.captured)
+
+    def _log(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            logger.warning("runs without a CUDA graph: %s", reason)
+
+
+def _fill(entry: _Entry, tensors: Sequence[torch.Tensor]) -> None:
+    for positions, statics in entry.groups:
+        torch._foreach_copy_(statics, [tensors[position] for position in positions])
+
+
+@dataclass
+class _Place:
+    """What the graphs of one device share."""
+
+    stream: torch.cuda.Stream
+    pool: Any
+    live: int = 0
+    last: torch.cuda.Stream | None = None
+
+
+class CudaGraphs:
+    """Captures with ``torch.cuda.graph``: on a side stream, into one memory pool per device."""
+
+    device_type = "cuda"
+    warmups = 2  # the first run compiles and tunes, the second runs what was chosen
+
+    def __init__(self) -> None:
+        self._places: dict[torch.device, _Place] = {}
+        self._owners: dict[int, _Place] = {}
+
+    def capture(self, function: Callable[[], Any], device: torch.device) -> Captured:
+        with torch.cuda.device(device):
+            current = torch.cuda.current_stream()
+            place = self._places.get(device)
+            if place is None:
+                place = self._places[device] = _Place(torch.cuda.Stream(), None)
+            if not place.live:
+                place.pool = torch.cuda.graph_pool_handle()  # a pool that lost its last graph cannot be used again
+            graph = torch.cuda.CUDAGraph()
+            try:
+                place.stream.wait_stream(current)
+                with torch.cuda.stream(place.stream):
+                    for _ in range(self.warmups):
+                        function()
+                # thread_local: other threads may go on using the device, as servers do
+                with torch.cuda.graph(
+                    graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"
+                ):
+                    outputs = function()
+            finally:
+                torch.cuda.set_stream(current)  # a capture that failed does not always leave its stream
+            current.wait_stream(place.stream)
+            place.live += 1
+
+            def replay() -> None:
+                graph.replay()
+                place.last = torch.cuda.current_stream(device)
+
+            captured = Captured(replay, outputs)
+            self._owners[id(captured)] = place
+            return captured
+
+    def follow(self, device: torch.device) -> None:
+        place = self._places.get(device)
+        if place is not None and place.last is not None:
+            current = torch.cuda.current_stream(device)
+            if current != place.last:
+                current.wait_stream(place.last)
+
+    def release(self, captured: Captured) -> None:
+        # the graph itself goes with the last reference to the captured function
+        self._owners.pop(id(captured)).live -= 1
+
+
+def make_runner(setting: bool | str, limit: int) -> GraphRunner | None:
+    """The runner for ``DDiTConfig.cuda_graphs``; None where everything runs eagerly.
+
+    Raises:
+        ConfigError: graphs are demanded on a machine without a CUDA device.
+    """
+    available = torch.cuda.is_available()
+    if setting is True and not available:
+        raise ConfigError("cuda_graphs=True needs a CUDA device, and there is none here: use 'auto' or False.")
+    return GraphRunner(CudaGraphs(), limit) if setting and available else None
