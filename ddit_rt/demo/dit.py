@@ -59,7 +59,8 @@ def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 def _optimizers(model: FluxTransformer2DModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else (modulations, embeddings, output)."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "transformer_blocks" in name and parameter.ndim == 2 and ".norm" not in name
         (matrices if inside else others).append(parameter)

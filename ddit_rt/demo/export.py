@@ -48,9 +48,15 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
     fresh = target.with_name(target.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(str(fresh))
+    # transformers 5 calls the class TokenizersBackend and keeps the old name, which every version knows.
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"):
+        text = (fresh / name).read_text()
+        (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     (fresh / "demo.json").write_text(json.dumps({"call": CALL_DEFAULTS, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)  # written readable by the owner alone, which an installed package must not be
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

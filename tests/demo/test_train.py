@@ -7,7 +7,7 @@ import torch
 
 from ddit_rt.demo.common import Budget, RunLog, Sizes, load_state
 from ddit_rt.demo.dit import image_ids, pack, sample_sigmas, train_dit
-from ddit_rt.demo.pipeline import load_pipeline
+from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
 from ddit_rt.demo.text import build_tokenizer, tokenize
 from ddit_rt.demo.train import main
 
@@ -44,6 +44,15 @@ def test_export_is_a_pipeline_that_generates(run, tmp_path):
     assert latents.shape == (1, 16, 16)
     assert torch.isfinite(latents).all()
     assert [json.loads(line)["stage"] for line in (run / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_the_shipped_model_fits_its_call_defaults():
+    pipe = load_pipeline()
+    arguments = {**CALL_DEFAULTS, "num_inference_steps": 2, "output_type": "latent"}
+    latents = pipe(DEMO_PROMPTS["plain"], **arguments).images
+    assert latents.shape == (1, 256, 16)
+    assert torch.isfinite(latents).all()
+    assert pipe.tokenizer_2.unk_token_id not in pipe.tokenizer_2(" ".join(DEMO_PROMPTS.values())).input_ids
 
 
 def test_missing_stage_is_named(tmp_path):
