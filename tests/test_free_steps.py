@@ -1,0 +1,92 @@
+"""Steps without a model call: by schedule, by the policy, and what the report says of them."""
+
+import pytest
+import torch
+from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
+
+import ddit_rt
+from ddit_rt import ConfigError, DDiTConfig, ScheduleError
+from ddit_rt.granularity import Trajectory
+from ddit_rt.schedule import Policy
+
+CASES = [(flux, flux_inputs), (flux, lambda **k: negative(flux_inputs(**k))), (wan, wan_inputs)]
+
+
+def test_forecast_is_the_line_through_the_last_two_predictions():
+    trajectory = Trajectory()
+    trajectory.recent.append((0.8, torch.tensor([1.0])))
+    assert trajectory.forecast(0.1).item() == 1.0
+    trajectory.recent.append((0.6, torch.tensor([2.0])))
+    assert trajectory.forecast(0.5).item() == pytest.approx(2.5)
+    assert trajectory.forecast(0.5, linear=False).item() == 2.0
+
+
+@pytest.mark.parametrize("make, inputs", CASES, ids=["flux", "flux-cfg", "wan"])
+def test_free_between_fine_steps_is_extrapolation(make, inputs):
+    pipe, given = make(), inputs(steps=10)
+    with ddit_rt.accelerated(pipe, schedule=[1, 1, 0, 0, 1, 0, 0, 1, 0, 1]):
+        free = latents_of(pipe, given)
+        report = ddit_rt.report(pipe)
+    with ddit_rt.accelerated(pipe, schedule=[1, 1, 2, 2, 1, 2, 2, 1, 2, 1], coarse="extrapolate"):
+        assert torch.equal(latents_of(pipe, given), free)
+    assert [step.executed for step in report.steps if step.multiple == 0] == ["cached"] * 5
+    assert all(step.tokens == 0 and step.flops == 0 for step in report.steps if step.multiple == 0)
+    assert report.speedup_estimate == pytest.approx(2.0)
+    assert "5 at free" in str(report)
+
+
+@pytest.mark.parametrize("make, inputs", CASES, ids=["flux", "flux-cfg", "wan"])
+def test_free_between_coarse_steps(make, inputs, tmp_path):
+    pipe, given = make(), inputs(steps=9)
+    schedule = [1, 1, 0, 2, 0, 4, 0, 1, 0]
+    with ddit_rt.accelerated(pipe, schedule=schedule):
+        result = latents_of(pipe, given)
+        report = ddit_rt.report(pipe)
+    assert report.schedule == schedule and torch.isfinite(result).all()
+    assert report.plot(tmp_path / "plot.png").stat().st_size > 0
+    with ddit_rt.accelerated(pipe, schedule=report.schedule):
+        assert torch.equal(latents_of(pipe, given), result)
+
+
+def test_first_step_cannot_be_free():
+    pipe, given = flux(), flux_inputs(steps=4)
+    with ddit_rt.accelerated(pipe, schedule=[0, 1, 1, 1]), pytest.raises(ScheduleError, match="first step"):
+        latents_of(pipe, given)
+    with ddit_rt.accelerated(pipe, schedule=lambda index, patch_std: 0):
+        latents_of(pipe, given)
+        assert ddit_rt.report(pipe).schedule == [1, 0, 0, 0]
+
+
+def test_policy_makes_free_steps_below_a_threshold_of_its_own():
+    policy = Policy(DDiTConfig(threshold=0.5, free_threshold=0.1, max_free_run=2))
+    smooth, middling, rough = ({1: s, 2: s, 4: s} for s in (0.01, 0.3, 0.9))
+    assert policy.choose(0, {}) == 1
+    assert policy.choose(1, smooth, may_be_free=False) == 4
+    assert [policy.choose(2 + i, smooth) for i in range(4)] == [0, 0, 4, 0]
+    assert policy.choose(6, middling) == 4 and policy.choose(7, rough) == 1
+    assert policy.choose(8, {1: 0.01, 2: 0.01, 4: 0.2}) == 4, "every size has to be smooth"
+    assert policy.choose(9, smooth, must_refine=True) == 1
+
+
+def test_free_steps_count_towards_the_longest_coarse_run():
+    policy = Policy(DDiTConfig(threshold=0.5, free_threshold=0.1, max_free_run=1, max_coarse_run=3))
+    smooth = {1: 0.01, 2: 0.01, 4: 0.01}
+    assert [policy.choose(i, smooth) for i in range(6)] == [0, 4, 0, 1, 0, 4]
+
+
+def test_free_steps_with_one_size_only():
+    pipe, given = flux(), flux_inputs(steps=10)
+    with ddit_rt.accelerated(pipe, multiples=(1,), free_threshold=1e9, max_free_run=2):
+        latents_of(pipe, given)
+        assert ddit_rt.report(pipe).schedule == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("bad", [{"free_threshold": -1}, {"free_threshold": "x"}, {"max_free_run": 0}])
+def test_config_errors(bad):
+    with pytest.raises(ConfigError):
+        DDiTConfig(**bad)
+
+
+def test_schedules_still_refuse_unknown_multiples():
+    with pytest.raises(ScheduleError, match="nor 0"):
+        DDiTConfig(schedule=[1, 3])
