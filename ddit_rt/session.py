@@ -354,9 +354,9 @@ def check_scheduler(scheduler: Any) -> None:
         UnsupportedPipelineError: with the setting that makes a scheduler usable.
     """
     config = scheduler.config
-    flow = (
-        type(scheduler).__name__.startswith("FlowMatch")
-        or config.get("prediction_type") == "flow_prediction"
+    flow = type(scheduler).__name__.startswith("FlowMatch") or (
+        # without flow sigmas, σ is that of a variance-exploding process
+        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
     )
     if not flow or config.get("invert_sigmas") or not hasattr(scheduler, "sigmas"):
         raise UnsupportedPipelineError(
