@@ -89,6 +89,7 @@ class Session:
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
         ]
+        self._offload_patch = MethodPatch(pipe, "maybe_free_model_hooks", self._on_free_model_hooks)
 
     # -- putting on and taking off ------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class Session:
                 module.__dict__["_ddit_session"] = self
             for patch in self._forward_patches:
                 patch.ensure_outermost()
+            self._offload_patch.ensure_outermost()
             self._attach_scheduler()
         except BaseException:
             self.detach()
@@ -130,7 +132,7 @@ class Session:
 
     def detach(self) -> None:
         """Takes every patch away; modules, outputs and settings are as before :meth:`attach`."""
-        for patch in (*self._forward_patches, *self._scheduler_patches):
+        for patch in (*self._forward_patches, *self._scheduler_patches, self._offload_patch):
             patch.remove()
         for owner in (*self._modules.values(), self._scheduler):
             if owner is not None:
@@ -175,6 +177,13 @@ class Session:
             patch.ensure_outermost()
         self._begin_run()
         return result
+
+    def _on_free_model_hooks(self, inner: Any) -> None:
+        """CPU offload ends every call by taking all patches off the transformers: without them, the next call would not
+        notice a scheduler exchanged in between."""
+        inner()
+        for patch in self._forward_patches:
+            patch.ensure_outermost()
 
     def _begin_run(self) -> None:
         for module in self._modules.values():
