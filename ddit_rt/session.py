@@ -108,11 +108,7 @@ class Session:
                     f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
                 )
         for owner in (*self._modules.values(), self.pipe.scheduler):
-            if owner.__dict__.get("_ddit_session") is not None:
-                raise UnsupportedPipelineError(
-                    f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
-                    "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
-                )
+            _check_unshared(owner)
         try:
             if isinstance(self.config.cache, TeaCacheConfig):
                 for module in map(unwrap_module, self._modules.values()):
@@ -149,6 +145,7 @@ class Session:
         """Follows the pipeline's scheduler, which users exchange at will."""
         scheduler = self.pipe.scheduler
         check_scheduler(scheduler)
+        _check_unshared(scheduler)
         for patch in self._scheduler_patches:
             patch.remove()
         if self._scheduler is not None:
@@ -348,6 +345,14 @@ class Session:
                 increments, self.config.multiples, run.geometry.patch, self.config.quantile, grid, self.config.backend
             )
         return result
+
+
+def _check_unshared(owner: Any) -> None:
+    if owner.__dict__.get("_ddit_session") is not None:
+        raise UnsupportedPipelineError(
+            f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
+            "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
+        )
 
 
 def _check_finite(call: Call | None) -> None:
