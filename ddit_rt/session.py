@@ -169,6 +169,9 @@ class Session:
     def _on_set_timesteps(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """Every pipeline call sets its timesteps once, before the loop: this is where a call begins."""
         self._local.run = None
+        for name, module in denoisers(self.pipe, self.family).items():
+            if module is not self._modules.get(name):
+                raise UnsupportedPipelineError(f"{name} was exchanged after accelerate(): call accelerate(pipe) again.")
         result = inner(*args, **kwargs)
         for patch in self._forward_patches:
             patch.ensure_outermost()
