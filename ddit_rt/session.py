@@ -86,6 +86,7 @@ class Session:
                     adapter, family.name, family.ends(base), family.feed_forward(base), component, config.multiples
                 )
         self._teacaches: dict[int, TeaCache] = {}
+        self._caches = config.cache is not None and not isinstance(config.cache, TeaCacheConfig)
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
         ]
@@ -99,6 +100,7 @@ class Session:
         Raises:
             UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
                 place, or the scheduler does not predict a flow.
+            ConfigError: a cache is to be enabled where there is one.
         """
         check_scheduler(self.pipe.scheduler)
         for name, module in self._modules.items():
@@ -107,13 +109,18 @@ class Session:
                     f"{name}.compile() hides its forward. Use {name}.compile_repeated_blocks() or "
                     f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
                 )
+            if self._caches and module.is_cache_enabled:
+                raise ConfigError(
+                    f"cache={self.config.cache!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "
+                    "or leave cache=None to keep that one."
+                )
         for owner in (*self._modules.values(), self.pipe.scheduler):
             _check_unshared(owner)
         try:
             if isinstance(self.config.cache, TeaCacheConfig):
                 for module in map(unwrap_module, self._modules.values()):
                     self._teacaches[id(module)] = TeaCache(self.config.cache, self.family.trunk(module), module)
-            elif self.config.cache is not None:
+            elif self._caches:
                 for module in self._modules.values():
                     module.enable_cache(self.config.cache)
             for module in self._modules.values():
@@ -133,7 +140,7 @@ class Session:
         for owner in (*self._modules.values(), self._scheduler):
             if owner is not None:
                 owner.__dict__.pop("_ddit_session", None)
-        if self.config.cache is not None and not isinstance(self.config.cache, TeaCacheConfig):
+        if self._caches:
             for module in self._modules.values():
                 if module.is_cache_enabled:
                     module.disable_cache()
