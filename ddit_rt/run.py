@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import DDiTConfig
 from .granularity import Geometry, Trajectory
-from .runtime import CacheState, PendingEvolution
+from .runtime import CacheState, HostResults, PendingEvolution
 from .schedule import EvolutionHistory, Policy, StepRecord
 
 
@@ -25,7 +25,9 @@ class Run:
         calls: Transformer calls made so far in the current step (guidance makes two).
         record: Record of the current step, None between steps.
         records: Finished steps.
-        pending: σ_k for the next step, under way.
+        pending: The decision for the next step, under way.
+        evolution: That of the current step, whose σ_k may still be under way.
+        host: Where decisions arrive from a CUDA device.
         shape: Of the latent in canonical layout.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         skipped: TeaCache skipped the blocks of the latest model run.
@@ -40,6 +42,8 @@ class Run:
         self.record: StepRecord | None = None
         self.records: list[StepRecord] = []
         self.pending: PendingEvolution | None = None
+        self.evolution: PendingEvolution | None = None
+        self.host: HostResults | None = None
         self.geometry: Geometry | None = None
         self.shape: torch.Size | None = None
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
@@ -79,13 +83,19 @@ class Run:
     def forget(self, shape: torch.Size) -> None:
         """Starts the evolution anew: the latent has another shape than before."""
         self.shape = shape
-        self.pending = None
+        self.pending = self.evolution = self.host = None
         self.history.clear()
         self.cache_states.clear()
         self._trajectories.clear()
 
     def end_step(self) -> None:
+        """Closes the current step's record. Its σ_k are long there: they were launched before its model run."""
         assert self.record is not None and self.stop is not None
+        if self.evolution is not None:
+            self.record.patch_std = self.evolution.wait()
+            if any(sigma != sigma for sigma in self.record.patch_std.values()):
+                self.record.note = "the latent is not finite (NaN or Inf)"
+        self.evolution = None
         self.record.elapsed = self.stop()
         self.records.append(self.record)
         self.record = None

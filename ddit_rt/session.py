@@ -13,13 +13,14 @@ from torch import nn
 from .config import FREE, DDiTConfig, TeaCacheConfig
 from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
-from .granularity import Adapter, check_fit, make_path
+from .granularity import Adapter, Geometry, check_fit, make_path
 from .rows import Forwards, Rows, Visit
 from .run import Run
 from .runtime import (
     CacheState,
     CaptureBackend,
     GraphRunner,
+    HostResults,
     MethodPatch,
     PendingEvolution,
     TeaCache,
@@ -258,16 +259,12 @@ class Session:
                 raise ScheduleError("schedule[0]=0: the first step has no prediction to go on from; begin with 1.")
         if call is not None and run.shape != call.latent.shape:
             run.forget(call.latent.shape)
-        patch_std = run.pending.wait() if run.pending is not None else {}
-        run.pending = None
+        run.evolution, run.pending = run.pending, None
         if run.index > 0 and self._lost(run, base, 0) and not reason:
             reason = "no fine step of this transformer to start from"
-        may_be_free = bool(run.trajectory(base, 0).recent)
-        multiple = run.policy.choose(run.index, patch_std, must_refine=bool(reason), may_be_free=may_be_free)
+        multiple = self._choose(run, must_refine=bool(reason), may_be_free=bool(run.trajectory(base, 0).recent))
         if run.index == 0 and multiple > 1 and self._path.needs_anchor:
             raise ScheduleError(f"schedule[0]={multiple}: coarse={self.coarse!r} needs a fine first step (1).")
-        if any(sigma != sigma for sigma in patch_std.values()):
-            reason = "the latent is not finite (NaN or Inf)"
         tokens = call.geometry.tokens(multiple) if call is not None and multiple != FREE else 0
         run.record = StepRecord(
             index=run.index,
@@ -275,13 +272,21 @@ class Session:
             sigma=run.sigma,
             multiple=multiple,
             tokens=tokens,
-            patch_std=patch_std,
             executed=self._executed(multiple),
             note=reason,
         )
         run.stop = stopwatch(call.latent.device if call is not None else torch.device("cpu"))
         if call is not None:
             run.geometry = call.geometry
+
+    def _choose(self, run: Run, must_refine: bool, may_be_free: bool) -> int:
+        """The multiple of the current step; waits for no more of the evolution than the choice needs."""
+        patch_std, decided, schedule = {}, None, self.config.schedule
+        if run.evolution is not None and schedule is None:
+            decided = run.evolution.decision()
+        if run.evolution is not None and (callable(schedule) or self.config.free_threshold > 0):
+            patch_std = run.evolution.wait()
+        return run.policy.choose(run.index, patch_std, must_refine, may_be_free, decided)
 
     def _executed(self, multiple: int) -> str:
         """How a step will run unless something falls back."""
@@ -349,12 +354,24 @@ class Session:
             if self._report is not None and self._report.steps is run.records:
                 self._report.complete = True
         elif run.history.full and run.geometry is not None:
-            increments = run.history.increments
-            grid = run.geometry.grid(1) if increments[0].ndim == 3 else None
-            run.pending = PendingEvolution(
-                increments, self.config.multiples, run.geometry.patch, self.config.quantile, grid, self.config.backend
-            )
+            self._launch(run, run.geometry)
         return result
+
+    def _launch(self, run: Run, geometry: Geometry) -> None:
+        """Starts the decision for the next step."""
+        increments, config = run.history.increments, self.config
+        if increments[0].is_cuda and run.host is None:
+            run.host = HostResults(increments[0].shape[0], len(config.multiples))
+        run.pending = PendingEvolution(
+            increments,
+            config.multiples,
+            geometry.patch,
+            config.quantile,
+            geometry.grid(1) if increments[0].ndim == 3 else None,
+            config.backend,
+            config.threshold,
+            run.host,
+        )
 
 
 def _check_unshared(owner: Any) -> None:

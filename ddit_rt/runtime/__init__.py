@@ -1,6 +1,6 @@
 """How a chosen size executes: patches on instances, timing, and the way of the decision to the host."""
 
-from .decision import PendingEvolution
+from .decision import HostResults, PendingEvolution
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .patching import MethodPatch
 from .teacache import CacheState, TeaCache, Trunk
@@ -13,6 +13,7 @@ __all__ = [
     "Captured",
     "CudaGraphs",
     "GraphRunner",
+    "HostResults",
     "MethodPatch",
     "PendingEvolution",
     "TeaCache",

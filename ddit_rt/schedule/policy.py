@@ -39,15 +39,21 @@ class Policy:
         self._free_run = 0
 
     def choose(
-        self, index: int, patch_std: Mapping[int, float], must_refine: bool = False, may_be_free: bool = True
+        self,
+        index: int,
+        patch_std: Mapping[int, float],
+        must_refine: bool = False,
+        may_be_free: bool = True,
+        decided: int | None = None,
     ) -> int:
         """The multiple of step ``index``, 0 for no model call.
 
         Args:
             index: Denoising step, from 0.
-            patch_std: Multiple -> ρ-quantile σ_k; empty while the history fills.
+            patch_std: Multiple -> ρ-quantile σ_k; empty while the history fills, or where nothing here needs it.
             must_refine: The step has to run at multiple 1, whatever the evolution says.
             may_be_free: There are predictions to go on from.
+            decided: The multiple that equation 5 gives, if it is already known; None takes it from ``patch_std``.
 
         Raises:
             ScheduleError: a callable schedule returned something that is not among the multiples.
@@ -64,14 +70,14 @@ class Policy:
         elif schedule is not None:
             multiple = schedule[index]
         else:
-            multiple = self._by_evolution(patch_std, may_be_free)
+            multiple = self._by_evolution(patch_std, may_be_free, decided)
         if must_refine or (multiple == FREE and not may_be_free):
             multiple = 1
         self._coarse_run = self._coarse_run + 1 if multiple != 1 else 0
         self._free_run = self._free_run + 1 if multiple == FREE else 0
         return multiple
 
-    def _by_evolution(self, patch_std: Mapping[int, float], may_be_free: bool) -> int:
+    def _by_evolution(self, patch_std: Mapping[int, float], may_be_free: bool, decided: int | None) -> int:
         config = self._config
         if config.max_coarse_run is not None and self._coarse_run >= config.max_coarse_run:
             return 1
@@ -79,4 +85,4 @@ class Policy:
         smooth = bool(patch_std) and all(sigma < config.free_threshold for sigma in patch_std.values())
         if smooth and may_be_free and self._free_run < config.max_free_run:
             return FREE
-        return coarsest_below(patch_std, config.threshold)
+        return coarsest_below(patch_std, config.threshold) if decided is None else decided
