@@ -177,6 +177,5 @@ def _(stds, counts, patch_sizes, quantile):  # type: ignore[no-untyped-def]
 def quantile_reference(values: torch.Tensor, quantile: float) -> torch.Tensor:
     """Quantile of each row with linear interpolation: (B, N) float32 -> (B,) float32. NaNs must be handled before."""
     low, high, weight = quantile_rank(values.shape[1], quantile)
-    below = values.kthvalue(low + 1, dim=1).values
-    above = below if high == low else values.kthvalue(high + 1, dim=1).values
-    return torch.lerp(below, above, weight)
+    ordered = values.sort(dim=1).values  # kthvalue is quadratic on falling values
+    return torch.lerp(ordered[:, low], ordered[:, high], weight)
