@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .summary import METRIC_NAMES, Summary
+from .sweep import PSNR_LIMIT
 
 _MARKERS = "osD^v<>Pp*Xh8d"
 _OURS = ("DDiT", "delta", "mixed", "adapter")
@@ -59,6 +60,10 @@ def _draw(axis, summaries: Sequence[Summary], metric: str, speed: str) -> None: 
             color=f"C{number % 10}",
             alpha=1.0 if number < 10 else 0.55,
         )
+    # a method that never left the plain trajectory would squeeze all others together
+    values = [s.metrics[metric] for s in summaries if metric in s.metrics and s.metrics[metric] < PSNR_LIMIT]
+    if metric == "psnr" and values:
+        axis.set_ylim(min(values) - 1.5, max(values) + 1.5)
     axis.set_xscale("log")
     ticks = [1, 1.5, 2, 3, 4, 6, 8]
     axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])

@@ -1,5 +1,7 @@
 """TeaCache: the published rule against a hand computation, streams that never mix, and safe switches of patch size."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_wan_decides_as_published(retention):
         signals = [embedder.time_embedder(embedder.timesteps_proj(t[None])) for t in pipe.scheduler.timesteps]
         if retention:
             signals = [embedder.time_proj(torch.nn.functional.silu(signal)) for signal in signals]
-    changes = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(signals, signals[1:])]
+    changes = [float((b - a).abs().mean() / a.abs().mean()) for a, b in pairwise(signals)]
     coefficients = (2.0, 0.1, 0.0)
     threshold = 2.5 * float(np.polyval(coefficients, np.median(changes[5:])))
     with ddit_rt.accelerated(pipe, multiples=(1,), cache=TeaCacheConfig(threshold, coefficients, retention)):

@@ -1,0 +1,122 @@
+"""``ddit-rt eval`` and ``ddit-rt analyse`` from end to end on a tiny pipeline."""
+
+import csv
+import json
+
+import pytest
+import typer
+from prompted import CALL, prompted
+from typer.testing import CliRunner
+
+from ddit_rt.evaluate import commands, fit_teacache
+from ddit_rt.evaluate.standard import standard_plan
+
+
+@pytest.fixture
+def run(monkeypatch):
+    pipe = prompted()
+    monkeypatch.setattr("ddit_rt.loading.load_any", lambda model, dtype=None, device=None: pipe)
+    monkeypatch.setattr("ddit_rt.loading.call_defaults", lambda model: dict(CALL))
+    monkeypatch.setattr("ddit_rt.evaluate.standard.call_defaults", lambda model: dict(CALL))
+    app = typer.Typer()
+    commands.add_commands(app)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return invoke
+
+
+def test_eval_with_a_methods_file(run, tmp_path):
+    methods = [
+        {"name": "base", "kind": "base", "steps": 5, "reference": 5},
+        {"name": "fewer", "kind": "fewer steps", "steps": 3, "reference": 5},
+        {"name": "mix", "kind": "mixed", "steps": 5, "reference": 5, "settings": {"schedule": [1, 1, 0, 2, 1]}},
+    ]
+    (tmp_path / "methods.json").write_text(json.dumps(methods))
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    out = tmp_path / "out"
+    given = ["eval", "tiny", "--output", out, "--prompts", tmp_path / "prompts.txt", "--count", 2]
+    first = run(*given, "--methods", tmp_path / "methods.json", "--shard", "0/2")
+    assert "other shards are not done" in first and not (out / "results.json").exists()
+    run(*given, "--shard", "1/2")
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert [result["method"] for result in results] == ["base", "fewer", "mix"]
+    assert results[1]["flops_speedup"] == pytest.approx(5 / 3) and results[1]["runs"] == 2
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert float(rows[2]["psnr"]) == pytest.approx(results[2]["metrics"]["psnr"], rel=1e-4)
+    page = (out / "index.html").read_text()
+    assert "mix" in page and page.count("data:image/webp") == 6
+    assert (out / "curve-psnr-5.png").stat().st_size > 0
+    (out / "results.json").unlink()
+    run("eval", "tiny", "--output", out, "--report")
+    assert (out / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["tau", "--values", "0,0.01", "--count", 1], ["tau.json", "tau.csv", "tau.png"]),
+        (["patch-size", "--count", 1], ["patch-size.csv"]),
+        (["sigma", "--prompt", "a", "--prompt", "b"], ["sigma.json", "sigma.png"]),
+        (["schedules", "--prompt", "a", "--tau", "0.05"], ["schedules.json", "schedules.png"]),
+        (["rho", "--values", "0.2,0.8", "--tau", "0.05", "--count", 1], ["rho.json"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_analyses(run, tmp_path, arguments, expected):
+    if arguments[0] in ("tau", "patch-size", "rho"):
+        arguments = [*arguments, "--prompts", "demo"]
+    run("analyse", arguments[0], "tiny", "--output", tmp_path, "--steps", 6, *arguments[1:])
+    assert all((tmp_path / name).stat().st_size > 0 for name in expected)
+    if arguments[0] == "tau":
+        fine, fast = json.loads((tmp_path / "tau.json").read_text())
+        assert fine["psnr"] == 100.0 and fine["flops_speedup"] == 1.0 and fast["threshold"] == 0.01
+
+
+def test_order_is_compared_at_equal_flop(run, tmp_path, monkeypatch):
+    from ddit_rt.evaluate import analyses
+    from ddit_rt.evaluate.calibrate import Calibration
+
+    asked = []
+
+    def found(pipe, prompts, speedup, settings, *args, **call):
+        asked.append((speedup, settings["order"]))
+        return Calibration(0.02 * settings["order"], speedup, 30.0)
+
+    monkeypatch.setattr(analyses, "calibrate", found)
+    run("analyse", "order", "tiny", "--output", tmp_path, "--steps", 6, "--count", 1, "--speedup", 1.5)
+    assert asked == [(1.5, 1), (1.5, 2), (1.5, 3)]
+    lines = json.loads((tmp_path / "order.json").read_text())
+    assert [line["threshold"] for line in lines] == [0.02, 0.04, 0.06]
+
+
+def test_bad_options_are_refused(run):
+    for arguments in (["--metrics", "beauty"], ["--shard", "2/2"], ["--shard", "x"]):
+        with pytest.raises(Exception, match=r"metrics=|shard="):
+            run("eval", "tiny", *arguments)
+
+
+def test_teacache_fit():
+    pipe = prompted()
+    fit = fit_teacache(pipe, ["a"], num_inference_steps=14, **CALL)
+    assert len(fit.coefficients) == 5 and [len(stream) for stream in fit.runs] == [13]
+    assert fit.share_computed(0.0) == 1.0 and fit.share_computed(1e9) == pytest.approx(2 / 14)
+    assert fit.share_computed(fit.threshold_for(2.0)) == pytest.approx(0.5, abs=0.11)
+    assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
+
+
+def test_standard_plan_calibrates(monkeypatch):
+    from ddit_rt.evaluate import standard
+    from ddit_rt.evaluate.calibrate import Calibration
+
+    monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
+    plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])
+    names = {method.name for method in plan.methods}
+    assert {"base@10", "base@8", "ddit-2x@10", "teacache-2x@10", "ddit-2x+teacache@8", "taylorseer-3@10"} <= names
+    tea = next(method for method in plan.methods if method.name == "teacache-2x@10")
+    assert len(tea.settings["cache"]["coefficients"]) == 5
+    published = standard_plan(prompted(), "some/model", ["a", "b"], [10], [0], CALL, ["psnr"])
+    assert {"teacache-0.24@10", "teacache-0.4@10"} <= {method.name for method in published.methods}

@@ -1,0 +1,45 @@
+"""Prompts from files of every kind."""
+
+import json
+
+import pytest
+
+from ddit_rt import ConfigError
+from ddit_rt.evaluate.prompts import demo_prompts, load_prompts
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.txt", "one\n\n two \n"),
+        ("a.csv", "id,Prompt\n1,one\n2,two\n"),
+        ("a.tsv", "Prompt\tCategory\none\tx\ntwo\ty\n"),
+        ("a.json", json.dumps(["one", "two"])),
+        ("a.jsonl", '{"caption": "one"}\n{"caption": "two"}\n'),
+        ("coco.json", json.dumps({"annotations": [{"caption": "one"}, {"caption": "two"}]})),
+    ],
+)
+def test_files(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    assert load_prompts(str(path)) == ["one", "two"]
+    assert load_prompts(str(path), 1) == ["one"]
+
+
+def test_demo_prompts_are_many_different_and_always_the_same():
+    prompts = demo_prompts(64)
+    assert len(set(prompts)) == 64 and prompts == demo_prompts(64) and prompts[:8] == demo_prompts(8)
+    assert load_prompts("demo", 5) == prompts[:5]
+
+
+def test_errors(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_prompts(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ConfigError, match="no prompt found"):
+        load_prompts(str(tmp_path / "empty.txt"))
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="no prompt column"):
+        load_prompts(str(tmp_path / "bad.csv"))
+    with pytest.raises(ConfigError, match="drawbench"):
+        load_prompts("unknown")

@@ -1,0 +1,114 @@
+"""Sweeps: fair turns, resumed after a kill, shared between shards, and summed up rightly."""
+
+import json
+
+import pytest
+from prompted import CALL, prompted
+
+from ddit_rt import ConfigError
+from ddit_rt.evaluate import Method, Plan, run_sweep, summarise, sweep
+from ddit_rt.evaluate.flops import counted_flops
+from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
+
+METHODS = [
+    Method("base", "base", 6, 6),
+    Method("fewer", "fewer steps", 3, 6),
+    Method("free", "mixed", 6, 6, {"schedule": [1, 1, 0, 2, 0, 1]}),
+    Method("tea", "TeaCache", 6, 6, {"multiples": [1], "cache": {"type": "teacache", "threshold": 1e9}}),
+]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return prompted()
+
+
+def plan(prompts=("a b", "c d", "e f"), **changes):
+    return Plan(**{"model": "tiny", "methods": METHODS, "prompts": list(prompts), "call": CALL, **changes})
+
+
+def timed(folder):
+    return sorted((row["method"], row["prompt"], row["seed"]) for row in read_rows(folder) if "seconds" in row)
+
+
+EVERY = sorted((method.name, prompt, 0) for method in METHODS for prompt in range(3))
+
+
+def test_turns_put_references_first_and_rotate():
+    orders = [[method.name for method in turns(METHODS, turn)] for turn in range(4)]
+    assert all(order[0] == "base" and sorted(order) == sorted(m.name for m in METHODS) for order in orders)
+    assert len({tuple(order) for order in orders}) > 2
+
+
+def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
+    original, calls = sweep.generate, 0
+
+    def dying(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == len(METHODS) + 7:  # FLOP runs, one prompt, and half of the next
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(sweep, "generate", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(pipe, plan(), tmp_path, progress=False)
+    assert len(timed(tmp_path)) == 6
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"method": "fewer", "prom')  # what a kill in mid-write leaves
+    seen = []
+    monkeypatch.setattr(sweep, "generate", lambda *a, **k: seen.append(k) or original(*a, **k))
+    rows = run_sweep(pipe, plan(), tmp_path, progress=False)
+    assert timed(tmp_path) == EVERY
+    # the missing rows, and the base of the half-done prompt once more to compare with
+    assert len(seen) == len(EVERY) - 6 + 1
+    run_sweep(pipe, plan(), tmp_path, progress=False)
+    assert len(seen) == len(EVERY) - 6 + 1, "a finished sweep runs nothing"
+    assert {row["method"] for row in rows if "flops" in row} == {method.name for method in METHODS}
+    assert "forward" not in pipe.transformer.__dict__
+
+
+def test_rows_are_the_same_whoever_runs_them(pipe, tmp_path):
+    whole = run_sweep(pipe, plan(), tmp_path / "whole", progress=False)
+    for index in (1, 0):
+        run_sweep(pipe, plan(), tmp_path / "shards", shard=(index, 2), progress=False)
+    shards = read_rows(tmp_path / "shards")
+    assert timed(tmp_path / "shards") == EVERY
+
+    def values(rows):
+        return {(r["method"], r["prompt"]): (r.get("psnr"), r.get("schedule")) for r in rows if "seconds" in r}
+
+    assert values(shards) == values(whole)
+    assert len(list(pictures_of(tmp_path / "whole", plan(), METHODS[2]))) == 3
+
+
+def test_another_plan_is_refused(pipe, tmp_path):
+    plan(prompts=["a"]).write(tmp_path)
+    assert Plan.read(tmp_path).to_dict() == json.loads(json.dumps(plan(prompts=["a"]).to_dict()))
+    with pytest.raises(ConfigError, match="other prompts"):
+        run_sweep(pipe, plan(prompts=["b"]), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match=PLAN):
+        Plan.read(tmp_path / "none")
+    with pytest.raises(ConfigError, match="metrics"):
+        plan(metrics=["beauty"])
+
+
+def test_flops_are_what_the_families_say(pipe):
+    from ddit_rt import accelerated, report
+
+    with counted_flops(pipe) as count, accelerated(pipe, schedule=[1, 1, 0, 2, 4, 1]):
+        pipe("a", num_inference_steps=6, output_type="latent", **CALL)
+        expected = sum(step.flops for step in report(pipe).steps)
+    # the families leave out the embeddings of time and pooled text, a few percent of so small a model
+    assert expected < count.total < 1.05 * expected
+
+
+def test_summary_by_hand():
+    rows = [{"method": "base", "flops": 100.0}, {"method": "fewer", "flops": 50.0}]
+    for prompt, (base, fewer, value) in enumerate([(4.0, 2.0, 30.0), (8.0, 2.0, 34.0), (6.0, 2.0, 35.0)]):
+        rows.append({"method": "base", "prompt": prompt, "seed": 0, "seconds": base, "psnr": 100.0})
+        rows.append({"method": "fewer", "prompt": prompt, "seed": 0, "seconds": fewer, "psnr": value})
+    base, fewer = summarise(plan(methods=METHODS[:2]), rows)
+    assert (base.seconds, base.seconds_low, base.seconds_high, base.speedup, base.metrics) == (6.0, 5.0, 7.0, 1.0, {})
+    assert (fewer.seconds, fewer.speedup, fewer.flops_speedup, fewer.runs) == (2.0, 3.0, 2.0, 3)
+    assert fewer.metrics == {"psnr": 33.0} and fewer.spread["psnr"] == pytest.approx(2.1602, abs=1e-4)
