@@ -38,6 +38,7 @@ setup(
         "torchmetrics>=1.4",
     ],
     extras_require={
+        "distill": ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"],
         "flash": ["flash-attn>=2.7"],
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
         "reward": ["image-reward>=1.5"],

@@ -30,5 +30,5 @@ def load_state(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): delete it to start anew.") from error
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+        raise ConfigError(f"{path} cannot be read ({error!r}): delete it to start anew.") from error

@@ -39,7 +39,9 @@ class BadData(StrEnum):
     skip = "skip"
 
 
-BadDataOption = Annotated[BadData, typer.Option(help="Items that cannot be used: refuse the data, or skip and name them.")]
+BadDataOption = Annotated[
+    BadData, typer.Option(help="Items that cannot be used: refuse the data, or skip and name them.")
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -212,8 +214,8 @@ def _call(
 ) -> dict[str, Any]:
     from ..loading import call_defaults
 
-    given = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    given |= {"guidance_scale": guidance}
+    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
+    given["guidance_scale"] = guidance
     call = {**call_defaults(model), **{name: value for name, value in given.items() if value is not None}}
     if int(call.get("num_inference_steps", 50)) < 4:
         raise ConfigError("at least 4 denoising steps: a trajectory has to hold a step and two before it.")

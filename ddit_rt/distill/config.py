@@ -26,8 +26,8 @@ class DistillConfig:
         multiples: Coarse sizes to train.
         rank, alpha, shared, memory, positions: See :class:`ddit_rt.granularity.AdapterSpec`.
         objective: ``"direct"`` is the paper's equation 1, the squared distance to the frozen base's prediction;
-            ``"delta"`` asks for the change since an earlier step of the trajectory, what ``coarse="adapter-delta"`` adds
-            to the last fine prediction; ``"both"`` takes turns.
+            ``"delta"`` asks for the change since an earlier step of the trajectory, what ``coarse="adapter-delta"``
+            adds to the last fine prediction; ``"both"`` takes turns.
         optimizer: ``"auto"``: Prodigy for images and AdamW for video, as the paper has them.
         lr: None: 1.0 for Prodigy, 1e-4 for AdamW.
         weight_decay: Decoupled, of every weight.
@@ -38,7 +38,7 @@ class DistillConfig:
         max_gap: Longest distance, in steps, between a coarse step and the fine step it remembers.
         blank: Share of micro-steps without memory, as at a run's first step.
         timesteps: ``"steps"`` draws the sampler's steps evenly, ``"sigma"`` in proportion to the noise they remove.
-        fill: Share of the steps over which recording the base model's trajectories is spread; 0 records all of them first.
+        fill: Share of the steps over which recording the base model's trajectories is spread; 0 records all first.
         held_out: Items at the end of the data that are kept for validation.
         checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
         precision: ``"bf16"`` runs the adapter under autocast; its own weights stay float32.
@@ -79,7 +79,16 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiples", tuple(sorted(self.multiples)))
-        for name in ("steps", "batch", "accumulate", "rank", "max_gap", "checkpoint_every", "validate_every", "held_out"):
+        for name in (
+            "steps",
+            "batch",
+            "accumulate",
+            "rank",
+            "max_gap",
+            "checkpoint_every",
+            "validate_every",
+            "held_out",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r}: a whole number, at least 1.")

@@ -124,7 +124,9 @@ class Pictures:
         steps: Denoising steps to record of each group.
     """
 
-    def __init__(self, items: Sequence[tuple[str, str]], open_picture: Callable[[int], Image.Image], steps: int) -> None:
+    def __init__(
+        self, items: Sequence[tuple[str, str]], open_picture: Callable[[int], Image.Image], steps: int
+    ) -> None:
         self.names = [name for name, _ in items]
         self.captions = [caption for _, caption in items]
         self._open, self._steps = open_picture, steps

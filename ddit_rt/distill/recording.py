@@ -1,7 +1,7 @@
 """The frozen base model's own trajectories: what one pipeline call showed its transformer, and what that answered.
 
-Everything is taken where the pipeline calls its transformer, so guidance, image conditions and scheduler are those of the
-real pipeline, whatever its class. Recordings are kept as sharded safetensors.
+Everything is taken where the pipeline calls its transformer, so guidance, image conditions and scheduler are those of
+the real pipeline, whatever its class. Recordings are kept as sharded safetensors.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ def record(
         max_steps: Stop the call after so many denoising steps.
 
     Raises:
-        UnsupportedPipelineError: the pipeline has two transformers, or calls its transformer in a way that coarse tokens
-            cannot carry.
+        UnsupportedPipelineError: the pipeline has two transformers, or calls its transformer in a way that coarse
+            tokens cannot carry.
     """
     modules = denoisers(pipe, family)
     if len(modules) != 1:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: one adapter serves one of them. "
+            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: an adapter serves one of them. "
             "Distill a pipeline with a single transformer."
         )
     (module,) = modules.values()
@@ -182,7 +182,12 @@ def record(
     begin = scheduler.begin_index or 0
     sigmas = scheduler.sigmas[begin : begin + len(latents) + 1].float().cpu()
     return Recording(
-        sigmas, torch.stack(latents), [torch.stack(stream) for stream in predictions], arguments, conditions[0], list(captions)
+        sigmas,
+        torch.stack(latents),
+        [torch.stack(stream) for stream in predictions],
+        arguments,
+        conditions[0],
+        list(captions),
     )
 
 

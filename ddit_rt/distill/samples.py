@@ -69,7 +69,12 @@ _EXACT = frozenset({"timestep", "img_ids", "txt_ids"})
 
 
 def draw(
-    library: Library, shards: Sequence[int], family: Family, patch: int, config: DistillConfig, generator: torch.Generator
+    library: Library,
+    shards: Sequence[int],
+    family: Family,
+    patch: int,
+    config: DistillConfig,
+    generator: torch.Generator,
 ) -> Batch:
     """A random batch.
 
@@ -119,9 +124,7 @@ def _step(shard: Shard, kept: int, config: DistillConfig, generator: torch.Gener
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def _call(
-    picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tensor, family: Family, patch: int
-) -> Call:
+def _call(picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tensor, family: Family, patch: int) -> Call:
     own = [shard.arguments(stream, index, family.shared_arguments) for shard, index, stream, _ in picks]
     arguments = {
         name: value if name in family.shared_arguments else torch.stack([one[name] for one in own])

@@ -91,7 +91,9 @@ class Trainer:
         self._log: Log = log if self.accelerator.is_main_process else lambda _: None
         items = len(source.captions)
         if items <= config.held_out:
-            raise ConfigError(f"{items} items, {config.held_out} of them held out for validation: none is left to train on.")
+            raise ConfigError(
+                f"{items} items, {config.held_out} of them held out for validation: none is left to train on."
+            )
         self.adapter = self._fresh(base_model)
         self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
@@ -165,14 +167,19 @@ class Trainer:
 
     def available(self, step: int) -> Sequence[int]:
         """Training shards of this process at ``step``: their number grows while recording is spread over the run."""
-        own = self.training_shards[self.accelerator.process_index :: self.accelerator.num_processes] or self.training_shards
+        own = (
+            self.training_shards[self.accelerator.process_index :: self.accelerator.num_processes]
+            or self.training_shards
+        )
         filled = self.config.fill * self.config.steps
         share = 1.0 if step >= filled else (step + 1) / filled
         return own[: max(1, math.ceil(share * len(own)))]
 
     def batch(self, step: int, micro: int) -> Batch:
         """The batch of a micro-step, the same whether the run was interrupted before it or not."""
-        number = (step * self.config.accumulate + micro) * self.accelerator.num_processes + self.accelerator.process_index
+        number = (
+            step * self.config.accumulate + micro
+        ) * self.accelerator.num_processes + self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number + 1)
         patch = self.adapter.spec.patch
         drawn = draw(self.library, self.available(step), self.family, patch, self.config, generator)
@@ -185,7 +192,7 @@ class Trainer:
         with student.coarse(batch.multiple), self.accelerator.autocast():
             loss = student(batch)
             loss.backward()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         self.adapter.zero_grad(set_to_none=True)
         return time.perf_counter() - began
 
@@ -222,7 +229,11 @@ class Trainer:
             self._record_all()
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         bar = tqdm(
-            initial=self.step, total=config.steps, desc="distill", disable=not accelerator.is_main_process, mininterval=1.0
+            initial=self.step,
+            total=config.steps,
+            desc="distill",
+            disable=not accelerator.is_main_process,
+            mininterval=1.0,
         )
         began = time.monotonic()
         recent: list[float] = []
@@ -261,8 +272,8 @@ class Trainer:
             total += float(loss.detach())
         if not math.isfinite(total):
             raise ConfigError(
-                f"the loss is not finite at step {self.step}: lower the learning rate, or check the recordings. The last "
-                f"checkpoint in {self.out} is sound."
+                f"the loss is not finite at step {self.step}: lower the learning rate, or check the recordings. The "
+                f"last checkpoint in {self.out} is sound."
             )
         if config.clip:
             accelerator.clip_grad_norm_(self.adapter.parameters(), config.clip)
@@ -301,7 +312,8 @@ class Trainer:
         result = self.evaluate()
         for k, gain in result.gain_db.items():
             self._log(
-                f"step {self.step}: held out, {k}p: {result.loss[k]:.4g}, band-split {result.untrained[k]:.4g} ({gain:+.1f} dB)"
+                f"step {self.step}: held out, {k}p: {result.loss[k]:.4g}, "
+                f"band-split {result.untrained[k]:.4g} ({gain:+.1f} dB)"
             )
         values = {f"held_out/{k}p": value for k, value in result.loss.items()}
         values |= {f"gain_db/{k}p": value for k, value in result.gain_db.items()}
@@ -320,7 +332,12 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         seconds = self._resumed_seconds + time.monotonic() - began
-        summary = {**self.config.to_dict(), "step": self.step, "hours": round(seconds / 3600, 3), **self.source.describe()}
+        summary = {
+            **self.config.to_dict(),
+            "step": self.step,
+            "hours": round(seconds / 3600, 3),
+            **self.source.describe(),
+        }
         state = {
             "step": self.step,
             "seconds": seconds,
@@ -351,7 +368,7 @@ class Trainer:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("TensorBoard is in the extra: pip install 'ddit-rt[distill]', or leave it out.") from error
+            raise ConfigError("TensorBoard is in the extra: pip install 'ddit-rt[distill]', or do without.") from error
         return SummaryWriter(str(self.out / "tensorboard"))
 
     def _write(self, writer: Any, values: Mapping[str, float], began: float) -> None:

@@ -1,8 +1,8 @@
 """What is learned per multiple of the patch size: embedding, de-embedding, size embedding, residual block, LoRA.
 
-A fresh :class:`Adapter` computes what band-split computes (see :mod:`ddit_rt.granularity.learned`): its embedding is the
-base model's embedding of the k x k means, its de-embedding repeats the base model's prediction k x k times, and everything
-else starts at zero. Training therefore starts from band-split's quality.
+A fresh :class:`Adapter` computes what band-split computes (see :mod:`ddit_rt.granularity.learned`): its embedding is
+the base model's embedding of the k x k means, its de-embedding repeats the base model's prediction k x k times, and
+everything else starts at zero. Training therefore starts from band-split's quality.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Ends:
 class PatchEmbedding(nn.Module):
     """Embedding and de-embedding for one multiple k of the patch size, with the vector that names the size.
 
-    Layouts are the canonical ones of :func:`ddit_rt.granularity.geometry.patchify`: tokens (B, N, C·s·s), values inside a
-    token ordered (channel, row, column), s = k·p.
+    Layouts are the canonical ones of :func:`ddit_rt.granularity.geometry.patchify`: tokens (B, N, C·s·s), values inside
+    a token ordered (channel, row, column), s = k·p.
 
     Args:
         embed_weight: (d, C_in, s, s).
@@ -70,9 +70,7 @@ class PatchEmbedding(nn.Module):
         self.embed_bias = nn.Parameter(torch.zeros_like(embed_weight[:, 0, 0, 0]) if embed_bias is None else embed_bias)
         self.deembed = nn.Parameter(_channel_major(deembed_weight, self.side))
         self.deembed_bias = nn.Parameter(
-            torch.zeros_like(deembed_weight[:, 0])
-            if deembed_bias is None
-            else _channel_major(deembed_bias, self.side)
+            torch.zeros_like(deembed_weight[:, 0]) if deembed_bias is None else _channel_major(deembed_bias, self.side)
         )
         self.size_embedding = nn.Parameter(torch.zeros(width, dtype=embed_weight.dtype, device=embed_weight.device))
 
@@ -89,8 +87,8 @@ class PatchEmbedding(nn.Module):
     def of_means(cls, ends: Ends, multiple: int, extra: int = 0) -> PatchEmbedding:
         """The base model's own ends, PI-resized for nearest-neighbour upsampling.
 
-        The pseudo-inverse of that upsampling is the mean, so the embedding is the base embedding of the k x k means, and
-        the de-embedding repeats the base prediction k x k times.
+        The pseudo-inverse of that upsampling is the mean, so the embedding is the base embedding of the k x k means,
+        and the de-embedding repeats the base prediction k x k times.
 
         Args:
             ends: Of the base model.
@@ -191,8 +189,10 @@ class AdapterSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.multiples or any(k not in (2, 4) for k in self.multiples) or sorted(set(self.multiples)) != list(
-            self.multiples
+        if (
+            not self.multiples
+            or any(k not in (2, 4) for k in self.multiples)
+            or sorted(set(self.multiples)) != list(self.multiples)
         ):
             raise ConfigError(f"multiples={self.multiples!r}: an adapter has the sizes (2,), (4,) or (2, 4).")
         for name in ("channels", "width", "patch", "rank"):
@@ -275,7 +275,7 @@ class Adapter(nn.Module):
 
 
 def fingerprint(ends: Ends, count: int = 64) -> tuple[float, ...]:
-    """Values of the base embedding's weight at evenly spread places: equal up to rounding for every precision of a model.
+    """Values of the base embedding's weight at evenly spread places: equal up to rounding in every precision of it.
 
     Args:
         ends: Of the base model.

@@ -56,8 +56,8 @@ def load_adapter(source: str | Path | Adapter, revision: str | None = None) -> A
     """Reads an adapter, checking its description and the shape of every tensor; no code of the file is executed.
 
     Args:
-        source: Path of a file, of a directory that holds ``adapter.safetensors``, or a Hugging Face hub id ``owner/name``. An
-            :class:`Adapter` is copied.
+        source: Path of a file, of a directory that holds ``adapter.safetensors``, or a Hugging Face hub id
+            ``owner/name``. An :class:`Adapter` is copied.
         revision: Of the hub repository.
 
     Returns:
@@ -122,7 +122,8 @@ def model_card(adapter: Adapter, repo_id: str) -> str:
         f'ddit_rt.accelerate(pipe, adapter="{repo_id}")',
         "```",
         "",
-        f"LoRA rank {spec.rank} on {len(spec.layers)} feed-forward layers. Training: `{json.dumps(dict(spec.training))}`",
+        f"LoRA rank {spec.rank} on {len(spec.layers)} feed-forward layers.",
+        f"Training: `{json.dumps(dict(spec.training))}`",
     ]
     return "\n".join(lines) + "\n"
 
@@ -179,8 +180,8 @@ def check_fit(
         here, there = torch.tensor(fingerprint(ends, len(spec.fingerprint))), torch.tensor(spec.fingerprint)
         if float((here - there).norm()) > _FINGERPRINT_TOLERANCE * float(there.norm()):
             raise AdapterMismatchError(
-                f"the adapter was trained on {spec.base_model or 'another model'}; the embedding of {component} has other "
-                "weights. Load that model, or distill an adapter for this one."
+                f"the adapter was trained on {spec.base_model or 'another model'}; the embedding of {component} has "
+                "other weights. Load that model, or distill an adapter for this one."
             )
 
 

@@ -1,15 +1,15 @@
 """The coarse step of a trained adapter: band-split with learned additions in every place where it guesses.
 
 With z the latent, s and σ' the scale and noise level of its low band (see :mod:`ddit_rt.granularity.bands`) and k the
-multiple, the trunk runs at σ' on tokens of k·p x k·p patches, embedded from [s·z, σ, memory], and its de-embedding gives
-o at full resolution. Then
+multiple, the trunk runs at σ' on tokens of k·p x k·p patches, embedded from [s·z, σ, memory], and its de-embedding
+gives o at full resolution. Then
 
     v = up(v_low(down(o))) + (h - h0)/σ + (o - up(down(o))) + residual([s·z, σ, memory])
 
 where the first two terms are band-split's and the last two are zero before training: high frequencies that the trunk
-predicts, and the residual block's way past it. Memory is what the run already knows: the last fine prediction, the straight
-line through the last two (less the last), the distance in σ, and whether there is any; without memory the adapter is the
-paper's, a function of the latent alone.
+predicts, and the residual block's way past it. Memory is what the run already knows: the last fine prediction, the
+straight line through the last two (less the last), the distance in σ, and whether there is any; without memory the
+adapter is the paper's, a function of the latent alone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Learned(CoarsePath):
 
     Args:
         adapter: Its weights, placed where the latents are.
-        delta: Anchor the prediction at the last fine step: the adapter supplies only the change since then. Costs one coarse
-            run at every fine step that a coarse one follows.
-        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps instead of holding it.
+        delta: Anchor the prediction at the last fine step: the adapter supplies only the change since then. Costs one
+            coarse run at every fine step that a coarse one follows.
+        extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps, instead of
+            holding it.
     """
 
     needs_embedding = True

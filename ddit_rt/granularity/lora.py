@@ -1,8 +1,9 @@
 """Low-rank additions to a frozen transformer's linear layers, present only while a coarse run is under way.
 
 The layers themselves stay as they are: their forward is wrapped for the length of a context. So fine steps cannot
-see the addition, a user's own LoRAs (loaded, scaled, fused or unloaded through peft at any time) are neither touched nor
-able to switch it off, and quantised or offloaded layers need nothing special. The weights keep peft's names and layout.
+see the addition, a user's own LoRAs (loaded, scaled, fused or unloaded through peft at any time) are neither touched
+nor able to switch it off, and quantised or offloaded layers need nothing special. The weights keep peft's names and
+layout.
 """
 
 from __future__ import annotations

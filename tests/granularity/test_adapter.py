@@ -1,13 +1,14 @@
 """Adapters: fresh ones equal band-split, trained ones act on coarse steps and on nothing else."""
 
-import ddit_rt
 import pytest
 import tiny
 import torch
+from peft import LoraConfig
+
+import ddit_rt
 from ddit_rt import DDiTConfig
 from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.granularity import Adapter
-from peft import LoraConfig
 
 SCHEDULE = [1, 1, 1, 2, 4, 1, 2, 4]
 

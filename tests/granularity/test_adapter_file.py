@@ -3,15 +3,16 @@
 import json
 import pickle
 
-import ddit_rt
 import pytest
 import tiny
 import torch
-from ddit_rt.granularity import adapter_file
-from ddit_rt.granularity.adapter_file import FILE_NAME, model_card, push_to_hub
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_adapter import fresh, run, trained
+
+import ddit_rt
+from ddit_rt.granularity import adapter_file
+from ddit_rt.granularity.adapter_file import FILE_NAME, model_card, push_to_hub
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""ddit-rt distill, as typed."""
+
+import pytest
+import typer
+from distill_models import CALL, PROMPTS, pipeline
+from typer.testing import CliRunner
+
+import ddit_rt
+from ddit_rt.distill.commands import add_commands
+from ddit_rt.distill.estimate import estimate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    pipeline().save_pretrained(path)
+    (path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return path
+
+
+def distill(*arguments):
+    app = typer.Typer()
+    app.command()(lambda: None)
+    add_commands(app)
+    return CliRunner().invoke(app, ["distill", *map(str, arguments)])
+
+
+def size():
+    return ["--height", 32, "--width", 32, "--sampling-steps", 6, "--guidance", 0.0, "--held-out", 4]
+
+
+def test_train_resume_and_dry_run(model, tmp_path):
+    out = tmp_path / "run"
+    options = [model, "--prompts", model / "prompts.txt", *size(), "--device", "cpu", "--steps", 2, "--rank", 2]
+    options += ["--optimizer", "adamw", "--fill", 1.0, "--recordings", tmp_path / "recordings"]
+    result = distill("train", *options, "--out", out, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "trained parameters" in result.output and "estimated" in result.output
+    assert not out.exists()
+
+    result = distill("record", model, tmp_path / "x", "--help")
+    assert result.exit_code == 0
+    result = distill(
+        "record", model, "--recordings", tmp_path / "recordings", "--prompts", model / "prompts.txt", *size()
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(list((tmp_path / "recordings").glob("*.safetensors"))) == 3
+
+    result = distill("train", *options, "--out", out)
+    assert result.exit_code == 0, (result.output, result.exception)
+    adapter = ddit_rt.load_adapter(out)
+    assert adapter.spec.base_model == model.name and adapter.spec.rank == 2
+    result = distill("train", *options, "--out", out, "--resume")
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ([], "give the data as one of"),
+        (["--prompts", "a", "--pictures", "b"], "give the data as one of"),
+        (["--pictures", "."], "pictures need --height"),
+        (["--prompts", "a", "--steps", "0"], "steps=0"),
+        (["--prompts", "a", "--sampling-steps", "3"], "at least 4 denoising steps"),
+    ],
+)
+def test_errors_come_before_the_model_is_loaded(options, match, tmp_path):
+    result = distill("train", "owner/model", "--out", tmp_path / "run", *options)
+    assert isinstance(result.exception, ddit_rt.ConfigError) and match in str(result.exception)
+
+
+def test_estimate_scales_with_the_run():
+    from ddit_rt.distill import DistillConfig, Prompts
+
+    config = DistillConfig(steps=100, rank=2, held_out=4, batch=2, accumulate=2)
+    found = estimate(pipeline(), Prompts(PROMPTS), CALL, config)
+    assert found.parameters > 0 and found.adapter_bytes == 2 * found.parameters
+    assert found.recording_bytes > 12 * 8 * 256 * 2 * 2  # items x steps x values x 2 bytes x (latent, prediction)
+    assert found.memory_bytes > 1e7 and found.hours > 0

@@ -1,0 +1,100 @@
+"""Bad data is named: refused, or skipped and told."""
+
+import pytest
+from distill_models import CALL, pipeline
+from PIL import Image
+
+import ddit_rt
+from ddit_rt.distill import BadDataError, Checked, DistillConfig, Trainer, picture_dataset, picture_folder, read_prompts
+from ddit_rt.distill.data import fitted
+
+
+def checked(skip):
+    told: list[str] = []
+    return Checked(skip, told.append), told
+
+
+def refuse():
+    return checked(False)[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(4):
+        Image.new("RGB", (40 + index, 40), (index * 60, 0, 0)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"a red square {index}\n")
+    return tmp_path
+
+
+def spoil(folder, what):
+    if what == "unreadable":
+        (folder / "bad.png").write_bytes((folder / "0.png").read_bytes()[:40])
+        (folder / "bad.txt").write_text("a ball")
+    elif what == "small":
+        Image.new("RGB", (16, 40)).save(folder / "bad.png")
+        (folder / "bad.txt").write_text("a ball")
+    else:
+        Image.new("RGB", (40, 40)).save(folder / "bad.png")
+        if what == "empty":
+            (folder / "bad.txt").write_text("  \n")
+
+
+@pytest.mark.parametrize(
+    ("what", "match"),
+    [("unreadable", "unreadable"), ("small", "16 x 40 pixels"), ("empty", "is empty"), ("missing", "is missing")],
+)
+def test_bad_pictures(folder, what, match):
+    spoil(folder, what)
+    with pytest.raises(BadDataError, match=f"bad.png.*{match}"):
+        picture_folder(folder, (32, 32), 5, refuse())
+    check, told = checked(True)
+    assert len(picture_folder(folder, (32, 32), 5, check).captions) == 4
+    assert len(told) == 1 and "bad.png" in told[0]
+
+
+def test_bad_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"a ball\n\n\xff\xfe\na star\n")
+    with pytest.raises(BadDataError, match=r"prompts\.txt:2: an empty prompt"):
+        read_prompts(file, refuse())
+    check, told = checked(True)
+    assert read_prompts(file, check) == ["a ball", "a star"]
+    assert len(told) == 2 and "prompts.txt:3" in told[1]
+    file.write_text("\n")
+    with pytest.raises(BadDataError, match="holds no prompt"):
+        read_prompts(file, check)
+
+
+def test_dataset_rows():
+    rows = [
+        {"image": Image.new("RGB", (64, 48)), "text": "a ball"},
+        {"image": None, "text": "a star"},
+        {"image": Image.new("RGB", (64, 48)), "text": ""},
+        {"image": Image.new("L", (40, 40)), "text": "a house"},
+        {"image": Image.new("RGB", (40, 40)), "text": "one too many"},
+    ]
+    check, told = checked(True)
+    source = picture_dataset(rows, "image", "text", 2, (32, 32), 5, check)
+    assert source.captions == ["a ball", "a house"] and source._open(1).mode == "RGB"
+    assert [text.split(":")[1].strip() for text in told] == ["row 1", "row 2"]
+    with pytest.raises(BadDataError, match="row 1"):
+        picture_dataset(rows, "image", "text", 2, (32, 32), 5, refuse())
+
+
+def test_pictures_are_scaled_and_cropped_about_the_centre():
+    picture = Image.new("RGB", (60, 30))
+    picture.paste((255, 0, 0), (15, 0, 45, 30))
+    assert fitted(picture, (20, 20)).getpixel((10, 10)) == (255, 0, 0)
+    assert fitted(picture, (20, 20)).size == (20, 20)
+
+
+def test_training_on_pictures(folder, tmp_path):
+    source = picture_folder(folder, (32, 32), 4, refuse())
+    config = DistillConfig(
+        steps=2, batch=2, accumulate=1, rank=2, optimizer="adamw", held_out=1, max_gap=2, validate_every=100
+    )
+    run = Trainer(pipeline(), source, {**CALL, "num_inference_steps": 10}, config, tmp_path / "run", log=lambda _: None)
+    shard = run.library.shard(0)
+    assert shard.steps == 4 and 0 < shard.sigmas[0] <= 1 and len(shard.sigmas) == 5
+    run.train()
+    ddit_rt.load_adapter(tmp_path / "run")

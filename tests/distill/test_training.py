@@ -1,0 +1,329 @@
+"""A whole training of a tiny model: it learns, it can be interrupted anywhere, and the base model stays as it was."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from distill_models import CALL, PROMPTS, pipeline
+
+import ddit_rt
+from ddit_rt.distill import DistillConfig, Prompts, Trainer, record
+from ddit_rt.distill.checkpoint import load_state
+from ddit_rt.distill.config import differences
+from ddit_rt.distill.objective import Student
+from ddit_rt.families import family_of
+from ddit_rt.granularity import unpatchify
+
+SMALL = DistillConfig(
+    steps=8,
+    batch=2,
+    accumulate=2,
+    rank=4,
+    optimizer="adamw",
+    lr=3e-3,
+    warmup=2,
+    held_out=4,
+    checkpoint_every=3,
+    validate_every=1000,
+    ema=0.9,
+    fill=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Shared by the tests of one model, call and data."""
+    return tmp_path_factory.mktemp("recordings")
+
+
+def trainer(out, recordings, config=SMALL, pipe=None, **options):
+    return Trainer(
+        pipe or pipeline(), Prompts(PROMPTS), CALL, config, out, recordings=recordings, log=lambda _: None, **options
+    )
+
+
+def digest(module):
+    whole = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        whole.update(name.encode() + tensor.numpy().tobytes())
+    return whole.hexdigest()
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+
+
+def test_a_full_run_learns_and_leaves_the_base_alone(tmp_path, recordings):
+    pipe = pipeline()
+    before, picture = digest(pipe.transformer), pipe(PROMPTS[0], generator=_noise(), output_type="pt", **CALL).images
+    config = replace(SMALL, steps=240, batch=8, accumulate=1, multiples=(2,), validate_every=240, ema=0.95)
+    run = trainer(tmp_path, recordings, config, pipe, tensorboard=_has_tensorboard())
+    untrained = run.evaluate()
+    assert untrained.gain_db[2] == pytest.approx(0)
+    run.train()
+    after = run.evaluate()
+    assert after.loss[2] <= untrained.loss[2] / 2
+    assert after.untrained == untrained.untrained
+
+    assert digest(pipe.transformer) == before
+    assert torch.equal(pipe(PROMPTS[0], generator=_noise(), output_type="pt", **CALL).images, picture)
+
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any("loss" in entry for entry in entries) and any("psnr_db/adapter@2p" in entry for entry in entries)
+    assert list((tmp_path / "pictures").glob("*.png"))
+    assert not _has_tensorboard() or list((tmp_path / "tensorboard").iterdir())
+
+    adapter = ddit_rt.load_adapter(tmp_path)
+    assert adapter.spec.training["step"] == 240
+    schedule = [1, 2, 2, 1, 2, 2, 1, 2]
+    found = []
+    for source in (tmp_path / "adapter.safetensors", adapter):
+        with ddit_rt.accelerated(pipe, adapter=source, schedule=schedule, multiples=(1, 2)):
+            found.append(pipe(PROMPTS[0], generator=_noise(), output_type="pt", **CALL).images)
+    assert torch.equal(*found)
+
+
+def _noise():
+    return torch.Generator().manual_seed(0)
+
+
+def _has_tensorboard():
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+def test_resumed_is_uninterrupted(tmp_path, recordings, optimizer):
+    if optimizer == "prodigy":
+        pytest.importorskip("prodigyopt")
+    config = replace(SMALL, optimizer=optimizer, lr=None, objective="both")
+    whole = trainer(tmp_path / "whole", recordings, config).train()
+    trainer(tmp_path / "parts", recordings, config).train(stop_after=3)
+    trainer(tmp_path / "parts", recordings, config).train(resume=True, stop_after=5)
+    parts = trainer(tmp_path / "parts", recordings, config).train(resume=True)
+    assert equal(whole.state_dict(), parts.state_dict())
+    states = [load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts")]
+    assert equal(states[0]["adapter"], states[1]["adapter"])
+
+
+def test_recording_on_the_fly_is_recording_first(tmp_path, recordings):
+    config = replace(SMALL, fill=1.0, steps=4)
+    fresh = trainer(tmp_path / "a", None, config)
+    assert len(fresh.available(0)) == 1 and len(fresh.available(3)) == len(fresh.training_shards)
+    a = fresh.train()
+    b = trainer(tmp_path / "b", recordings, config).train()
+    assert equal(a.state_dict(), b.state_dict())
+
+
+def test_a_run_is_not_overwritten_or_mixed_up(tmp_path, recordings):
+    config = replace(SMALL, steps=1)
+    trainer(tmp_path, recordings, config).train()
+    with pytest.raises(ddit_rt.ConfigError, match="pass --resume"):
+        trainer(tmp_path, recordings, config).train()
+    with pytest.raises(ddit_rt.ConfigError, match=r"other settings .*batch: 2, 3"):
+        trainer(tmp_path, recordings, replace(config, batch=3)).train(resume=True)
+    with pytest.raises(ddit_rt.ConfigError, match="recordings of another model"):
+        Trainer(pipeline(), Prompts(PROMPTS[1:]), CALL, config, tmp_path, recordings=recordings)
+
+
+def test_damaged_checkpoint(tmp_path, recordings):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a checkp")
+    with pytest.raises(ddit_rt.ConfigError, match="cannot be read"):
+        trainer(tmp_path, recordings).train(resume=True)
+
+
+_KILLED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from test_training import SMALL, trainer
+config = replace(SMALL, steps=100000, batch=1, accumulate=1, checkpoint_every=1)
+trainer(Path(sys.argv[1]), Path(sys.argv[2]), config).train(resume=True)
+"""
+
+
+def test_kill_9_leaves_a_whole_checkpoint(tmp_path, recordings):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(here), str(here.parent))), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", _KILLED, str(tmp_path), str(recordings)]
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    checkpoint, began = tmp_path / "checkpoint.pt", time.monotonic()
+    while not (tmp_path / "adapter.safetensors").exists():
+        assert process.poll() is None and time.monotonic() - began < 300
+        time.sleep(0.02)
+    seen = set()
+    for _ in range(100):  # whatever moment one looks at: whole
+        seen.add(load_state(checkpoint)["step"])
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = load_state(checkpoint)["step"]
+    assert len(seen) > 1 and step >= max(seen)
+    ddit_rt.load_adapter(tmp_path)
+    config = replace(SMALL, steps=100_000, batch=1, accumulate=1, checkpoint_every=1)
+    again = trainer(tmp_path, recordings, config)
+    again.train(resume=True, stop_after=step + 1)
+    assert again.step == step + 1
+
+
+def test_checkpointing_gives_the_same_gradients(tmp_path, recordings):
+    run = trainer(tmp_path, recordings, replace(SMALL, objective="delta"))
+    with torch.no_grad():
+        for parameter in run.adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    gradients = []
+    for recompute in (False, True):
+        if recompute:
+            run.transformer.enable_gradient_checkpointing()
+        student, batch = Student(run.adapter, run.family, run.transformer), run.batch(0, 0)
+        with student.coarse(batch.multiple):
+            student(batch).backward()
+        gradients.append([parameter.grad for parameter in run.adapter.parameters() if parameter.grad is not None])
+        run.adapter.zero_grad(set_to_none=True)
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("objective", ["direct", "delta"])
+def test_training_sees_what_inference_computes(tmp_path, recordings, objective):
+    """The trainer's prediction for a recorded step is the accelerated pipeline's at that step."""
+    pipe = pipeline()
+    run = trainer(tmp_path, recordings, replace(SMALL, objective=objective, multiples=(2,), max_gap=1, blank=0.0), pipe)
+    with torch.no_grad():
+        for parameter in run.adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    step = 4
+    schedule = [1] * 8
+    schedule[step] = 2
+    recording = Prompts(PROMPTS).record(pipe, run.family, CALL, [0], SMALL.seed)
+    settings = {
+        "adapter": run.adapter,
+        "schedule": schedule,
+        "multiples": (1, 2),
+        "coarse": "adapter-delta" if objective == "delta" else "adapter",
+        "residual": "constant",
+    }
+    latents = []
+
+    def keep(pipe, index, timestep, values):
+        latents.append(unpatchify(values["latents"], 2, 1, 4, 4)[0])
+        return values
+
+    noise = torch.Generator().manual_seed(SMALL.seed * 1_000_003)
+    with ddit_rt.accelerated(pipe, **settings):
+        pipe(PROMPTS[0], generator=noise, output_type="latent", callback_on_step_end=keep, **CALL)
+    torch.testing.assert_close(latents[step - 1], recording.latents[step, 0])
+    expected = (latents[step] - latents[step - 1]) / (recording.sigmas[step + 1] - recording.sigmas[step])
+    for seed in range(200):
+        run.config = replace(run.config, seed=seed, batch=1)
+        batch = run.batch(0, 0)
+        if torch.allclose(batch.target.latent[0], recording.latents[step, 0], atol=5e-3):
+            break
+    else:
+        pytest.fail("the step was never drawn")
+    with torch.no_grad(), run_coarse(run, batch):
+        found = Student(run.adapter, run.family, run.transformer).predict(batch)
+    torch.testing.assert_close(found[0], expected, rtol=2e-2, atol=2e-2)  # recordings are float16
+
+
+def run_coarse(run, batch):
+    return run.adapter.lora(batch.multiple).active(run.transformer)
+
+
+class Embeds:
+    """Prompts of a pipeline without text encoders."""
+
+    captions = tuple(map(str, range(6)))
+
+    def describe(self):
+        return {"kind": "prompts", "items": 6}
+
+    def record(self, pipe, family, call, items, seed, max_steps=None):
+        inputs = tiny.wan_inputs(batch=len(items), steps=4, height=48, width=80)
+        return record(pipe, family, lambda: pipe(**inputs), [self.captions[item] for item in items], max_steps)
+
+
+def test_video_with_guidance_and_padding(tmp_path):
+    pipe = tiny.wan()
+    run = Trainer(
+        pipe, Embeds(), {}, replace(SMALL, optimizer="auto", held_out=2, lr=3e-3), tmp_path, log=lambda _: None
+    )
+    assert run.library.shard(0).streams == 2  # with and without the prompt
+    run.train()
+    assert type(run._optimizer()).__name__ == "AdamW"
+    with ddit_rt.accelerated(pipe, adapter=tmp_path, schedule=[1, 2, 4, 2]):
+        assert bool(torch.isfinite(tiny.latents_of(pipe, tiny.wan_inputs(steps=4))).all())
+
+
+def test_two_transformers_are_refused(tmp_path):
+    run = Trainer(tiny.wan(two=True), Embeds(), {}, replace(SMALL, held_out=2), tmp_path, log=lambda _: None)
+    with pytest.raises(ddit_rt.UnsupportedPipelineError, match="transformer and transformer_2"):
+        run.train()
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, recordings):
+    run = trainer(tmp_path, recordings, replace(SMALL, steps=5, checkpoint_every=1))
+    run.train(stop_after=1)
+    again = trainer(tmp_path, recordings, replace(SMALL, steps=5, checkpoint_every=1))
+    with torch.no_grad():
+        again.library.shard(0)
+    state = load_state(tmp_path / "checkpoint.pt")
+    next(iter(state["adapter"].values())).fill_(float("nan"))
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ddit_rt.ConfigError, match="not finite at step 1"):
+        again.train(resume=True)
+    ddit_rt.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"objective": "other"},
+        {"optimizer": "sgd"},
+        {"ema": 1.5},
+        {"lr": float("nan")},
+        {"precision": "fp8"},
+        {"batch": 1.5},
+    ],
+)
+def test_settings_out_of_range(change):
+    with pytest.raises(ddit_rt.ConfigError, match=next(iter(change))):
+        DistillConfig(**change)
+
+
+def test_nothing_left_to_train_on(tmp_path):
+    with pytest.raises(ddit_rt.ConfigError, match="none is left"):
+        trainer(tmp_path, None, replace(SMALL, held_out=12))
+
+
+def test_learning_rate():
+    config = DistillConfig(steps=100, warmup=10, decay=0.5)
+    assert [config.rate(step) for step in (0, 9, 50, 75)] == pytest.approx([0.1, 1, 1, 0.5])
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == ["b: 2, 3"]
+
+
+def test_recording_is_the_pipelines_run():
+    pipe = pipeline()
+    recording = Prompts(PROMPTS).record(pipe, family_of(pipe), CALL, [2, 5], seed=1)
+    assert recording.latents.shape == (8, 2, 4, 1, 8, 8) and len(recording.sigmas) == 9
+    steps = (recording.sigmas[1:] - recording.sigmas[:-1]).reshape(-1, 1, 1, 1, 1, 1)
+    torch.testing.assert_close(
+        recording.latents[:-1] + steps[:-1] * recording.predictions[0][:-1], recording.latents[1:]
+    )
+    alone = Prompts(PROMPTS).record(pipe, family_of(pipe), CALL, [5], seed=1, max_steps=3)
+    torch.testing.assert_close(alone.latents[:, 0], recording.latents[:3, 1], rtol=1e-4, atol=1e-4)
+    assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
