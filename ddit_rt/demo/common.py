@@ -36,7 +36,11 @@ class Sizes:
     # Scenes per step at each resolution, and how often a step takes it: until the first of `phases` (a share of the
     # budget) and after it. Low resolutions are cheap and carry the meaning; some stay in the mix to the end.
     dit_batch: tuple[int, ...] = (24, 56, 112)
-    phases: tuple[tuple[float, tuple[float, ...]], ...] = ((0.12, (0.1, 0.6, 0.3)), (1.0, (0.78, 0.14, 0.08)))
+    phases: tuple[tuple[float, tuple[float, ...]], ...] = (
+        (0.12, (0.1, 0.6, 0.3)),
+        (0.55, (0.62, 0.28, 0.1)),
+        (1.0, (0.8, 0.13, 0.07)),
+    )
 
     @staticmethod
     def tiny() -> Sizes:

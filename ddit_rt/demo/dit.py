@@ -14,7 +14,7 @@ from .text import build_tokenizer, load_encoders, tokenize
 
 LATENT_CHANNELS = 4
 _CAPTION_DROPOUT = 0.08
-_MATRIX_RATE, _OTHER_RATE = 2e-3, 1e-3
+_MATRIX_RATE, _OTHER_RATE = 5e-3, 2e-3
 
 
 def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
