@@ -78,7 +78,8 @@ class DDiTConfig:
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
             Explicit schedules are taken as they are.
-        free_threshold: The policy makes a step without a model call when σ_k of every size lies below this; 0: never.
+        free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
+            never.
         max_free_run: Longest run of such steps.
         backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
         cuda_graphs: Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one,
@@ -103,7 +104,7 @@ class DDiTConfig:
     residual: str = "linear"
     positions: str = "auto"
     max_coarse_run: int | None = None
-    free_threshold: float = 0.0
+    free_below: float = 0.0
     max_free_run: int = 2
     backend: str = "auto"
     cuda_graphs: bool | str = "auto"
@@ -124,11 +125,11 @@ class DDiTConfig:
         _one_of("backend", self.backend, BACKENDS)
         if self.max_coarse_run is not None and (not _is_whole(self.max_coarse_run) or self.max_coarse_run < 1):
             raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
-        if not _is_number(self.free_threshold) or not self.free_threshold >= 0:
-            raise ConfigError(f"free_threshold={self.free_threshold!r}: a number >= 0 (0 makes no free steps).")
+        if not _is_number(self.free_below) or not self.free_below >= 0:
+            raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")
         if not _is_whole(self.max_free_run) or self.max_free_run < 1:
             raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
-        for name in ("threshold", "quantile", "free_threshold"):
+        for name in ("threshold", "quantile", "free_below"):
             object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "order", int(self.order))
         if self.cuda_graphs not in ("auto", True, False):

@@ -73,7 +73,7 @@ class Session:
         if capture is not None:
             graphs = GraphRunner(capture, config.max_graphs)
         self._rows = Rows(family, self._path, positions == "native", adapter, graphs)
-        by_signal = (len(config.multiples) > 1 and config.threshold > 0) or config.free_threshold > 0
+        by_signal = (len(config.multiples) > 1 and config.threshold > 0) or config.free_below > 0
         self._may_coarsen = config.schedule is not None or by_signal
         self._local = threading.local()
         self._report: Report | None = None
@@ -284,7 +284,7 @@ class Session:
         patch_std, decided, schedule = {}, None, self.config.schedule
         if run.evolution is not None and schedule is None:
             decided = run.evolution.decision()
-        if run.evolution is not None and (callable(schedule) or self.config.free_threshold > 0):
+        if run.evolution is not None and (callable(schedule) or self.config.free_below > 0):
             patch_std = run.evolution.wait()
         return run.policy.choose(run.index, patch_std, must_refine, may_be_free, decided)
 
@@ -342,7 +342,7 @@ class Session:
         names = ("model_output", "timestep", "sample")
         given = {**dict(zip(names, args)), **kwargs}
         rest = args[len(names) :]
-        if len(self.config.multiples) > 1 or self.config.free_threshold > 0:
+        if len(self.config.multiples) > 1 or self.config.free_below > 0:
             step_args = [given.pop(name) for name in names]
             result, increment = step_with_increment(inner, self._scheduler, *step_args, *rest, **given)
             run.history.push(increment)

@@ -49,7 +49,7 @@ def test_multiples_are_sorted():
         ("cuda_graphs", None),
         ("max_coarse_run", 0),
         ("max_coarse_run", 1.5),
-        ("free_threshold", -1),
+        ("free_below", -1),
         ("max_free_run", 0),
         ("cache", "fbc"),
         ("cache", 3),

@@ -57,8 +57,8 @@ def test_first_step_cannot_be_free():
         assert ddit_rt.report(pipe).schedule == [1, 0, 0, 0]
 
 
-def test_policy_makes_free_steps_below_a_threshold_of_its_own():
-    policy = Policy(DDiTConfig(threshold=0.5, free_threshold=0.1, max_free_run=2))
+def test_policy_makes_free_steps_below_a_share_of_the_threshold():
+    policy = Policy(DDiTConfig(threshold=0.5, free_below=0.2, max_free_run=2))
     smooth, middling, rough = ({1: s, 2: s, 4: s} for s in (0.01, 0.3, 0.9))
     assert policy.choose(0, {}) == 1
     assert policy.choose(1, smooth, may_be_free=False) == 4
@@ -69,19 +69,19 @@ def test_policy_makes_free_steps_below_a_threshold_of_its_own():
 
 
 def test_free_steps_count_towards_the_longest_coarse_run():
-    policy = Policy(DDiTConfig(threshold=0.5, free_threshold=0.1, max_free_run=1, max_coarse_run=3))
+    policy = Policy(DDiTConfig(threshold=0.5, free_below=0.2, max_free_run=1, max_coarse_run=3))
     smooth = {1: 0.01, 2: 0.01, 4: 0.01}
     assert [policy.choose(i, smooth) for i in range(6)] == [0, 4, 0, 1, 0, 4]
 
 
 def test_free_steps_with_one_size_only():
     pipe, given = flux(), flux_inputs(steps=10)
-    with ddit_rt.accelerated(pipe, multiples=(1,), free_threshold=1e9, max_free_run=2):
+    with ddit_rt.accelerated(pipe, multiples=(1,), threshold=1e9, free_below=1.0, max_free_run=2):
         latents_of(pipe, given)
         assert ddit_rt.report(pipe).schedule == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("bad", [{"free_threshold": -1}, {"free_threshold": "x"}, {"max_free_run": 0}])
+@pytest.mark.parametrize("bad", [{"free_below": -1}, {"free_below": "x"}, {"max_free_run": 0}])
 def test_config_errors(bad):
     with pytest.raises(ConfigError):
         DDiTConfig(**bad)

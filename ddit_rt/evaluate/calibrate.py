@@ -105,18 +105,23 @@ def _report(outcome: Outcome) -> Report:
 def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tuple[float, float]:
     """A bracket around the τ at which the policy, on the σ of fine runs, would coarsen enough steps."""
     values = sorted(
-        sigma for report in reports for step in report.steps for k, sigma in step.patch_std.items() if k > 1 and sigma > 0
+        sigma
+        for report in reports
+        for step in report.steps
+        for k, sigma in step.patch_std.items()
+        if k == max(step.patch_std) and sigma > 0
     )
     if not values:
         raise ConfigError("no σ was recorded: the run is too short for its order, or every latent is constant.")
 
     def share(threshold: float) -> float:
-        """FLOP over fine FLOP, a coarse step at multiple k counted as 1/k² of a fine one."""
+        """FLOP over fine FLOP, a coarse step at multiple k counted as 1/k² of a fine one, a free step as none."""
         cost = steps = 0.0
         for report in reports:
             policy = Policy(DDiTConfig(**{**_plain(config), "threshold": threshold}))
             for step in report.steps:
-                cost += 1 / policy.choose(step.index, step.patch_std) ** 2
+                multiple = policy.choose(step.index, step.patch_std)
+                cost += 1 / multiple**2 if multiple else 0.0
                 steps += 1
         return cost / steps
 
@@ -128,4 +133,5 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tup
 
 
 def _plain(config: DDiTConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("multiples", "quantile", "order", "max_coarse_run")}
+    names = ("multiples", "quantile", "order", "max_coarse_run", "free_below", "max_free_run")
+    return {name: getattr(config, name) for name in names}

@@ -82,7 +82,8 @@ class Policy:
         if config.max_coarse_run is not None and self._coarse_run >= config.max_coarse_run:
             return 1
         # free steps go on from model predictions, and a model step shows in σ how far off they were
-        smooth = bool(patch_std) and all(sigma < config.free_threshold for sigma in patch_std.values())
+        limit = config.free_below * config.threshold
+        smooth = bool(patch_std) and all(sigma < limit for sigma in patch_std.values())
         if smooth and may_be_free and self._free_run < config.max_free_run:
             return FREE
         return coarsest_below(patch_std, config.threshold) if decided is None else decided
