@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 README = Path(__file__).parent / "README.md"
 
+DISTILL = ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"]
 TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "accelerate>=1.0", "scikit-image>=0.24"]
 
 setup(
@@ -38,12 +39,12 @@ setup(
         "torchmetrics>=1.4",
     ],
     extras_require={
-        "distill": ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"],
+        "distill": DISTILL,
         "flash": ["flash-attn>=2.7"],
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
         "reward": ["image-reward>=1.5"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
+        "dev": [*TEST, *DISTILL, "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["ddit-rt = ddit_rt.cli:main"]},
 )

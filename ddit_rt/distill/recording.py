@@ -128,7 +128,7 @@ def record(
     modules = denoisers(pipe, family)
     if len(modules) != 1:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: an adapter serves one of them. "
+            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: an adapter serves one. "
             "Distill a pipeline with a single transformer."
         )
     (module,) = modules.values()
