@@ -6,6 +6,7 @@ from .config import DDiTConfig, TeaCacheConfig
 from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .granularity import Adapter, load_adapter, push_to_hub, save_adapter
 from .schedule import Report, StepRecord
+from .warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -29,4 +30,5 @@ __all__ = [
     "resize",
     "restore",
     "save_adapter",
+    "warmup",
 ]

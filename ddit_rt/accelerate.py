@@ -44,7 +44,7 @@ def accelerate(
     settings = DDiTConfig.make(config, overrides)
     family = family_of(pipe)
     fresh = Session(pipe, family, settings, None if adapter is None else load_adapter(adapter))
-    old = _session(pipe)
+    old = session_of(pipe)
     if old is not None:
         old.detach()
     try:
@@ -59,7 +59,7 @@ def accelerate(
 
 def restore(pipe: Pipe) -> Pipe:
     """Undoes :func:`accelerate`: the same modules, the same outputs bit for bit. A plain pipeline stays as it is."""
-    session = _session(pipe)
+    session = session_of(pipe)
     if session is not None:
         session.detach()
         del pipe.__dict__["_ddit_session"]
@@ -87,7 +87,7 @@ def report(pipe: Any) -> Report:
     Raises:
         DDiTError: the pipeline is not accelerated, or was not called since.
     """
-    session = _session(pipe)
+    session = session_of(pipe)
     if session is None:
         raise DDiTError(f"this {type(pipe).__name__} is not accelerated: call ddit_rt.accelerate(pipe) first.")
     if session.report is None:
@@ -95,6 +95,7 @@ def report(pipe: Any) -> Report:
     return session.report
 
 
-def _session(pipe: Any) -> Session | None:
+def session_of(pipe: Any) -> Session | None:
+    """The session of an accelerated pipeline; None for any other object."""
     return pipe.__dict__.get("_ddit_session") if hasattr(pipe, "__dict__") else None
 

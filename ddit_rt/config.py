@@ -108,7 +108,7 @@ class DDiTConfig:
     max_free_run: int = 2
     backend: str = "auto"
     cuda_graphs: bool | str = "auto"
-    max_graphs: int = 16
+    max_graphs: int = 24
     cache: Any = None
 
     def __post_init__(self) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from .config import FREE, DDiTConfig, TeaCacheConfig
+from .config import FREE, DDiTConfig, ScheduleFn, TeaCacheConfig
 from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Adapter, Geometry, check_fit, make_path
@@ -166,6 +168,26 @@ class Session:
         ]
         for patch in self._scheduler_patches:
             patch.ensure_outermost()
+
+    @property
+    def transformers(self) -> int:
+        """How many transformers take turns in a call."""
+        return len(self._modules)
+
+    @contextmanager
+    def rehearsing(self, schedule: ScheduleFn) -> Iterator[list[Report]]:
+        """Within the context calls follow ``schedule``, whatever the settings; afterwards settings and report are back.
+
+        Yields:
+            A list that holds the report of the last call when the context ends.
+        """
+        kept, reports = (self.config, self._may_coarsen, self._report), []
+        self.config, self._may_coarsen = replace(self.config, schedule=schedule), True
+        try:
+            yield reports
+            reports.append(self._report)
+        finally:
+            self.config, self._may_coarsen, self._report = kept
 
     # -- one pipeline call --------------------------------------------------------------------------------------
 
