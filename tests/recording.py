@@ -71,9 +71,9 @@ class Recording:
 
         def replay() -> None:
             self.replays += 1
-            for other in self.live:
-                pytree.tree_map_only(torch.Tensor, _spoil, other.outputs)
-            with torch.no_grad():
+            with torch.inference_mode():  # memory is memory: inference tensors are written to like others
+                for other in self.live:
+                    pytree.tree_map_only(torch.Tensor, _spoil, other.outputs)
                 for func, args, kwargs, result in recorder.operations:
                     _repeat(func, args, kwargs, result)
 
@@ -90,8 +90,7 @@ class Recording:
 
 
 def _spoil(tensor: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return tensor.detach().fill_(float("nan") if tensor.is_floating_point() else -1)
+    return tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
 
 def _repeat(func: Any, args: Any, kwargs: Any, result: Any) -> None:
