@@ -209,8 +209,9 @@ class Session:
         return result
 
     def _on_free_model_hooks(self, inner: Any) -> None:
-        """CPU offload ends every call by taking all patches off the transformers: without them, the next call would not
-        notice a scheduler exchanged in between."""
+        """Every pipeline call ends here, interrupted ones too. CPU offload takes all patches off the transformers then:
+        without them, the next call would not notice a scheduler exchanged in between."""
+        self._local.run = None
         inner()
         for patch in self._forward_patches:
             patch.ensure_outermost()
