@@ -90,7 +90,7 @@ def test_whole_numbers_of_numpy_are_taken_and_written():
 
 def test_an_unknown_setting_is_named_with_those_known():
     for make in (lambda: DDiTConfig.make({"tau": 1}, {}), lambda: DDiTConfig.make(None, {"tau": 1})):
-        with pytest.raises(ConfigError, match="unknown setting 'tau'.*threshold"):
+        with pytest.raises(ConfigError, match=r"unknown setting 'tau'.*threshold"):
             make()
     with pytest.raises(ConfigError, match="config=3"):
         DDiTConfig.make(3, {})
