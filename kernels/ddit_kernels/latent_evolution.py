@@ -349,7 +349,7 @@ def patch_std_reference(difference: torch.Tensor, patch_sizes: Sequence[int]) ->
             deviation = planes - _spread(mean, size, pixel_mean)[:, None]
             m2 = _pool(deviation.square_().mean(1), size) * pixels
         moments[size] = mean, m2, pixels
-        result[size] = (m2 / pixels).sqrt().reshape(batch, -1)
+        result[size] = (m2 / pixels).sqrt().reshape(batch, frames * pixels.numel())
     return result
 
 

@@ -287,4 +287,4 @@ def patch_deembed_reference(
         latent = latent.squeeze(2)
     if packed:
         latent = pack_latent(latent)
-    return latent.contiguous() if residual is None else latent + residual
+    return (latent if residual is None else latent + residual).contiguous()

@@ -252,7 +252,7 @@ def patch_embed_reference(
     latent = scaled(latent, scale)
     rows, columns = height // patch_size, width // patch_size
     patches = latent.reshape(batch, channels, frames, rows, patch_size, columns, patch_size)
-    patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, frames * rows * columns, -1)
+    patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, frames * rows * columns, channels * patch_size**2)
     tokens = F.linear(patches.to(weight.dtype), weight.flatten(1), None if bias is None else bias.to(weight.dtype))
     if size_embedding is not None:
         tokens = tokens + size_embedding.to(tokens.dtype)
