@@ -10,8 +10,8 @@ Two times per provider. *device*: calls inside one CUDA graph, over enough diffe
 cache, so neither launches nor cache hits flatter it. *call*: the same calls one after another from Python, launches
 included, as a pipeline without graphs would see them.
 
-``--dry-run`` walks through everything on a CPU at tiny sizes, to test this file; its times mean nothing and the file
-says so.
+``--dry-run`` walks through everything on a CPU at tiny sizes, PyTorch standing for the kernels, to test this file; its
+times mean nothing and its result says so.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def main() -> int:
         share = f"{r['share_of_ceiling']:.0%}"
         print(f"{head}{r['device']['median_us']:>10.1f}{band:>16}{r['call']['median_us']:>10.1f}{share:>9}")
     if options.dry_run:
-        print("\ndry run: the times above mean nothing")
+        print("\ndry run: PyTorch stood for the kernels, and the times above mean nothing")
     else:
         print("\n" + "\n".join(targets(records)))
     for name in report["not_reached"]:

@@ -11,6 +11,7 @@ from ddit_kernels._common import HAS_TRITON, INTERPRETED
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+EXAMPLES = 10 if CUDA else 25  # of property tests: a GPU compiles and tunes for each new signature
 needs_kernels = pytest.mark.skipif(
     not (HAS_TRITON and (CUDA or INTERPRETED)), reason="kernels need a CUDA device, or TRITON_INTERPRET=1 on a CPU"
 )

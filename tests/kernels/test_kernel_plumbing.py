@@ -18,7 +18,7 @@ from kernel_oracle import CUDA, DEVICE, HAS_TRITON, INTERPRETED, needs_kernels
 from ddit_rt import ops
 
 HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+once = pytest.mark.skipif(INTERPRETED or not HAS_TRITON, reason="runs where Triton is installed and compiles")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a CUDA device")]
 
 
@@ -82,21 +82,34 @@ def test_layout_that_survives_every_kind_of_install() -> None:
     assert not (root / "kernels" / "__init__.py").exists()  # Hugging Face's `kernels` package must stay importable
 
 
-@needs_triton
+@once
+def test_references_need_no_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from ddit_kernels._common import HAS_TRITON\n"
+        "from ddit_kernels.latent_evolution import latent_evolution_reference\n"
+        "from ddit_kernels import patch_deembed, patch_embed\n"
+        "print(HAS_TRITON, latent_evolution_reference([torch.zeros(1, 1, 4, 4)], (2,), 0.4).tolist())"
+    )
+    result = child("-c", code)
+    assert result.stdout.strip() == "False [[0.0]]", result.stderr
+
+
+@once
 def test_ahead_of_time_check_passes() -> None:
     result = child("-m", "ddit_kernels.aot", "--arch", "90", "--kernel", "evolution", "quantile", TRITON_INTERPRET=None)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FLUX packed" in result.stdout and " 0 with problems" in result.stdout
 
 
-@needs_triton
+@once
 def test_ahead_of_time_check_refuses_the_interpreter() -> None:
     result = child("-m", "ddit_kernels.aot", TRITON_INTERPRET="1")
     assert result.returncode == 2 and "TRITON_INTERPRET" in result.stderr
 
 
-@needs_triton
-@pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernels are tested in this very process")
+@once
+@pytest.mark.skipif(CUDA, reason="the kernels are tested in this very process")
 def test_kernels_in_the_interpreter() -> None:
     result = child("-m", "pytest", "-q", str(HERE), TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-5000:]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from ddit_kernels.latent_evolution import WORKSPACE, evolution_launch, patch_counts
 from ddit_kernels.patch_quantile import BLOCK, patch_std_quantile, quantile_rank, quantile_reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import DEVICE, assert_as_good, evolution, needs_kernels, pack, strided, unpack
+from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, evolution, needs_kernels, pack, strided, unpack
 
 from ddit_rt import ops
 
@@ -47,6 +47,7 @@ def plain_layout(increments: list[torch.Tensor], grid: tuple[int, int] | None) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=EXAMPLES)
 @given(problem=problems())
 def test_error_is_that_of_plain_pytorch(backend: str, problem) -> None:
     increments, sizes, quantile, grid = problem
@@ -60,6 +61,7 @@ def test_error_is_that_of_plain_pytorch(backend: str, problem) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=EXAMPLES)
 @given(problem=problems(), data=st.data())
 def test_decision_agrees_with_quantiles_exactly(backend: str, problem, data: st.DataObject) -> None:
     increments, sizes, quantile, grid = problem

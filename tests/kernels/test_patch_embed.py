@@ -11,7 +11,7 @@ from ddit_kernels.patch_deembed import deembed_launch, depth_parts
 from ddit_kernels.patch_embed import embed_launch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import DEVICE, assert_as_good, deembed, embed, needs_kernels, pack, strided, unpack
+from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, deembed, embed, needs_kernels, pack, strided, unpack
 
 from ddit_rt import ops
 
@@ -64,6 +64,7 @@ def embeddings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=EXAMPLES)
 @given(problem=embeddings())
 def test_embed_error_is_that_of_plain_pytorch(backend: str, problem: dict[str, Any]) -> None:
     case = dict(problem)
@@ -112,6 +113,7 @@ def projections(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=EXAMPLES)
 @given(problem=projections())
 def test_deembed_error_is_that_of_plain_pytorch(backend: str, problem: dict[str, Any]) -> None:
     case = dict(problem)
