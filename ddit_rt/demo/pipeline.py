@@ -23,9 +23,14 @@ CALL_DEFAULTS: dict[str, Any] = {
     "width": 128,
     "max_sequence_length": 24,
     "num_inference_steps": 50,
+    "negative_prompt": "",
+    "true_cfg_scale": 3.0,
     "guidance_scale": 0.0,
 }
-"""Keyword arguments for calling the demo pipeline: sizes in pixels; it has no distilled guidance."""
+"""Keyword arguments for calling the demo pipeline: sizes in pixels; classifier-free guidance, none distilled."""
+
+DEMO_THRESHOLD = 6e-3
+"""τ of the demo, from ``ddit-rt calibrate demo --speedup 2``: latents of this small model evolve less smoothly than FLUX's."""
 
 
 def load_pipeline(torch_dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:
