@@ -94,6 +94,9 @@ class PatchEmbedding(nn.Module):
             ends: Of the base model.
             multiple: k.
             extra: Input channels of weight zero, inserted after the latent's own.
+
+        Returns:
+            De-embedded patches have 2·C_out channels: the base prediction, and a second one of weight zero.
         """
         weight = ends.embed_weight.detach()
         latent, condition = weight[:, : ends.channels], weight[:, ends.channels :]
@@ -103,7 +106,8 @@ class PatchEmbedding(nn.Module):
 
         def rows(tensor: torch.Tensor) -> torch.Tensor:
             grid = tensor.detach().unflatten(0, (patch, patch, -1))
-            return _repeat(grid, 0, multiple).flatten(0, 2)
+            repeated = _repeat(grid, 0, multiple)
+            return torch.cat([repeated, torch.zeros_like(repeated)], dim=2).flatten(0, 2)
 
         bias = None if ends.deembed_bias is None else rows(ends.deembed_bias)
         return cls(joined, _clone(ends.embed_bias), rows(ends.deembed_weight), bias)
@@ -208,11 +212,19 @@ class AdapterSpec:
 
 
 class CoarseSize(nn.Module):
-    """The learned parts of one multiple, LoRA excepted."""
+    """The learned parts of one multiple, LoRA excepted.
+
+    Attributes:
+        embedding: In and out of the trunk.
+        residual: Past the trunk.
+        trust: (C,), with memory: how far the straight line through the last predictions replaces band-split.
+    """
 
     def __init__(self, spec: AdapterSpec, ends: Ends, multiple: int) -> None:
         super().__init__()
         self.embedding = PatchEmbedding.of_means(ends, multiple, spec.extra)
+        if spec.memory:
+            self.trust = nn.Parameter(torch.zeros(spec.channels))
         self.residual = ResidualBlock(spec.channels + spec.extra, spec.channels, multiple * spec.patch, spec.width)
 
 
@@ -243,8 +255,10 @@ class Adapter(nn.Module):
         self.loras = nn.ModuleDict({name: LoraSet(spec.layers, spec.rank, spec.alpha) for name in names})
 
     def size(self, multiple: int) -> CoarseSize:
-        """Raises:
-        AdapterMismatchError: the adapter was not trained for ``multiple``.
+        """The learned parts of ``multiple``.
+
+        Raises:
+            AdapterMismatchError: the adapter was not trained for it.
         """
         if multiple not in self.spec.multiples:
             raise AdapterMismatchError(f"the adapter has the multiples {self.spec.multiples}, not {multiple}.")
@@ -269,7 +283,7 @@ class Adapter(nn.Module):
         lora = sum(spec.rank * (inputs + outputs) for inputs, outputs in spec.layers.values())
         area = (multiple * spec.patch) ** 2
         features, channels = (spec.channels + spec.extra) * area, spec.channels * area
-        ends = (features + spec.condition * area + channels) * spec.width
+        ends = (features + spec.condition * area + 2 * channels) * spec.width
         residual = features * channels + (features + channels) * spec.width
         return 2.0 * ((image_tokens + text_tokens) * lora + image_tokens * (ends + residual))
 

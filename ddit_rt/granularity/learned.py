@@ -2,14 +2,16 @@
 
 With z the latent, s and σ' the scale and noise level of its low band (see :mod:`ddit_rt.granularity.bands`) and k the
 multiple, the trunk runs at σ' on tokens of k·p x k·p patches, embedded from [s·z, σ, memory], and its de-embedding
-gives o at full resolution. Then
+gives two predictions at full resolution, o and c. Then
 
-    v = up(v_low(down(o))) + (h - h0)/σ + (o - up(down(o))) + residual([s·z, σ, memory])
+    b = up(v_low(down(o))) + (h - h0)/σ
+    v = b + g·(forecast - b) + c + residual([s·z, σ, memory])
 
-where the first two terms are band-split's and the last two are zero before training: high frequencies that the trunk
-predicts, and the residual block's way past it. Memory is what the run already knows: the last fine prediction, the
-straight line through the last two (less the last), the distance in σ, and whether there is any; without memory the
-adapter is the paper's, a function of the latent alone.
+where b is band-split and all else is zero before training. Memory is what the run already knows: the last fine
+prediction, the straight line through the last two (less the last), the distance in σ, and whether there is any; the
+forecast is the line's end. It costs nothing and is hard to beat over short distances, so the adapter may start from it
+(g towards 1) and spend the trunk on what it misses. Without memory g is 0 and the adapter is the paper's, a function of
+the latent alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from .coarse import Anchor, CoarsePath, Models, Trajectory, residual_at
 from .geometry import Geometry, crop_to_latent, pad_to_grid
 
 
+# a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
+_TRUST_SPEED = 20.0
+
+
 class Learned(CoarsePath):
     """An adapter's prediction.
 
@@ -33,7 +39,7 @@ class Learned(CoarsePath):
         delta: Anchor the prediction at the last fine step: the adapter supplies only the change since then. Costs one
             coarse run at every fine step that a coarse one follows.
         extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps, instead of
-            holding it.
+            holding it. An adapter with memory sees that line itself, and holds it.
     """
 
     needs_embedding = True
@@ -42,8 +48,8 @@ class Learned(CoarsePath):
     def __init__(self, adapter: Adapter, delta: bool, extrapolate: bool = False) -> None:
         self.adapter = adapter
         self.delta = delta
-        self.extrapolate = extrapolate
-        self.probes = (2 if extrapolate else 1) if delta else 0
+        self.extrapolate = extrapolate and not adapter.spec.memory
+        self.probes = (2 if self.extrapolate else 1) if delta else 0
 
     def predict(
         self,
@@ -81,29 +87,36 @@ class Learned(CoarsePath):
         if anchors:
             clean = anchors[-1].latent.float() - anchors[-1].sigma * anchors[-1].prediction.float()
             high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
-        features = self._features(anchors, padded, sigma, multiple, geometry)
-        out = models.tokens(features, low_sigma, multiple)
-        low = bands.down(out, multiple)
-        velocity = bands.up(bands.low_velocity(low_latent, low_sigma, low, multiple), multiple)
-        residual = self.adapter.size(multiple).residual(features.to(next(self.adapter.parameters()).dtype))
-        velocity = velocity + high / sigma + (out - bands.up(low, multiple)) + residual.float()
-        return crop_to_latent(velocity, geometry)
+        features, forecast = self._features(anchors, padded, sigma, multiple, geometry)
+        out, correction = models.tokens(features, low_sigma, multiple).chunk(2, dim=1)
+        low = bands.low_velocity(low_latent, low_sigma, bands.down(out, multiple), multiple)
+        velocity = bands.up(low, multiple) + high / sigma
+        size = self.adapter.size(multiple)
+        if forecast is not None:
+            trust = _TRUST_SPEED * size.trust.float()
+            velocity = velocity + trust.view(1, -1, 1, 1, 1) * (forecast - velocity)
+        residual = size.residual(features.to(size.embedding.embed.dtype)).float()
+        return crop_to_latent(velocity + correction + residual, geometry)
 
     def _features(
         self, anchors: Sequence[Anchor], padded: torch.Tensor, sigma: Scalar, multiple: int, geometry: Geometry
-    ) -> torch.Tensor:
-        """(B, C + extra, F, H, W): see :attr:`ddit_rt.granularity.adapter.AdapterSpec.extra`."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the adapter reads, (B, C + extra, F, H, W), and the forecast (B, C, F, H, W) if there is one.
+
+        See :attr:`ddit_rt.granularity.adapter.AdapterSpec.extra`.
+        """
         plane = torch.zeros_like(padded[:, :1])
         parts = [bands.low_scale(sigma, multiple) * padded, plane + sigma]
-        if self.adapter.spec.memory:
-            last = line = torch.zeros_like(padded)
-            distance: Scalar = 0.0
-            if anchors:
-                newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
-                last = pad_to_grid(newest.prediction.float(), geometry, multiple)
-                distance = newest.sigma - sigma
-                if older is not None:
-                    before = pad_to_grid(older.prediction.float(), geometry, multiple)
-                    line = distance / (older.sigma - newest.sigma) * (last - before)
-            parts += [last, line, plane + distance, plane + (1.0 if anchors else 0.0)]
-        return torch.cat(parts, dim=1)
+        if not self.adapter.spec.memory:
+            return torch.cat(parts, dim=1), None
+        last = line = torch.zeros_like(padded)
+        distance: Scalar = 0.0
+        if anchors:
+            newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
+            last = pad_to_grid(newest.prediction.float(), geometry, multiple)
+            distance = newest.sigma - sigma
+            if older is not None:
+                before = pad_to_grid(older.prediction.float(), geometry, multiple)
+                line = distance / (older.sigma - newest.sigma) * (last - before)
+        parts += [last, line, plane + distance, plane + (1.0 if anchors else 0.0)]
+        return torch.cat(parts, dim=1), last + line if anchors else None
