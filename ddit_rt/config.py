@@ -78,6 +78,8 @@ class DDiTConfig:
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
             Explicit schedules are taken as they are.
+        warm_up: First steps that the policy leaves fine, besides the ``order`` steps that fill its history. Early
+            predictions change most while the latent, in small steps, shows little of it.
         free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
             never.
         max_free_run: Longest run of such steps.
@@ -104,6 +106,7 @@ class DDiTConfig:
     residual: str = "linear"
     positions: str = "auto"
     max_coarse_run: int | None = None
+    warm_up: int = 0
     free_below: float = 0.0
     max_free_run: int = 2
     backend: str = "auto"
@@ -127,6 +130,8 @@ class DDiTConfig:
             raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
         if not _is_number(self.free_below) or not self.free_below >= 0:
             raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")
+        if not _is_whole(self.warm_up) or self.warm_up < 0:
+            raise ConfigError(f"warm_up={self.warm_up!r}: a whole number >= 0.")
         if not _is_whole(self.max_free_run) or self.max_free_run < 1:
             raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
         for name in ("threshold", "quantile", "free_below"):

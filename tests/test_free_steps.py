@@ -81,7 +81,12 @@ def test_free_steps_with_one_size_only():
         assert ddit_rt.report(pipe).schedule == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("bad", [{"free_below": -1}, {"free_below": "x"}, {"max_free_run": 0}])
+def test_warm_up_leaves_the_first_steps_fine():
+    policy = Policy(DDiTConfig(threshold=0.5, warm_up=5))
+    assert [policy.choose(i, {1: 0.1, 2: 0.1, 4: 0.1}) for i in range(7)] == [1, 1, 1, 1, 1, 4, 4]
+
+
+@pytest.mark.parametrize("bad", [{"free_below": -1}, {"free_below": "x"}, {"max_free_run": 0}, {"warm_up": -1}])
 def test_config_errors(bad):
     with pytest.raises(ConfigError):
         DDiTConfig(**bad)

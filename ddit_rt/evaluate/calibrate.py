@@ -133,5 +133,5 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tup
 
 
 def _plain(config: DDiTConfig) -> dict[str, Any]:
-    names = ("multiples", "quantile", "order", "max_coarse_run", "free_below", "max_free_run")
+    names = ("multiples", "quantile", "order", "max_coarse_run", "warm_up", "free_below", "max_free_run")
     return {name: getattr(config, name) for name in names}

@@ -70,20 +70,22 @@ class Method:
         return asdict(self)
 
 
-def pattern(steps: int, cycle: Sequence[int], warm_up: int = 3, tail: int = 1) -> list[int]:
+def pattern(steps: int, cycle: Sequence[int], warm_up: int | None = None, tail: int = 1) -> list[int]:
     """A schedule that repeats ``cycle``, which begins with the last of ``warm_up`` fine steps, and ends fine.
 
     Args:
         steps: Length of the schedule.
         cycle: Multiples, the first being 1; 0 makes no model call.
-        warm_up: Fine steps at the beginning.
+        warm_up: Fine steps at the beginning, where predictions change most; None takes an eighth of the steps.
         tail: Fine steps at the end.
     """
+    if warm_up is None:
+        warm_up = max(3, round(steps / 8))
     middle = range(warm_up, max(steps - tail, warm_up))
     return [*[1] * min(warm_up, steps), *(cycle[(i - warm_up + 1) % len(cycle)] for i in middle), *[1] * tail][:steps]
 
 
-def one_in(steps: int, n: int, multiple: int, warm_up: int = 3, tail: int = 1) -> list[int]:
+def one_in(steps: int, n: int, multiple: int, warm_up: int | None = None, tail: int = 1) -> list[int]:
     """A schedule of one fine step in ``n``, the others at ``multiple``."""
     return pattern(steps, [1, *[multiple] * (n - 1)], warm_up, tail)
 
@@ -100,21 +102,21 @@ def fixed_methods(steps: int, full: bool = True) -> list[Method]:
         full: False for the few that a second step count is shown with.
     """
     methods = [Method(f"base@{steps}", "base", steps, steps)]
-    for share in (1.5, 2, 3, 5) if full else (2, 3):
+    for share in (2, 3, 4) if full else (2, 3):
         fewer = round(steps / share)
         methods.append(Method(f"{fewer}-steps@{steps}", "fewer steps", fewer, steps))
-    for n in (2, 3, 4, 6) if full else (3, 4):
+    for n in (2, 3, 4, 6) if full else (2, 3):
         methods.append(_fixed(f"extrapolate-{n}", "linear extrapolation", steps, one_in(steps, n, 0)))
     for n in (3,) if full else ():
         reuse = [2 if k == 0 else k for k in one_in(steps, n, 0)]
         methods.append(_fixed(f"reuse-{n}", "reuse", steps, reuse, coarse="reuse"))
         methods.append(_fixed(f"naive-{n}", "naive 2p", steps, one_in(steps, n, 2), coarse="naive"))
         methods.append(_fixed(f"band-split-{n}", "band-split 2p", steps, one_in(steps, n, 2), coarse="band-split"))
-    for n in (2, 3, 6) if full else (3,):
+    for n in (3, 6) if full else (2,):
         methods.append(_fixed(f"delta-2p-{n}", "delta 2p", steps, one_in(steps, n, 2), coarse="delta"))
-    for n in (3, 6) if full else (4,):
+    for n in (3, 6) if full else (3,):
         methods.append(_fixed(f"delta-4p-{n}", "delta 4p", steps, one_in(steps, n, 4), coarse="delta"))
-    for text in ("100200", "100400", "10200200", "10400400") if full else ("100400",):
+    for text in ("100400", "10400400") if full else ("1040",):
         cycle = [int(letter) for letter in text]
         methods.append(_fixed(f"mix-{text}", "mixed", steps, pattern(steps, cycle), coarse="delta"))
     return methods
@@ -167,33 +169,19 @@ def cache_methods(
 
 
 def policy_methods(
-    steps: int,
-    thresholds: Mapping[str, float],
-    teacache: float | None = None,
-    coefficients: Sequence[float] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    steps: int, name: str, kind: str, thresholds: Mapping[str, float], settings: Mapping[str, Any] | None = None
 ) -> list[Method]:
-    """DDiT with its own decisions, over τ; and together with TeaCache.
+    """DDiT with its own decisions, over τ.
 
     Args:
+        name: Begins the methods' names.
         thresholds: Label -> τ.
-        teacache: Threshold for the combination, which runs at the last τ; None leaves it out.
-        coefficients: Of TeaCache; None for the published ones.
-        settings: Further settings, ``coarse`` for instance.
+        settings: Further settings of ``accelerate``.
     """
-    given = dict(settings or {})
-    methods = [
-        Method(f"ddit-{label}@{steps}", "DDiT", steps, steps, {**given, "threshold": tau})
+    return [
+        Method(f"{name}-{label}@{steps}", kind, steps, steps, {**(settings or {}), "threshold": tau})
         for label, tau in thresholds.items()
     ]
-    if teacache is not None and thresholds:
-        cache: dict[str, Any] = {"type": "teacache", "threshold": teacache}
-        if coefficients is not None:
-            cache["coefficients"] = list(coefficients)
-        for label, tau in thresholds.items():
-            both = {**given, "threshold": tau, "cache": cache}
-            methods.append(Method(f"ddit-{label}+teacache@{steps}", "DDiT + TeaCache", steps, steps, both))
-    return methods
 
 
 def read_methods(path: str | Path) -> list[Method]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,31 @@ from .methods import Method, adapter_methods, cache_methods, fixed_methods, poli
 from .sweep import Plan
 from .teafit import fit_teacache
 
-SPEEDUPS = (1.5, 2.0, 2.5)
-"""FLOP ratios for which τ and TeaCache's threshold are found."""
-TEACACHE_MORE = (4.0,)
+TEACACHE_SPEEDUPS = (1.5, 2.0, 3.0)
+"""Share of skipped steps for which TeaCache's threshold is found where no published one applies."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A way to let DDiT decide, and the FLOP ratios for which its τ is found."""
+
+    name: str
+    kind: str
+    speedups: tuple[float, ...]
+    settings: Mapping[str, Any]
+    teacache: bool = False
+
+
+def policies(steps: int) -> list[PolicySpec]:
+    """The forms of the policy that are compared: the paper's, one with spacing rules, and one with free steps."""
+    warm_up = max(3, round(steps / 8))
+    spaced = {"warm_up": warm_up, "max_coarse_run": 3}
+    free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 4}
+    return [
+        PolicySpec("ddit", "DDiT", (2.0,), {}),
+        PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
+        PolicySpec("ddit-free", "DDiT, free steps", (2.0, 3.0), free),
+    ]
 
 
 def standard_plan(
@@ -71,23 +94,30 @@ def _methods(
     progress: Callable[[str], None],
 ) -> list[Method]:
     call = {**arguments, "num_inference_steps": steps}
-    wanted = SPEEDUPS if full else (2.0,)
-    thresholds = {
-        f"{speedup:g}x": calibrate(pipe, prompts[:2], speedup, None, 5, 0, progress, **call).threshold
-        for speedup in wanted
-    }
+    methods = fixed_methods(steps, full)
     coefficients = None
     if model == DEMO:
         progress("fitting TeaCache")
         fit = fit_teacache(pipe, prompts[:2], **call)
         coefficients = fit.coefficients
-        teacache = {f"{speedup:g}x": fit.threshold_for(speedup) for speedup in (*wanted, *TEACACHE_MORE[:full])}
+        teacache = {f"{s:g}x": fit.threshold_for(s) for s in (TEACACHE_SPEEDUPS if full else (2.0,))}
     else:
         published = THRESHOLDS[_trunk_name(pipe)]
         teacache = {f"{published * factor:g}": published * factor for factor in ((0.6, 1, 1.5, 2) if full else (1,))}
-    methods = fixed_methods(steps, full)
-    methods += cache_methods(steps, teacache, coefficients, (0.1, 0.2) if full else (0.1,), (3, 5) if full else (4,))
-    methods += policy_methods(steps, thresholds, min(teacache.values()), coefficients)
+    methods += cache_methods(steps, teacache, coefficients, (0.1,), (3, 5) if full else (4,))
+    cache: dict[str, Any] = {"type": "teacache", "threshold": min(teacache.values())}
+    if coefficients is not None:
+        cache["coefficients"] = list(coefficients)
+    for spec in policies(steps):
+        speedups = spec.speedups if full else spec.speedups[-1:]
+        thresholds = {}
+        for speedup in speedups:
+            found = calibrate(pipe, prompts[:2], speedup, spec.settings, 4, 0, progress, **call)
+            thresholds[f"{speedup:g}x"] = found.threshold
+        methods += policy_methods(steps, spec.name, spec.kind, thresholds, spec.settings)
+        if spec.teacache:
+            both = {**spec.settings, "cache": cache}
+            methods += policy_methods(steps, f"{spec.name}+teacache", f"{spec.kind} + TeaCache", thresholds, both)
     if adapter is not None:
         methods += adapter_methods(steps, str(adapter))
     return methods

@@ -266,7 +266,7 @@ def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int
     path = picture_path(folder, prompt, index, seed, video)
     try:
         save(frames, path)
-    except ImportError:  # no encoder for videos: VBench also reads folders of pictures
+    except (ImportError, AttributeError):  # diffusers' errors where there is no encoder: keep the frames
         for number in range(frames.shape[1]):
             save(frames[:, number], path.with_suffix("") / f"{number:04d}.png")
 

@@ -69,6 +69,8 @@ class Policy:
             multiple = int(multiple)
         elif schedule is not None:
             multiple = schedule[index]
+        elif index < self._config.warm_up:
+            multiple = 1
         else:
             multiple = self._by_evolution(patch_std, may_be_free, decided)
         if must_refine or (multiple == FREE and not may_be_free):

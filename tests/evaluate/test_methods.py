@@ -20,6 +20,7 @@ from ddit_rt.evaluate.methods import (
 
 def test_patterns():
     assert one_in(10, 3, 2) == [1, 1, 1, 2, 2, 1, 2, 2, 1, 1]
+    assert one_in(50, 6, 0)[:9] == [1] * 6 + [0] * 3
     assert pattern(10, [1, 0, 4], warm_up=2, tail=0) == [1, 1, 0, 4, 1, 0, 4, 1, 0, 4]
     assert pattern(3, [1, 0]) == [1, 1, 1]
     for steps in (1, 2, 5, 28):
@@ -28,7 +29,7 @@ def test_patterns():
 
 def test_standard_methods_are_valid_settings():
     methods = fixed_methods(50) + fixed_methods(28, full=False)
-    methods += cache_methods(50, {"a": 0.2}, (1.0, 0.0)) + policy_methods(50, {"2x": 0.01}, 0.2)
+    methods += cache_methods(50, {"a": 0.2}, (1.0, 0.0)) + policy_methods(50, "ddit", "DDiT", {"2x": 0.01})
     for method in check_methods(methods):
         if method.settings is not None:
             DDiTConfig(**method.arguments())
@@ -38,8 +39,9 @@ def test_standard_methods_are_valid_settings():
 
 
 def test_cache_of_a_method():
-    method = policy_methods(50, {"2x": 0.01}, 0.3, (2.0, 1.0))[-1]
-    assert method.kind == "DDiT + TeaCache"
+    cache = {"type": "teacache", "threshold": 0.3, "coefficients": [2.0, 1.0]}
+    (method,) = policy_methods(50, "both", "DDiT + TeaCache", {"2x": 0.01}, {"cache": cache})
+    assert method.name == "both-2x@50" and method.settings["threshold"] == 0.01
     assert method.arguments()["cache"] == TeaCacheConfig(0.3, (2.0, 1.0))
     with pytest.raises(ConfigError, match="none of"):
         Method("x", "x", 5, 5, {"cache": {"type": "nope"}}).arguments()
