@@ -73,6 +73,8 @@ class DDiTConfig:
             given, else delta.
         residual: With the two deltas: ``"constant"`` keeps the residual of the last fine step, ``"linear"`` extrapolates
             it from the last two.
+        high_band: With ``"delta"``, what coarse tokens cannot see: ``"line"`` follows the straight line through the
+            last two fine predictions, ``"clean"`` is the noise left over the clean latent of the last one.
         positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
             (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
             it was trained, else native.
@@ -104,6 +106,7 @@ class DDiTConfig:
     schedule: Sequence[int] | ScheduleFn | None = None
     coarse: str = "auto"
     residual: str = "linear"
+    high_band: str = "line"
     positions: str = "auto"
     max_coarse_run: int | None = None
     warm_up: int = 0
@@ -124,6 +127,7 @@ class DDiTConfig:
             raise ConfigError(f"order={self.order!r}: the finite difference has order 1, 2 or 3.")
         _one_of("coarse", self.coarse, COARSE_PATHS)
         _one_of("residual", self.residual, ("constant", "linear"))
+        _one_of("high_band", self.high_band, ("line", "clean"))
         _one_of("positions", self.positions, POSITIONS)
         _one_of("backend", self.backend, BACKENDS)
         if self.max_coarse_run is not None and (not _is_whole(self.max_coarse_run) or self.max_coarse_run < 1):

@@ -68,7 +68,7 @@ class Session:
             raise ConfigError(f"coarse={name!r} needs adapter=...: pass an adapter, or coarse='delta'.")
         self.coarse = name
         adapter = adapter if learned else None
-        self._path = make_path(name, config.residual, adapter)
+        self._path = make_path(name, config.residual, adapter, config.high_band)
         trained = adapter.spec.positions if adapter is not None else "native"
         positions = ("interpolated" if name == "naive" else trained) if config.positions == "auto" else config.positions
         graphs = make_runner(config.cuda_graphs, config.max_graphs) if capture is None else None

@@ -129,12 +129,15 @@ class BandSplit(CoarsePath):
         delta: Anchor the low band at the last fine step: the model supplies only the change since then, and its bias
             cancels.
         extrapolate: With ``delta``, extrapolate the residual linearly from the last two fine steps.
+        line: Take the high band from the straight line through the last two fine predictions instead, where there are
+            two.
     """
 
-    def __init__(self, delta: bool, extrapolate: bool = False) -> None:
+    def __init__(self, delta: bool, extrapolate: bool = False, line: bool = False) -> None:
         self.delta = delta
         self.extrapolate = extrapolate
-        self.anchors = 2 if extrapolate else 1
+        self.line = line
+        self.anchors = 2 if extrapolate or line else 1
         self.probes = self.anchors if delta else 0
 
     def predict(
@@ -149,14 +152,25 @@ class BandSplit(CoarsePath):
         padded = pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, models.low(low_latent, low_sigma, multiple), multiple)
-        high = bands.high_band(padded, multiple)
+        if self.delta and trajectory.last is not None:
+            low = low + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
+        high = self._high(trajectory, padded, sigma, multiple, geometry)
+        return crop_to_latent(bands.up(low, multiple) + high, geometry)
+
+    def _high(
+        self, trajectory: Trajectory, padded: torch.Tensor, sigma: bands.Scalar, multiple: int, geometry: Geometry
+    ) -> torch.Tensor:
+        if self.line and len(trajectory.anchors) > 1:
+            older, newest = trajectory.anchors[0], trajectory.anchors[-1]
+            slope = (newest.prediction.float() - older.prediction.float()) / (newest.sigma - older.sigma)
+            line = newest.prediction.float() + (sigma - newest.sigma) * slope
+            return bands.high_band(pad_to_grid(line, geometry, multiple), multiple)
+        noise = bands.high_band(padded, multiple)
         anchor = trajectory.last
         if anchor is not None:
             clean = anchor.latent.float() - anchor.sigma * anchor.prediction.float()
-            high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
-            if self.delta:
-                low = low + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
-        return crop_to_latent(bands.up(low, multiple) + high / sigma, geometry)
+            noise = noise - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
+        return noise / sigma
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
         """down(v_fine) - v_low, float32 (B, C, F, H/k, W/k)."""

@@ -7,11 +7,11 @@ from .coarse import BandSplit, CoarsePath, Forecast, PatchTokens
 from .learned import Learned
 
 
-def make_path(name: str, residual: str, adapter: Adapter | None = None) -> CoarsePath:
+def make_path(name: str, residual: str, adapter: Adapter | None = None, high_band: str = "clean") -> CoarsePath:
     """The path of a (resolved, not "auto") ``DDiTConfig.coarse``; the adapter's paths need ``adapter``."""
     match name:
         case "delta":
-            return BandSplit(delta=True, extrapolate=residual == "linear")
+            return BandSplit(delta=True, extrapolate=residual == "linear", line=high_band == "line")
         case "band-split":
             return BandSplit(delta=False)
         case "naive":

@@ -50,14 +50,29 @@ def fine_velocity(latent, sigma):
     return torch.sin(latent + sigma)
 
 
-@given(grids, multiples, levels, st.sampled_from(["constant", "linear"]))
-def test_delta_is_exact_at_its_anchor(grid, multiple, sigma, residual):
+@given(grids, multiples, levels, st.sampled_from(["constant", "linear"]), st.sampled_from(["clean", "line"]))
+def test_delta_is_exact_at_its_anchor(grid, multiple, sigma, residual, high_band):
     """At the anchor's own latent and σ the coarse model's bias cancels: the prediction is the fine model's."""
     latent = random(grid, 0)
     fine = fine_velocity(latent, sigma)
     anchors = trajectory(Anchor(1.5, random(grid, 1), random(grid, 2), models()), Anchor(sigma, latent, fine, models()))
-    result = make_path("delta", residual).predict(anchors, latent, sigma, multiple, geometry_of(latent), models())
+    path = make_path("delta", residual, high_band=high_band)
+    result = path.predict(anchors, latent, sigma, multiple, geometry_of(latent), models())
     torch.testing.assert_close(result, fine, rtol=1e-4, atol=2e-4)
+
+
+@given(grids, multiples)
+def test_high_band_follows_the_line_through_the_last_two_fine_predictions(grid, multiple):
+    older, newer = (Anchor(s, random(grid, i), random(grid, i + 2), models()) for i, s in enumerate((0.9, 0.7)))
+    latent = random(grid, 5)
+    geometry = geometry_of(latent)
+    line = newer.prediction + (newer.prediction - older.prediction)  # σ 0.5 is as far again
+    path = make_path("delta", "linear", high_band="line")
+    result = path.predict(trajectory(older, newer), latent, 0.5, multiple, geometry, models())
+    expected = bands.high_band(pad_to_grid(line, geometry, multiple), multiple)
+    got = result - crop_to_latent(bands.up(bands.down(pad_to_grid(line, geometry, multiple), multiple), multiple), geometry)
+    low = got - crop_to_latent(expected, geometry)
+    torch.testing.assert_close(bands.high_band(pad_to_grid(low, geometry, multiple), multiple), torch.zeros_like(expected))
 
 
 @given(grids, multiples, levels)
