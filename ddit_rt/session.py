@@ -26,8 +26,11 @@ from .runtime import (
     MethodPatch,
     PendingEvolution,
     TeaCache,
+    agreed,
     make_runner,
+    sequence_ranks,
     stopwatch,
+    undividable,
     wrapped_forward,
 )
 from .schedule import Report, StepRecord, check_length, step_with_increment
@@ -288,6 +291,9 @@ class Session:
         multiple = self._choose(run, must_refine=bool(reason), may_be_free=bool(run.trajectory(base, 0).recent))
         if run.index == 0 and multiple > 1 and self._path.needs_anchor:
             raise ScheduleError(f"schedule[0]={multiple}: coarse={self.coarse!r} needs a fine first step (1).")
+        if call is not None:
+            multiple, obstacle = self._among_ranks(base, call, multiple)
+            reason = obstacle or reason
         tokens = call.geometry.tokens(multiple) if call is not None and multiple != FREE else 0
         run.record = StepRecord(
             index=run.index,
@@ -310,6 +316,19 @@ class Session:
         if run.evolution is not None and (callable(schedule) or self.config.free_below > 0):
             patch_std = run.evolution.wait()
         return run.policy.choose(run.index, patch_std, must_refine, may_be_free, decided)
+
+    def _among_ranks(self, base: nn.Module, call: Call, multiple: int) -> tuple[int, str]:
+        """The multiple for all ranks that share the sequence, and why it is not what they would choose, if so."""
+        group = sequence_ranks(base)
+        if group is None:
+            return multiple, ""
+        multiple = agreed(multiple, group, call.latent.device)
+        if multiple in (FREE, 1):
+            return multiple, ""
+        obstacle = undividable(call.geometry.tokens(multiple), group)
+        if self._path.needs_embedding:
+            obstacle = f"coarse={self.coarse!r} has ends of its own, which context parallelism does not split"
+        return (1, obstacle) if obstacle else (multiple, "")
 
     def _executed(self, multiple: int) -> str:
         """How a step will run unless something falls back."""

@@ -2,21 +2,10 @@
 
 import pytest
 import torch
-from recording import Recording
+from recorded import recorded
 from tiny import flux, flux_inputs, latents_of, picture, wan, wan_image, wan_inputs
 
 import ddit_rt
-from ddit_rt.families import family_of
-from ddit_rt.session import Session
-
-
-def recorded(pipe, **settings):
-    """Accelerates with a capture back-end that works on the CPU."""
-    recording = Recording()
-    session = Session(pipe, family_of(pipe), ddit_rt.DDiTConfig(**settings), capture=recording)
-    session.attach()
-    pipe.__dict__["_ddit_session"] = session
-    return recording
 
 
 def embeds(inputs):

@@ -2,6 +2,7 @@
 
 from .decision import HostResults, PendingEvolution
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
+from .parallel import agreed, sequence_ranks, undividable
 from .patching import MethodPatch
 from .teacache import CacheState, TeaCache, Trunk
 from .timing import stopwatch
@@ -18,7 +19,10 @@ __all__ = [
     "PendingEvolution",
     "TeaCache",
     "Trunk",
+    "agreed",
     "make_runner",
+    "sequence_ranks",
     "stopwatch",
+    "undividable",
     "wrapped_forward",
 ]

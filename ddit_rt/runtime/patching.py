@@ -36,7 +36,9 @@ class MethodPatch:
             return
         if self._link is not None:
             self._link.active = False  # whatever still holds the old link passes straight through it
-        self._link = _Link(self.owner.__dict__.get(self.name), current, self._handler)
+        inner = _beneath(current)
+        own = getattr(inner, "__func__", None) is getattr(type(self.owner), self.name, None)
+        self._link = _Link(None if own else self.owner.__dict__.get(self.name), inner, self._handler)
         setattr(self.owner, self.name, self._link.patched)
 
     def remove(self) -> None:
@@ -67,4 +69,15 @@ class _Link:
                 return self.inner(*args, **kwargs)
             return handler(self.inner, *args, **kwargs)
 
+        patched._ddit_link = self  # type: ignore[attr-defined]
         self.patched = patched
+
+
+def _beneath(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function calls, past layers of ours that only pass through: others may have put them back."""
+    link = getattr(function, "_ddit_link", None)
+    # a wrapper of somebody else's may carry a copy of the attribute
+    while link is not None and function is link.patched and not link.active:
+        function = link.inner
+        link = getattr(function, "_ddit_link", None)
+    return function

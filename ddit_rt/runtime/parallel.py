@@ -1,0 +1,33 @@
+"""One decision for all ranks that share a sequence (diffusers' context parallelism)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+
+def sequence_ranks(module: nn.Module) -> Any:
+    """The process group whose ranks each hold a part of the module's tokens; None if nothing is split."""
+    config = getattr(getattr(module, "_parallel_config", None), "context_parallel_config", None)
+    if config is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return config._flattened_mesh.get_group()
+
+
+def agreed(multiple: int, group: Any, device: torch.device) -> int:
+    """The multiple that the group's first rank chose.
+
+    Rounding may differ between ranks, and with it a decision at the threshold; ranks at different multiples would wait
+    for each other forever.
+    """
+    chosen = torch.tensor(multiple, device=device)
+    distributed.broadcast(chosen, src=distributed.get_global_rank(group, 0), group=group)
+    return int(chosen)
+
+
+def undividable(tokens: int, group: Any) -> str:
+    """Why a sequence cannot be split evenly among the group's ranks; empty if it can."""
+    ranks = distributed.get_world_size(group)
+    return "" if tokens % ranks == 0 else f"{tokens} tokens do not divide among {ranks} ranks"

@@ -1,0 +1,92 @@
+"""Context parallelism on two processes: one decision, the result of one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = """
+import json, sys, torch
+from diffusers import ContextParallelConfig
+from tiny import flux, flux_inputs, latents_of
+import ddit_rt
+
+rank, wanted = int(sys.argv[1]), torch.load(sys.argv[2])
+torch.accelerator.device_count = lambda: 2  # diffusers counts accelerators, and a CPU is none
+torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+found = {}
+for name, (settings, inputs, latents) in wanted.items():
+    pipe = flux()
+    pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    # left to itself, the second rank would keep every step fine
+    ddit_rt.accelerate(pipe, **{**settings, **({"threshold": 1e-12} if rank else {})})
+    result = latents_of(pipe, {**flux_inputs(**inputs), "prompt_embeds": torch.ones(1, 6, 24)})
+    steps = ddit_rt.report(pipe).steps
+    found[name] = ([s.multiple for s in steps], steps[-1].note, float((result - latents).abs().max()))
+if rank == 1:
+    print(json.dumps(found))
+torch.distributed.destroy_process_group()
+"""
+
+
+def single(settings, inputs):
+    from tiny import flux, flux_inputs, latents_of
+
+    import ddit_rt
+
+    pipe = ddit_rt.accelerate(flux(), **settings)
+    result = latents_of(pipe, {**flux_inputs(**inputs), "prompt_embeds": torch.ones(1, 6, 24)})
+    return ddit_rt.report(pipe).schedule, result
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path):
+    always = {"threshold": 1e9, "order": 1}
+    runs = {
+        "delta": (always, {"steps": 4}),
+        "odd": (always, {"steps": 3, "height": 48, "width": 48}),  # 36 fine tokens, 9 at 2p and at 4p
+        "naive": ({**always, "coarse": "naive"}, {"steps": 3}),
+    }
+    fine = {"odd", "naive"}
+    alone = {
+        name: single({"threshold": 0} if name in fine else settings, inputs)
+        for name, (settings, inputs) in runs.items()
+    }
+    torch.save({name: (*runs[name], alone[name][1]) for name in runs}, tmp_path / "wanted.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+    }
+    command = [sys.executable, "-c", WORKER]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "wanted.pt")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        results = [process.communicate(timeout=120) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], results[1][1][-3000:] + results[0][1][-3000:]
+    found = json.loads(results[1][0].splitlines()[-1])
+    assert found["delta"][0] == alone["delta"][0] == [1, 4, 4, 4] and found["delta"][1] == ""
+    assert found["odd"][0] == [1, 1, 1] and found["odd"][1] == "9 tokens do not divide among 2 ranks"
+    assert found["naive"][0] == [1, 1, 1] and "context parallelism" in found["naive"][1]
+    assert max(difference for *_, difference in found.values()) < 1e-5
