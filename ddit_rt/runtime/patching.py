@@ -1,8 +1,8 @@
 """Patches on instances: a transformer's ``forward`` and a scheduler's methods, undone without a trace.
 
 Other libraries replace ``forward`` on the instance too (accelerate for CPU offload, diffusers for caches and context
-parallel), and accelerate's offload takes every such patch away at the end of each pipeline call. So a patch is checked at the
-start of every call and put back on top if it is no longer outermost.
+parallel), and accelerate's offload takes every such patch away at the end of each pipeline call. So a patch is
+checked at the start of every call and put back on top if it is no longer outermost.
 """
 
 from __future__ import annotations
