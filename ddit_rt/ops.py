@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from ddit_kernels._common import BackendError, resolve_backend
+from ddit_kernels._common import BackendError, latent_shape, resolve_backend
 from ddit_kernels._gemm import gemm_unsupported
 from ddit_kernels.latent_evolution import (
     evolution_select,
     evolution_unsupported,
     latent_evolution_reference,
-    latent_shape,
     patch_counts,
     select_reference,
 )

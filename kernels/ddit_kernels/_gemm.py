@@ -27,7 +27,7 @@ def tuned(kernel: Any, *tiles: tuple[int, int, int, int, int]) -> Any:
         blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
         return triton.Config(blocks, num_warps=warps, num_stages=stages)
 
-    single = [configuration((32, 32, 32, 4, 1) if INTERPRETED else (64, 32, 32, 4, 2))]
+    single = [configuration((32, 32, 32, 4, 1) if INTERPRETED else (32, 64, 32, 4, 2))]
     if INTERPRETED:
         return triton.autotune(configs=single, key=[])(kernel)
 

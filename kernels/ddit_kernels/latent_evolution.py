@@ -235,7 +235,7 @@ def evolution_launch(
             workspace=workspace,
             strides=split_strides(d0, packed),
             **layout,
-            threshold=threshold,
+            threshold=float(threshold),
             channels=channels,
             frames=frames,
             height=height,
@@ -294,10 +294,10 @@ def difference_reference(increments: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _pool(x: torch.Tensor, ratio: int) -> torch.Tensor:
-    """Mean over ratio x ratio blocks of the last two axes; blocks at the edge use the values that exist."""
+    """(N, H, W): mean over ratio x ratio blocks; blocks at the edge use the values that exist."""
     if ratio == 1:
         return x
-    return F.avg_pool2d(x, ratio, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool2d(x[:, None], ratio, ceil_mode=True, count_include_pad=False)[:, 0]
 
 
 def _spread(x: torch.Tensor, ratio: int, like: torch.Tensor) -> torch.Tensor:

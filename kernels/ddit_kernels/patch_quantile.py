@@ -22,7 +22,7 @@ def quantile_rank(count: int, quantile: float) -> tuple[int, int, float]:
     interpolation between the values of rank lo and hi. Written out because ``torch.quantile`` refuses more than 2^24
     values and its rank arithmetic changed between versions.
     """
-    rank = quantile * (count - 1)
+    rank = float(quantile) * (count - 1)
     low = math.floor(rank)
     return low, math.ceil(rank), rank - low
 
