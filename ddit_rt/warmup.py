@@ -36,7 +36,7 @@ def warmup(
             ``num_images_per_prompt``, ``prompt_embeds`` (needed if the text encoders are not loaded), ...
 
     Returns:
-        The report of the warm-up call: ``executed`` tells how each size will run. :func:`ddit_rt.report` does not change.
+        The report of the warm-up call; ``executed`` tells how each size will run. :func:`ddit_rt.report` is unchanged.
 
     Raises:
         DDiTError: the pipeline is not accelerated.
