@@ -36,7 +36,7 @@ class DistillConfig:
         ema: Decay of the average that is saved; 0 saves the weights themselves.
         clip: Largest norm of the gradient.
         max_gap: Longest distance, in steps, between a coarse step and the fine step it remembers.
-        blank: Share of micro-steps without memory, as at a run's first step.
+        blank: Share of micro-steps on a run's first steps, without memory.
         timesteps: ``"steps"`` draws the sampler's steps evenly, ``"sigma"`` in proportion to the noise they remove.
         fill: Share of the steps over which recording the base model's trajectories is spread; 0 records all first.
         held_out: Items at the end of the data that are kept for validation.

@@ -111,7 +111,7 @@ class Prompts:
         max_steps: int | None = None,
     ) -> Recording:
         captions = [self.captions[item] for item in items]
-        arguments = {**call, "prompt": captions, "generator": _generators(items, seed), "output_type": "latent"}
+        arguments = _arguments(call, captions, items, seed)
         return record(pipe, family, lambda: pipe(**arguments), captions, max_steps)
 
 
@@ -150,14 +150,8 @@ class Pictures:
         strength = float(torch.empty(()).uniform_(min(0.95, (self._steps + 1) / total), 1.0, generator=generator))
         captions = [self.captions[item] for item in items]
         size = (int(call["width"]), int(call["height"]))
-        arguments = {
-            **call,
-            "prompt": captions,
-            "image": [fitted(self._open(item), size) for item in items],
-            "strength": strength,
-            "generator": _generators(items, seed),
-            "output_type": "latent",
-        }
+        arguments = _arguments(call, captions, items, seed)
+        arguments |= {"image": [fitted(self._open(item), size) for item in items], "strength": strength}
         sibling = AutoPipelineForImage2Image.from_pipe(pipe)
         sibling.set_progress_bar_config(disable=True)
         return record(pipe, family, lambda: sibling(**arguments), captions, min(max_steps or self._steps, self._steps))
@@ -255,9 +249,13 @@ def _problem(path: Path, size: tuple[int, int]) -> str:
     return ""
 
 
-def _generators(items: Sequence[int], seed: int) -> list[torch.Generator]:
-    """One per item, so that its noise does not depend on the group it is recorded in."""
-    return [torch.Generator().manual_seed(_mix(seed, item)) for item in items]
+def _arguments(call: Mapping[str, Any], captions: list[str], items: Sequence[int], seed: int) -> dict[str, Any]:
+    """Of a pipeline call for a group; a generator per item, so that its noise does not depend on its group."""
+    arguments = {**call, "prompt": captions, "output_type": "latent"}
+    arguments["generator"] = [torch.Generator().manual_seed(_mix(seed, item)) for item in items]
+    if isinstance(call.get("negative_prompt"), str):
+        arguments["negative_prompt"] = [call["negative_prompt"]] * len(captions)
+    return arguments
 
 
 def _mix(seed: int, item: int) -> int:

@@ -66,6 +66,7 @@ class Batch:
 
 
 _EXACT = frozenset({"timestep", "img_ids", "txt_ids"})
+_START = 0.9  # σ above which a recording holds the beginning of a run
 
 
 def draw(
@@ -93,10 +94,12 @@ def draw(
     multiple = config.multiples[below(len(config.multiples))]
     delta = config.objective == "delta" or (config.objective == "both" and below(2) == 1)
     blank = float(torch.rand((), generator=generator)) < config.blank
+    opened = [library.shard(shards[below(len(shards))]) for _ in range(config.batch)]
+    # only a run's first steps have nothing to remember; pictures are recorded from the middle on
+    blank = blank and all(float(shard.sigmas[0]) > _START for shard in opened)
     kept = 2 if not blank else int(delta)  # a change needs a step to be counted from
     picks: list[tuple[Shard, int, int, list[int]]] = []
-    for _ in range(config.batch):
-        shard = library.shard(shards[below(len(shards))])
+    for shard in opened:
         steps = [_step(shard, kept, config, generator)]
         for _ in range(kept):
             room = len(range(kept - len(steps), steps[-1]))  # leaves a step for each that is still to come
@@ -120,7 +123,11 @@ def _step(shard: Shard, kept: int, config: DistillConfig, generator: torch.Gener
     weights = torch.ones(shard.steps)
     if config.timesteps == "sigma":
         weights = (shard.sigmas[:-1] - shard.sigmas[1:]).clamp(min=0)
-    weights[: min(kept, shard.steps - 1)] = 0
+    if kept:
+        weights[: min(kept, shard.steps - 1)] = 0
+    else:
+        # later, band-split without a remembered picture divides what it cannot know by a small σ
+        weights[config.max_gap :] = 0
     return int(torch.multinomial(weights, 1, generator=generator))
 
 

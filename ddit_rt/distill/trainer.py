@@ -38,15 +38,22 @@ class Evaluation:
     Attributes:
         loss: Of the trained adapter, per multiple.
         untrained: Of the fresh adapter (band-split), per multiple.
+        forecast: Of the straight line through the last two fine predictions, which takes no model run.
     """
 
     loss: dict[int, float]
     untrained: dict[int, float]
+    forecast: float
 
     @property
     def gain_db(self) -> dict[int, float]:
         """How much closer than band-split the adapter is, in dB of mean squared distance."""
-        return {k: 10 * math.log10(self.untrained[k] / max(self.loss[k], 1e-30)) for k in self.loss}
+        return {k: _decibel(self.untrained[k], loss) for k, loss in self.loss.items()}
+
+    @property
+    def gain_over_forecast_db(self) -> dict[int, float]:
+        """How much closer than the forecast it is. Below 0, its coarse steps are worth less than none."""
+        return {k: _decibel(self.forecast, loss) for k, loss in self.loss.items()}
 
 
 class Trainer:
@@ -290,19 +297,21 @@ class Trainer:
         """Compares the average with the fresh adapter on held-out trajectories, the same ones every time."""
         held = range(self.library.count - self._held_groups, self.library.count)
         losses: dict[str, dict[int, float]] = {"trained": {}, "untrained": {}}
+        forecast = 0.0
         dtype = next(self.transformer.parameters()).dtype
         for name, adapter in (("trained", self.average), ("untrained", self._untrained)):
             student = Student(adapter.to(self.accelerator.device), self.family, self.transformer)
             for k in self.config.multiples:
-                one = replace(self.config, multiples=(k,), batch=4)
-                total = 0.0
+                one = replace(self.config, multiples=(k,), batch=4, blank=0.0)
+                total = forecast = 0.0  # the same batches for every k: the forecast does not depend on it
                 for index in range(batches):
                     generator = torch.Generator().manual_seed(index)
                     batch = draw(self.library, held, self.family, adapter.spec.patch, one, generator)
+                    forecast += float((_forecast(batch) - batch.target.prediction).square().mean()) / batches
                     with student.coarse(k), self.accelerator.autocast():
                         total += float(student(batch.to(self.accelerator.device, dtype)))
                 losses[name][k] = total / batches
-        return Evaluation(losses["trained"], losses["untrained"])
+        return Evaluation(losses["trained"], losses["untrained"], forecast)
 
     def _validate(self, writer: Any, began: float) -> None:
         if not self.accelerator.is_main_process:
@@ -312,12 +321,13 @@ class Trainer:
         result = self.evaluate()
         for k, gain in result.gain_db.items():
             self._log(
-                f"step {self.step}: held out, {k}p: {result.loss[k]:.4g}, "
-                f"band-split {result.untrained[k]:.4g} ({gain:+.1f} dB)"
+                f"step {self.step}: held out, {k}p: {result.loss[k]:.4g}; band-split {result.untrained[k]:.4g} "
+                f"({gain:+.1f} dB), forecast {result.forecast:.4g} ({result.gain_over_forecast_db[k]:+.1f} dB)"
             )
         values = {f"held_out/{k}p": value for k, value in result.loss.items()}
         values |= {f"gain_db/{k}p": value for k, value in result.gain_db.items()}
         captions = list(self.source.captions[-self.config.held_out :])
+        values |= {f"gain_over_forecast_db/{k}p": value for k, value in result.gain_over_forecast_db.items()}
         values |= pictures(self.pipe, self.average, self.call, captions, self.out / "pictures" / f"{self.step:07d}.png")
         self._write(writer, values, began)
 
@@ -382,3 +392,14 @@ class Trainer:
         if writer is not None:
             for name, value in values.items():
                 writer.add_scalar(name, value, self.step)
+
+
+def _decibel(reference: float, loss: float) -> float:
+    return 10 * math.log10(max(reference, 1e-30) / max(loss, 1e-30))
+
+
+def _forecast(batch: Batch) -> torch.Tensor:
+    """The end of the straight line through the remembered predictions."""
+    older, newest = batch.memory[0], batch.memory[-1]
+    slope = (newest.prediction - older.prediction) / (newest.sigma - older.sigma)
+    return newest.prediction + (batch.target.sigma - newest.sigma) * slope

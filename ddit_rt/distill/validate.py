@@ -1,4 +1,4 @@
-"""Held-out prompts through the real pipeline: plain, band-split, and the adapter, side by side."""
+"""Held-out prompts through the real pipeline: plain, forecast, band-split, and the adapter, side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def schedule(steps: int, multiple: int, warmup: int = 4, every: int = 3) -> list
 def pictures(
     pipe: Any, adapter: Adapter, call: Mapping[str, Any], captions: Sequence[str], path: Path, count: int = 4
 ) -> dict[str, float]:
-    """Writes a sheet (a row per prompt: base, then band-split and adapter at every multiple) and measures it.
+    """Writes a sheet, a row per prompt: base, forecast, then band-split and adapter per multiple; and measures it.
 
     Args:
         pipe: A plain pipeline; it is left plain.
@@ -33,13 +33,14 @@ def pictures(
         path: Of the picture.
 
     Returns:
-        ``psnr_db/<way>@<multiple>p`` -> mean PSNR to the base model's own pictures. Empty, without a picture, for a
-        pipeline without a decoder.
+        ``psnr_db/forecast``, ``psnr_db/<way>@<multiple>p`` -> mean PSNR to the base model's own pictures. Empty,
+        without a picture, for a pipeline without a decoder.
     """
     if getattr(pipe, "vae", None) is None:
         return {}
     steps = int(call.get("num_inference_steps", 50))
-    ways: list[tuple[str, dict[str, Any]]] = []
+    free = {"schedule": schedule(steps, adapter.spec.multiples[0]), "coarse": "extrapolate"}
+    ways: list[tuple[str, dict[str, Any]]] = [("forecast", free)]
     for k in adapter.spec.multiples:
         plan = {"schedule": schedule(steps, k), "multiples": (1, k)}
         ways.append((f"band-split@{k}p", {**plan, "coarse": "band-split"}))

@@ -1,12 +1,23 @@
 """Bad data is named: refused, or skipped and told."""
 
 import pytest
+import torch
 from distill_models import CALL, pipeline
 from PIL import Image
 
 import ddit_rt
-from ddit_rt.distill import BadDataError, Checked, DistillConfig, Trainer, picture_dataset, picture_folder, read_prompts
+from ddit_rt.distill import (
+    BadDataError,
+    Checked,
+    DistillConfig,
+    Prompts,
+    Trainer,
+    picture_dataset,
+    picture_folder,
+    read_prompts,
+)
 from ddit_rt.distill.data import fitted
+from ddit_rt.families import family_of
 
 
 def checked(skip):
@@ -98,3 +109,12 @@ def test_training_on_pictures(folder, tmp_path):
     assert shard.steps == 4 and 0 < shard.sigmas[0] <= 1 and len(shard.sigmas) == 5
     run.train()
     ddit_rt.load_adapter(tmp_path / "run")
+
+
+def test_guidance_is_a_stream_of_its_own():
+    pipe = pipeline()
+    call = {**CALL, "negative_prompt": "", "true_cfg_scale": 3.0}
+    recording = Prompts(["a red ball", "a star", "a house"]).record(pipe, family_of(pipe), call, [0, 1, 2], 0, 4)
+    assert len(recording.predictions) == 2 and recording.predictions[1].shape[:2] == (4, 3)
+    words = [arguments["encoder_hidden_states"] for arguments in recording.arguments]
+    assert not torch.allclose(*words) and torch.equal(words[1][0], words[1][2])

@@ -72,7 +72,8 @@ def test_a_full_run_learns_and_leaves_the_base_alone(tmp_path, recordings):
     run.train()
     after = run.evaluate()
     assert after.loss[2] <= untrained.loss[2] / 2
-    assert after.untrained == untrained.untrained
+    assert after.untrained == untrained.untrained and after.forecast == untrained.forecast > 0
+    assert after.gain_over_forecast_db[2] > untrained.gain_over_forecast_db[2]
 
     assert digest(pipe.transformer) == before
     assert torch.equal(pipe(PROMPTS[0], generator=_noise(), output_type="pt", **CALL).images, picture)
