@@ -138,7 +138,7 @@ class BandSplit(CoarsePath):
         self.extrapolate = extrapolate
         self.line = line
         self.anchors = 2 if extrapolate or line else 1
-        self.probes = self.anchors if delta else 0
+        self.probes = (2 if extrapolate else 1) if delta else 0
 
     def predict(
         self,
