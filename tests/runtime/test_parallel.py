@@ -49,7 +49,8 @@ def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path):
     always = {"threshold": 1e9, "order": 1}
     runs = {
         "delta": (always, {"steps": 4}),
-        "odd": (always, {"steps": 3, "height": 48, "width": 48}),  # 36 fine tokens, 9 at 2p and at 4p
+        # 36 fine tokens, 9 at 2p
+        "odd": ({**always, "multiples": (1, 2)}, {"steps": 3, "height": 48, "width": 48}),
         "naive": ({**always, "coarse": "naive"}, {"steps": 3}),
     }
     fine = {"odd", "naive"}
