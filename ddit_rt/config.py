@@ -79,7 +79,8 @@ class DDiTConfig:
             (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
-            Explicit schedules are taken as they are.
+            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse), else
+            no limit. Explicit schedules are taken as they are.
         warm_up: First steps that the policy leaves fine, besides the ``order`` steps that fill its history. Early
             predictions change most while the latent, in small steps, shows little of it.
         free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
@@ -108,7 +109,7 @@ class DDiTConfig:
     residual: str = "linear"
     high_band: str = "line"
     positions: str = "auto"
-    max_coarse_run: int | None = None
+    max_coarse_run: int | str | None = "auto"
     warm_up: int = 0
     free_below: float = 0.0
     max_free_run: int = 2
@@ -130,8 +131,9 @@ class DDiTConfig:
         _one_of("high_band", self.high_band, ("line", "clean"))
         _one_of("positions", self.positions, POSITIONS)
         _one_of("backend", self.backend, BACKENDS)
-        if self.max_coarse_run is not None and (not _is_whole(self.max_coarse_run) or self.max_coarse_run < 1):
-            raise ConfigError(f"max_coarse_run={self.max_coarse_run!r}: a whole number >= 1, or None for no limit.")
+        limit = self.max_coarse_run
+        if limit not in ("auto", None) and (not _is_whole(limit) or limit < 1):
+            raise ConfigError(f"max_coarse_run={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
         if not _is_number(self.free_below) or not self.free_below >= 0:
             raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")
         if not _is_whole(self.warm_up) or self.warm_up < 0:
@@ -148,6 +150,14 @@ class DDiTConfig:
         object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
+
+    def resolved(self, has_adapter: bool) -> DDiTConfig:
+        """The same settings with a coarse path and a limit of its runs in place of ``"auto"``."""
+        coarse = ("adapter" if has_adapter else "delta") if self.coarse == "auto" else self.coarse
+        limit = self.max_coarse_run
+        if limit == "auto":
+            limit = 2 if coarse in ("delta", "extrapolate", "reuse") else None
+        return replace(self, coarse=coarse, max_coarse_run=limit)
 
     @classmethod
     def make(cls, config: DDiTConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DDiTConfig:

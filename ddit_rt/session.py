@@ -64,8 +64,8 @@ class Session:
     ) -> None:
         self.pipe = pipe
         self.family = family
-        self.config = config
-        name = ("delta" if adapter is None else "adapter") if config.coarse == "auto" else config.coarse
+        self.config = config = config.resolved(has_adapter=adapter is not None)
+        name = config.coarse
         learned = name in ("adapter", "adapter-delta")
         if learned and adapter is None:
             raise ConfigError(f"coarse={name!r} needs adapter=...: pass an adapter, or coarse='delta'.")

@@ -78,7 +78,9 @@ def calibrate(
         return outcomes
 
     base = run(0.0)  # multiple 1 throughout, so its pictures are the plain pipeline's, and it records the σ curves
-    low, high = _guess([_report(outcome) for outcome in base], DDiTConfig(**settings), speedup)
+    config = DDiTConfig.make(None, {k: v for k, v in settings.items() if k != "adapter"})
+    resolved = config.resolved(has_adapter=settings.get("adapter") is not None)
+    low, high = _guess([_report(outcome) for outcome in base], resolved, speedup)
     found: list[Trial] = []
     for _ in range(trials):
         threshold = math.sqrt(low * high)

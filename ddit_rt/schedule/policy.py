@@ -31,6 +31,9 @@ class Policy:
     """Turns the evolution of the latent into a multiple, step by step.
 
     One instance serves one pipeline call: it counts the steps since the last fine one and since the last model call.
+
+    Args:
+        config: Settings, :meth:`~ddit_rt.DDiTConfig.resolved` or without an ``"auto"`` limit.
     """
 
     def __init__(self, config: DDiTConfig) -> None:
@@ -81,7 +84,7 @@ class Policy:
 
     def _by_evolution(self, patch_std: Mapping[int, float], may_be_free: bool, decided: int | None) -> int:
         config = self._config
-        if config.max_coarse_run is not None and self._coarse_run >= config.max_coarse_run:
+        if isinstance(config.max_coarse_run, Integral) and self._coarse_run >= config.max_coarse_run:
             return 1
         # free steps go on from model predictions, and a model step shows in σ how far off they were
         limit = config.free_below * config.threshold
