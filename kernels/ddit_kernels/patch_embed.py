@@ -112,7 +112,7 @@ def _embed_kernel(
     tl.store(tokens + where, product.to(tokens.dtype.element_ty), mask)
 
 
-_TILES = (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 8, 3)
+_TILES = (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (32, 64, 64, 4, 4)
 _tuned_embed = tuned(_embed_kernel, *_TILES)
 
 
