@@ -73,7 +73,7 @@ class Rows:
         self._path = path
         self._native = native
         self._adapter = adapter
-        self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
+        self._embeddings: dict[tuple[int, int], tuple[tuple[tuple[int, int], ...], PatchEmbedding]] = {}
 
     def look(self, base: nn.Module, call: Call | None) -> None:
         """Notices changed weights and switches; for the time before the decision, when the host only waits."""
@@ -184,10 +184,14 @@ class Rows:
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
         if self._adapter is not None:
             return self._adapter.size(multiple).embedding
+        # a fused LoRA or another dtype changes the weights that the embedding was resized from
+        weights = (weight for name in self._family.end_names for weight in getattr(base, name).parameters())
+        stamp = tuple((weight.data_ptr(), weight._version) for weight in weights)
         key = (id(base), multiple)
-        if key not in self._embeddings:
-            self._embeddings[key] = self._family.patch_embedding(base, multiple).requires_grad_(False)
-        return self._embeddings[key].to(like.device, like.dtype)
+        if key not in self._embeddings or self._embeddings[key][0] != stamp:
+            made = self._family.patch_embedding(base, multiple).requires_grad_(False)
+            self._embeddings[key] = (stamp, made)
+        return self._embeddings[key][1].to(like.device, like.dtype)
 
     def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
         return nullcontext() if self._adapter is None else self._adapter.lora(multiple).active(base)

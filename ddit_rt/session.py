@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from .config import FREE, DDiTConfig, ScheduleFn, TeaCacheConfig
-from .errors import ConfigError, ScheduleError, UnsupportedPipelineError
+from .errors import ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Adapter, Geometry, check_fit, make_path
 from .rows import Forwards, Rows, Visit
@@ -138,6 +138,16 @@ class Session:
         except BaseException:
             self.detach()
             raise
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copied scheduler or transformer would drive the original through its patches.
+
+        Raises:
+            DDiTError: always.
+        """
+        raise DDiTError(
+            f"a component of an accelerated {type(self.pipe).__name__} cannot be copied: ddit_rt.restore(pipe) first."
+        )
 
     def detach(self) -> None:
         """Takes every patch away; modules, outputs and settings are as before :meth:`attach`."""

@@ -1,5 +1,6 @@
 """The public calls, what they work together with, and every error they raise."""
 
+import copy
 import math
 
 import pytest
@@ -426,7 +427,7 @@ def test_a_latent_that_loses_its_finiteness_runs_fine_and_is_noted():
         return {"latents": tensors["latents"] * (math.nan if index == 3 else 1)}
 
     pipe = flux()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None):
         latents_of(pipe, flux_inputs(callback_on_step_end=spoil))
         report = ddit_rt.report(pipe)
     assert report.schedule == [1, 4, 4, 4, 4, 1, 1, 1]
@@ -451,3 +452,10 @@ def test_an_exception_of_a_callable_passes_through():
     with pytest.raises(ZeroDivisionError):
         latents_of(pipe, inputs)
     assert torch.equal(latents_of(ddit_rt.restore(pipe), inputs), plain)
+
+
+def test_a_component_of_an_accelerated_pipeline_refuses_to_be_copied() -> None:
+    pipe = ddit_rt.accelerate(flux())
+    with pytest.raises(ddit_rt.DDiTError, match="restore"):
+        copy.deepcopy(pipe.scheduler)
+    copy.deepcopy(ddit_rt.restore(pipe).scheduler)

@@ -229,3 +229,19 @@ def test_a_transformer_compiled_in_place_is_refused():
     pipe.transformer.compile(backend="eager")
     with pytest.raises(ddit_rt.UnsupportedPipelineError, match="compile_repeated_blocks"):
         ddit_rt.accelerate(pipe)
+
+
+def test_naive_embeddings_follow_changed_weights() -> None:
+    schedule = [1, 1, 2, 4, 1, 2, 2, 1]
+    pipe, other = flux(), flux()
+    inputs = flux_inputs()
+    with ddit_rt.accelerated(pipe, schedule=schedule, coarse="naive"):
+        before = latents_of(pipe, inputs)
+        with torch.no_grad():
+            pipe.transformer.proj_out.weight.mul_(1.5)
+        after = latents_of(pipe, inputs)
+    with torch.no_grad():
+        other.transformer.proj_out.weight.mul_(1.5)
+    with ddit_rt.accelerated(other, schedule=schedule, coarse="naive"):
+        assert torch.equal(after, latents_of(other, inputs))
+    assert not torch.equal(before, after)

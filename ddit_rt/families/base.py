@@ -49,6 +49,8 @@ class Family(ABC):
     transformer_class: ClassVar[type[nn.Module]]
     pipelines: ClassVar[tuple[type, ...]]
     components: ClassVar[tuple[str, ...]] = ("transformer",)
+    end_names: ClassVar[tuple[str, str]]
+    """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``."""
     feed_forward_names: ClassVar[str]

@@ -22,6 +22,7 @@ class Flux(Family):
     name = "flux"
     transformer_class = FluxTransformer2DModel
     pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
+    end_names = ("x_embedder", "proj_out")
     time_scale = 1.0
     feed_forward_names = (
         r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.proj_(mlp|out)"

@@ -24,6 +24,7 @@ class Wan(Family):
     transformer_class = WanTransformer3DModel
     pipelines = (WanPipeline, WanImageToVideoPipeline)
     components = ("transformer", "transformer_2")
+    end_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
     feed_forward_names = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
 
