@@ -96,7 +96,7 @@ def test_two_transformers_both_run():
 
 def test_after_a_change_of_transformer_the_policy_starts_with_a_fine_step():
     pipe, inputs = ALL["wan-two"]()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None):
         latents_of(pipe, inputs)
         steps = ddit_rt.report(pipe).steps
     second = next(s.index for s in steps if s.timestep < 600)
@@ -222,7 +222,7 @@ def _quantile(latent, side):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_first_order_steps_are_fine_whatever_the_threshold(order):
     pipe = flux()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=order):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=order, max_coarse_run=None):
         latents_of(pipe, flux_inputs())
         assert ddit_rt.report(pipe).schedule == [1] * order + [4] * (8 - order)
 
@@ -335,7 +335,7 @@ def test_a_latent_that_changes_its_size_starts_the_evolution_anew(schedule):
         return {"latents": tensors["latents"].repeat(1, 1, 1, 1, 2)} if index == 4 else {}
 
     pipe = wan(euler=True)
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, schedule=schedule):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None, schedule=schedule):
         result = latents_of(pipe, wan_inputs(callback_on_step_end=enlarge))
         steps = ddit_rt.report(pipe).steps
     assert result.shape[-1] == 24 and torch.isfinite(result).all()
