@@ -1,4 +1,4 @@
-"""ddit_rt: diffusion transformers that choose their patch size anew at every denoising step (DDiT, arXiv 2602.16968)."""
+"""Diffusion transformers that choose their patch size anew at every denoising step (DDiT, arXiv 2602.16968)."""
 
 from . import ops, resize
 from .accelerate import accelerate, accelerated, report, restore

@@ -25,13 +25,13 @@ def accelerate(
 ) -> Pipe:
     """Makes a diffusers pipeline choose its patch size anew at every denoising step.
 
-    The pipeline is used as before. Its instance is patched (transformers and scheduler), no class is; a pipeline that is
+    The pipeline is used as before. Its instance is patched (transformers and scheduler), no class is; one that is
     already accelerated takes the new settings. Do these before: load LoRAs you keep, quantise, compile blocks. LoRA
     loading, ``set_adapters``, CPU offload and exchanging the scheduler also work afterwards.
 
     Args:
         pipe: A FLUX or Wan pipeline (``UnsupportedPipelineError`` names the classes).
-        adapter: Trained adapter (:func:`load_adapter`): a path, a hub id or the object; None runs coarse steps untrained.
+        adapter: Trained adapter (:func:`load_adapter`): path, hub id or the object; None runs coarse steps untrained.
         config: :class:`DDiTConfig` or a mapping of its fields.
         **overrides: Fields of :class:`DDiTConfig` by name.
 
@@ -98,4 +98,3 @@ def report(pipe: Any) -> Report:
 def session_of(pipe: Any) -> Session | None:
     """The session of an accelerated pipeline; None for any other object."""
     return pipe.__dict__.get("_ddit_session") if hasattr(pipe, "__dict__") else None
-

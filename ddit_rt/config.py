@@ -71,16 +71,16 @@ class DDiTConfig:
             else; ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the
             change; ``"extrapolate"`` and ``"reuse"``: the rivals that make no model call. ``"auto"``: adapter if one is
             given, else delta.
-        residual: With the two deltas: ``"constant"`` keeps the residual of the last fine step, ``"linear"`` extrapolates
-            it from the last two.
+        residual: With the two deltas: ``"constant"`` keeps the residual of the last fine step, ``"linear"``
+            extrapolates it from the last two.
         high_band: With ``"delta"``, what coarse tokens cannot see: ``"line"`` follows the straight line through the
             last two fine predictions, ``"clean"`` is the noise left over the clean latent of the last one.
         positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
             (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
-            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse), else
-            no limit. Explicit schedules are taken as they are.
+            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse),
+            else no limit. Explicit schedules are taken as they are.
         warm_up: First steps that the policy leaves fine, besides the ``order`` steps that fill its history. Early
             predictions change most while the latent, in small steps, shows little of it.
         free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:

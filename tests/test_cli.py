@@ -23,7 +23,9 @@ def run(*arguments: str) -> str:
 
 def test_generate_writes_the_picture_its_baseline_and_what_each_step_did(tmp_path: Path) -> None:
     out = tmp_path / "apple.png"
-    text = run("generate", "demo", "a red apple", "--output", str(out), "--threshold", "1", "--baseline", "--json", *SMALL)
+    text = run(
+        "generate", "demo", "a red apple", "--output", str(out), "--threshold", "1", "--baseline", "--json", *SMALL
+    )
     result = json.loads(text)
     assert out.is_file() and (tmp_path / "apple-baseline.png").is_file()
     assert len(result["report"]["steps"]) == 8
@@ -40,7 +42,15 @@ def test_generate_at_threshold_zero_is_the_baseline(tmp_path: Path) -> None:
 
 def test_generate_takes_a_schedule(tmp_path: Path) -> None:
     text = run(
-        "generate", "demo", "a ring", "--output", str(tmp_path / "a.png"), "--schedule", "1,1,2,4,1,2,2,1", "--json", *SMALL
+        "generate",
+        "demo",
+        "a ring",
+        "--output",
+        str(tmp_path / "a.png"),
+        "--schedule",
+        "1,1,2,4,1,2,2,1",
+        "--json",
+        *SMALL,
     )
     steps = json.loads(text)["report"]["steps"]
     assert [step["multiple"] for step in steps] == [1, 1, 2, 4, 1, 2, 2, 1]

@@ -30,7 +30,7 @@ CALL_DEFAULTS: dict[str, Any] = {
 """Keyword arguments for calling the demo pipeline: sizes in pixels; classifier-free guidance, none distilled."""
 
 DEMO_THRESHOLD = 6e-3
-"""τ of the demo, from ``ddit-rt calibrate demo --speedup 2``: latents of this small model evolve less smoothly than FLUX's."""
+"""τ of the demo at 50 steps."""
 
 
 def load_pipeline(torch_dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:

@@ -1,4 +1,4 @@
-"""What ``ddit-rt demo`` runs and shows: the plain pipeline beside the accelerated one, and beside the plainest rivals."""
+"""What ``ddit-rt demo`` shows: the plain pipeline beside the accelerated one, and beside the plainest rivals."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def family_of(pipe: Any) -> Family:
             modules = denoisers(pipe, family)
             if not modules:
                 raise UnsupportedPipelineError(
-                    f"{type(pipe).__name__} has no {' or '.join(family.components)} loaded: there is nothing to accelerate."
+                    f"{type(pipe).__name__} has no {' or '.join(family.components)} loaded: nothing to accelerate."
                 )
             for name, module in modules.items():
                 if not isinstance(unwrap_module(module), family.transformer_class):

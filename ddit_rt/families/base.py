@@ -80,7 +80,9 @@ class Family(ABC):
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
 
     @abstractmethod
-    def low_arguments(self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
+    def low_arguments(
+        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
         """Arguments that run the unchanged transformer on a k times smaller latent.
 
         Args:
@@ -127,16 +129,14 @@ class Family(ABC):
 
         Args:
             forward: The transformer's own forward.
-            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read channels beyond the latent's own.
+            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read more channels than the latent has.
             sigma: One noise level, or one per sample as a tensor of B values.
 
         Returns:
             The prediction (B, C, F, H, W).
         """
 
-    def positions(
-        self, module: nn.Module, call: Call, multiple: int, native: bool
-    ) -> AbstractContextManager[Any]:
+    def positions(self, module: nn.Module, call: Call, multiple: int, native: bool) -> AbstractContextManager[Any]:
         """Context in which the transformer places coarse tokens; needed where positions are no argument."""
         from contextlib import nullcontext
 

@@ -47,7 +47,9 @@ class Flux(Family):
         sample = patchify(prediction, PATCH)
         return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
 
-    def low_arguments(self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
+    def low_arguments(
+        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
         hidden = patchify(low, PATCH).to(call.latent.dtype)
         return {**_coarse_arguments(call, sigma, multiple, native), "hidden_states": hidden}
 

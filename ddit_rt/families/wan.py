@@ -46,7 +46,9 @@ class Wan(Family):
     def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
         return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
 
-    def low_arguments(self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
+    def low_arguments(
+        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
         arguments = _coarse_arguments(call, sigma)
         hidden = low.to(call.latent.dtype)
         if call.condition is not None:
@@ -98,9 +100,7 @@ class Wan(Family):
             forward(**arguments)
         return unpatchify(patches[0], side, geometry.frames, rows, columns)
 
-    def positions(
-        self, module: nn.Module, call: Call, multiple: int, native: bool
-    ) -> AbstractContextManager[Any]:
+    def positions(self, module: nn.Module, call: Call, multiple: int, native: bool) -> AbstractContextManager[Any]:
         if native:
             return nullcontext()  # a smaller latent gets the smaller picture's positions by itself
         rope = _rope(module, call.geometry, multiple, call.latent.device)
@@ -125,7 +125,7 @@ class Wan(Family):
         config = module.config
         width = config.num_attention_heads * config.attention_head_dim
         video = geometry.tokens(multiple)
-        # per token: self-attention 4 d², cross-attention query and output 2 d², feed-forward; per text token: key, value
+        # per token: self-attention 4 d², cross-attention query and output 2 d², feed-forward; per text token: 2 d²
         linear = video * (6 * width**2 + 2 * width * config.ffn_dim) + text_tokens * 2 * width**2
         attention = 2 * video * (video + text_tokens) * width
         area = geometry.patch**2
@@ -144,8 +144,8 @@ class Wan(Family):
     def check_pipeline(self, pipe: Any) -> None:
         if pipe.config.get("expand_timesteps"):
             raise UnsupportedPipelineError(
-                "Wan 2.2 TI2V-5B gives every token its own timestep (expand_timesteps=True), which coarse tokens cannot "
-                "carry yet. Supported: Wan 2.1 text- and image-to-video, Wan 2.2 A14B."
+                "Wan 2.2 TI2V-5B gives every token its own timestep (expand_timesteps=True), which coarse tokens "
+                "cannot carry yet. Supported: Wan 2.1 text- and image-to-video, Wan 2.2 A14B."
             )
         for name in self.components:
             module = getattr(pipe, name, None)
@@ -177,7 +177,8 @@ def _rope(
         (rope.w_dim, coarse_centres(columns, multiple, device)),
     )
     tables = [
-        get_1d_rotary_pos_embed(dim, centres, 10000.0, use_real=True, freqs_dtype=torch.float64) for dim, centres in axes
+        get_1d_rotary_pos_embed(dim, centres, 10000.0, use_real=True, freqs_dtype=torch.float64)
+        for dim, centres in axes
     ]
     shape = (geometry.frames, rows, columns)
 

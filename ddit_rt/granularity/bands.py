@@ -1,8 +1,8 @@
 """The orthogonal split of a latent into a low band (k x k means) and what is left, and the flow-matching algebra on it.
 
-With z = (1 - σ)x + σn, the mean over k x k pixels turns unit noise into noise of standard deviation 1/k, so down(z) is a
-flow-matching state of a k times smaller latent at another noise level, up to a scale: s·down(z) with s = 1/((1-σ) + σ/k) has
-noise share σ' = sσ/k and signal share s(1-σ), which add up to 1.
+With z = (1 - σ)x + σn, the mean over k x k pixels turns unit noise into noise of standard deviation 1/k, so down(z) is
+a flow-matching state of a k times smaller latent at another noise level, up to a scale: s·down(z) with
+s = 1/((1-σ) + σ/k) has noise share σ' = sσ/k and signal share s(1-σ), which add up to 1.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from .bands import Scalar
 from .coarse import Anchor, CoarsePath, Models, Trajectory, residual_at
 from .geometry import Geometry, crop_to_latent, pad_to_grid
 
-
 # a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
 _TRUST_SPEED = 20.0
 

@@ -270,9 +270,7 @@ class CudaGraphs:
                     for _ in range(self.warmups):
                         function()
                 # thread_local: other threads may go on using the device, as servers do
-                with torch.cuda.graph(
-                    graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"
-                ):
+                with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
                     outputs = function()
             finally:
                 torch.cuda.set_stream(current)  # a capture that failed does not always leave its stream

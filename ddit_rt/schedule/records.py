@@ -45,7 +45,18 @@ class StepRecord:
         return self.elapsed() if self.elapsed is not None else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        names = "index timestep sigma multiple tokens patch_std flops fine_flops executed note".split()
+        names = [
+            "index",
+            "timestep",
+            "sigma",
+            "multiple",
+            "tokens",
+            "patch_std",
+            "flops",
+            "fine_flops",
+            "executed",
+            "note",
+        ]
         return {**{name: getattr(self, name) for name in names}, "seconds": self.seconds}
 
 
@@ -97,9 +108,11 @@ class Report:
 
     def __str__(self) -> str:
         multiples = self.config.get("multiples", (1, 2, 4))
-        head = f"{'step':>4} {'timestep':>9} {'size':>5} {'tokens':>7}" + "".join(
-            f" {f'σ_{k}p':>9}" for k in multiples
-        ) + f" {'GFLOP':>9} {'seconds':>8}  executed"
+        head = (
+            f"{'step':>4} {'timestep':>9} {'size':>5} {'tokens':>7}"
+            + "".join(f" {f'σ_{k}p':>9}" for k in multiples)
+            + f" {'GFLOP':>9} {'seconds':>8}  executed"
+        )
         lines = [head]
         for step in self.steps:
             stds = "".join(f" {step.patch_std[k]:9.2e}" if k in step.patch_std else f" {'-':>9}" for k in multiples)
