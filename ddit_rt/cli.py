@@ -91,7 +91,7 @@ def generate(
     if adapter is not None:
         settings["adapter"] = adapter
     call: dict[str, Any] = {**call_defaults(model), "prompt": prompt}
-    given = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
+    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     given |= {"guidance_scale": guidance, "negative_prompt": negative_prompt}
     call |= {name: value for name, value in given.items() if value is not None}
     if steps is not None and steps < 1:

@@ -132,7 +132,7 @@ class DDiTConfig:
         _one_of("positions", self.positions, POSITIONS)
         _one_of("backend", self.backend, BACKENDS)
         limit = self.max_coarse_run
-        if limit not in ("auto", None) and (not _is_whole(limit) or limit < 1):
+        if limit not in ("auto", None) and (isinstance(limit, str) or not _is_whole(limit) or limit < 1):
             raise ConfigError(f"max_coarse_run={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
         if not _is_number(self.free_below) or not self.free_below >= 0:
             raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")

@@ -194,11 +194,12 @@ class Session:
         Yields:
             A list that holds the report of the last call when the context ends.
         """
-        kept, reports = (self.config, self._may_coarsen, self._report), []
+        kept = (self.config, self._may_coarsen, self._report)
+        reports: list[Report] = []
         self.config, self._may_coarsen = replace(self.config, schedule=schedule), True
         try:
             yield reports
-            reports.append(self._report)
+            reports += [self._report] if self._report is not None else []
         finally:
             self.config, self._may_coarsen, self._report = kept
 

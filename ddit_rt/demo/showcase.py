@@ -161,7 +161,7 @@ def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
     for multiple in (2, 4):
         settings = {"coarse": "band-split", "schedule": [multiple] * steps}
         rows.append((multiple, run(f"all steps at {multiple}p", prompt, settings)))
-    table = []
+    table: list[dict[str, Any]] = []
     for multiple, outcome in rows:
         assert outcome.report is not None
         seconds = statistics.median(step.seconds for step in outcome.report.steps)

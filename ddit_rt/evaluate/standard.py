@@ -36,11 +36,11 @@ def policies(steps: int) -> list[PolicySpec]:
     """The forms of the policy that are compared: the paper's, one with spacing rules, and one with free steps."""
     warm_up = max(3, round(steps / 8))
     spaced = {"warm_up": warm_up, "max_coarse_run": 3}
-    free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 4}
+    free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 3}
     return [
         PolicySpec("ddit", "DDiT", (2.0,), {}),
         PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
-        PolicySpec("ddit-free", "DDiT, free steps", (2.0, 3.0), free),
+        PolicySpec("ddit-free", "DDiT, free steps", (2.0, 2.5), free),
     ]
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -129,7 +129,7 @@ class Family(ABC):
 
         Args:
             forward: The transformer's own forward.
-            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read more channels than the latent has.
+            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read more channels than it has.
             sigma: One noise level, or one per sample as a tensor of B values.
 
         Returns:
@@ -171,6 +171,6 @@ def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:
     return torch.full_like(like, value)
 
 
-@lru_cache(maxsize=16)
-def _parameter_names(transformer_class: type[nn.Module]) -> tuple[str, ...]:
+@cache
+def _parameter_names(transformer_class: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(transformer_class.forward).parameters)[1:]

@@ -34,7 +34,8 @@ class Wan(Family):
         hidden = arguments["hidden_states"]
         channels = module.config.out_channels
         latent, condition = hidden[:, :channels], hidden[:, channels:]
-        geometry = Geometry(channels, *hidden.shape[2:], module.config.patch_size[1])
+        frames, height, width = hidden.shape[2:]
+        geometry = Geometry(channels, frames, height, width, module.config.patch_size[1])
         text_tokens = arguments["encoder_hidden_states"].shape[1]
         if arguments.get("encoder_hidden_states_image") is not None:
             text_tokens += arguments["encoder_hidden_states_image"].shape[1]

@@ -115,7 +115,7 @@ def test_standard_plan_calibrates(monkeypatch):
     monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
     plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])
     names = {method.name for method in plan.methods}
-    assert {"base@10", "base@8", "ddit-2x@10", "teacache-2x@10", "ddit-free-3x@8", "taylorseer-3@10"} <= names
+    assert {"base@10", "base@8", "ddit-2x@10", "teacache-2x@10", "ddit-free-2.5x@8", "taylorseer-3@10"} <= names
     tea = next(method for method in plan.methods if method.name == "teacache-2x@10")
     assert len(tea.settings["cache"]["coefficients"]) == 5
     published = standard_plan(prompted(), "some/model", ["a", "b"], [10], [0], CALL, ["psnr"])
