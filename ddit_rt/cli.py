@@ -1,4 +1,4 @@
-"""The command line: ddit-rt demo | generate | inspect | calibrate, and what other rooms add."""
+"""The command line: ddit-rt demo | generate | inspect | calibrate, and eval, analyse, distill from their rooms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .distill.commands import add_commands as add_distillation
 from .errors import ConfigError, DDiTError
+from .evaluate.commands import add_commands as add_evaluation
 
 app = typer.Typer(
     name="ddit-rt",
@@ -220,6 +222,10 @@ def _multiples(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"schedule={text!r}: write multiples with commas, as in 1,1,1,2,4.") from None
+
+
+add_evaluation(app)
+add_distillation(app)
 
 
 def main() -> None:

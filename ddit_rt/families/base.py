@@ -60,7 +60,7 @@ class Family(ABC):
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a forward call by name."""
-        names = _parameter_names(self.transformer_class)
+        names = _parameter_names(self.transformer_class)  # type: ignore[arg-type]
         return {**dict(zip(names, args)), **kwargs}
 
     @abstractmethod
