@@ -95,7 +95,10 @@ def estimate(pipe: Any, source: Source, call: Mapping[str, Any], config: Distill
             seconds.append(min(trainer.timed(batch) for _ in range(2)))
         parameters = sum(parameter.numel() for parameter in adapter.parameters())
         groups = math.ceil(items / GROUP)
-        sheet = 4 * (2 + 2 * len(config.multiples)) * total * base_step / len(group)
+        runs = 2 + (4 if config.objective == "both" else 2) * len(config.multiples)
+        sheet = 4 * runs * total * base_step / len(group)
+            4 * (2 + (4 if config.objective == "both" else 2) * len(config.multiples)) * total * base_step / len(group)
+        )
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device)
         else:

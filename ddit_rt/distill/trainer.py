@@ -328,7 +328,8 @@ class Trainer:
         values |= {f"gain_db/{k}p": value for k, value in result.gain_db.items()}
         captions = list(self.source.captions[-self.config.held_out :])
         values |= {f"gain_over_forecast_db/{k}p": value for k, value in result.gain_over_forecast_db.items()}
-        values |= pictures(self.pipe, self.average, self.call, captions, self.out / "pictures" / f"{self.step:07d}.png")
+        sheet = self.out / "pictures" / f"{self.step:07d}.png"
+        values |= pictures(self.pipe, self.average, self.call, captions, sheet, self.config.objective)
         self._write(writer, values, began)
 
     def _record_all(self) -> None:

@@ -13,6 +13,8 @@ from ..evaluate import generate, psnr
 from ..granularity import Adapter
 
 _SEED = 12345
+_DIRECT, _DELTA = ("band-split", "adapter"), ("delta", "adapter-delta")
+_PATHS = {"direct": (_DIRECT,), "delta": (_DELTA,), "both": (_DIRECT, _DELTA)}
 
 
 def schedule(steps: int, multiple: int, warmup: int = 4, every: int = 3) -> list[int]:
@@ -21,15 +23,22 @@ def schedule(steps: int, multiple: int, warmup: int = 4, every: int = 3) -> list
 
 
 def pictures(
-    pipe: Any, adapter: Adapter, call: Mapping[str, Any], captions: Sequence[str], path: Path, count: int = 4
+    pipe: Any,
+    adapter: Adapter,
+    call: Mapping[str, Any],
+    captions: Sequence[str],
+    path: Path,
+    objective: str,
+    count: int = 4,
 ) -> dict[str, float]:
-    """Writes a sheet, a row per prompt: base, forecast, then band-split and adapter per multiple; and measures it.
+    """Writes a sheet, a row per prompt: base, forecast, then untrained and trained per multiple; and measures it.
 
     Args:
         pipe: A plain pipeline; it is left plain.
         adapter: To judge.
         call: Arguments of the pipeline.
         captions: Held-out prompts, of which ``count`` are drawn.
+        objective: See :class:`ddit_rt.distill.DistillConfig`; decides which paths are shown.
         path: Of the picture.
 
     Returns:
@@ -43,8 +52,9 @@ def pictures(
     ways: list[tuple[str, dict[str, Any]]] = [("forecast", free)]
     for k in adapter.spec.multiples:
         plan = {"schedule": schedule(steps, k), "multiples": (1, k)}
-        ways.append((f"band-split@{k}p", {**plan, "coarse": "band-split"}))
-        ways.append((f"adapter@{k}p", {**plan, "adapter": adapter, "coarse": "adapter"}))
+        for untrained, trained in _PATHS[objective]:
+            ways.append((f"{untrained}@{k}p", {**plan, "coarse": untrained}))
+            ways.append((f"{trained}@{k}p", {**plan, "adapter": adapter, "coarse": trained}))
     values: dict[str, list[float]] = {name: [] for name, _ in ways}
     rows = []
     for index, caption in enumerate(captions[:count]):
