@@ -81,8 +81,9 @@ class DDiTConfig:
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
             ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse),
             else no limit. Explicit schedules are taken as they are.
-        warm_up: First steps that the policy leaves fine, besides the ``order`` steps that fill its history. Early
-            predictions change most while the latent, in small steps, shows little of it.
+        warm_up: First steps that the policy leaves fine, at least the ``order`` steps that fill its history: a share
+            of the run's steps if below 1, else their number. Early predictions change most while the latent, in small
+            steps, shows little of it.
         free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
             never.
         max_free_run: Longest run of such steps.
@@ -110,7 +111,7 @@ class DDiTConfig:
     high_band: str = "line"
     positions: str = "auto"
     max_coarse_run: int | str | None = "auto"
-    warm_up: int = 0
+    warm_up: float = 0.125
     free_below: float = 0.0
     max_free_run: int = 2
     backend: str = "auto"
@@ -136,8 +137,8 @@ class DDiTConfig:
             raise ConfigError(f"max_coarse_run={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
         if not _is_number(self.free_below) or not self.free_below >= 0:
             raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")
-        if not _is_whole(self.warm_up) or self.warm_up < 0:
-            raise ConfigError(f"warm_up={self.warm_up!r}: a whole number >= 0.")
+        if not _is_number(self.warm_up) or self.warm_up < 0 or (self.warm_up > 1 and self.warm_up != int(self.warm_up)):
+            raise ConfigError(f"warm_up={self.warm_up!r}: a share of the steps below 1, or their whole number.")
         if not _is_whole(self.max_free_run) or self.max_free_run < 1:
             raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
         for name in ("threshold", "quantile", "free_below"):

@@ -59,7 +59,7 @@ class Run:
         begin = scheduler.begin_index or 0
         self._sigmas = [float(sigma) for sigma in scheduler.sigmas[begin:].tolist()]
         self._timesteps = [float(t) for t in scheduler.timesteps[begin:].tolist()]
-        self.steps = len(self._timesteps)
+        self.steps = self.policy.steps = len(self._timesteps)
 
     @property
     def sigma(self) -> float:

@@ -121,6 +121,7 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tup
         cost = steps = 0.0
         for report in reports:
             policy = Policy(DDiTConfig(**{**_plain(config), "threshold": threshold}))
+            policy.steps = len(report.steps)
             for step in report.steps:
                 multiple = policy.choose(step.index, step.patch_std)
                 cost += 1 / multiple**2 if multiple else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
@@ -34,10 +35,14 @@ class Policy:
 
     Args:
         config: Settings, :meth:`~ddit_rt.DDiTConfig.resolved` or without an ``"auto"`` limit.
+
+    Attributes:
+        steps: Denoising steps of the call, which a warm-up given as a share refers to.
     """
 
     def __init__(self, config: DDiTConfig) -> None:
         self._config = config
+        self.steps = 0
         self._coarse_run = 0
         self._free_run = 0
 
@@ -72,7 +77,7 @@ class Policy:
             multiple = int(multiple)
         elif schedule is not None:
             multiple = schedule[index]
-        elif index < self._config.warm_up:
+        elif index < self._warm_up:
             multiple = 1
         else:
             multiple = self._by_evolution(patch_std, may_be_free, decided)
@@ -81,6 +86,11 @@ class Policy:
         self._coarse_run = self._coarse_run + 1 if multiple != 1 else 0
         self._free_run = self._free_run + 1 if multiple == FREE else 0
         return multiple
+
+    @property
+    def _warm_up(self) -> int:
+        given = self._config.warm_up
+        return math.ceil(given * self.steps) if given < 1 else int(given)
 
     def _by_evolution(self, patch_std: Mapping[int, float], may_be_free: bool, decided: int | None) -> int:
         config = self._config
