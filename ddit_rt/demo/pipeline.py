@@ -29,7 +29,7 @@ CALL_DEFAULTS: dict[str, Any] = {
 }
 """Keyword arguments for calling the demo pipeline: sizes in pixels; classifier-free guidance, none distilled."""
 
-DEMO_THRESHOLD = 6e-3
+DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""
 
 
