@@ -97,8 +97,6 @@ def estimate(pipe: Any, source: Source, call: Mapping[str, Any], config: Distill
         groups = math.ceil(items / GROUP)
         runs = 2 + (4 if config.objective == "both" else 2) * len(config.multiples)
         sheet = 4 * runs * total * base_step / len(group)
-            4 * (2 + (4 if config.objective == "both" else 2) * len(config.multiples)) * total * base_step / len(group)
-        )
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device)
         else:
