@@ -41,7 +41,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     threshold: Annotated[float | None, typer.Option(help="τ; None takes the value calibrated for the demo.")] = None,
     seed: Seed = 0,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each side; the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each side; the median counts.")] = 2,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

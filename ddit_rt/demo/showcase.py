@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ SHOWN = ("plain", "detailed")
 
 RIVALS = {
     "delta (default)": "delta",
-    "band-split, no anchor": "band-split",
     "naive PI-resize": "naive",
-    "linear extrapolation, no call": "extrapolate",
-    "reuse, no call": "reuse",
+    "linear extrapolation, no model call": "extrapolate",
+    "reuse, no model call": "reuse",
 }
-"""Row -> ``coarse`` setting, all at the schedule that the accelerated run chose."""
+"""Row -> ``coarse`` setting; one schedule for all: an eighth of the steps fine, then one in four, the others 2p."""
+
+RIVAL_SEEDS = 4
+"""Noises to average the rivals over: from one to the next their order changes."""
 
 
 @dataclass
@@ -42,15 +45,17 @@ class Runner:
     call: dict[str, Any]
     seed: int
 
-    def __call__(self, what: str, prompt: str, settings: dict[str, Any] | None, **call: Any) -> Outcome:
-        self.bar.set_description(f"{what:<32}")
-        outcome = generate(self.pipe, settings, self.seed, **{**self.call, **call, "prompt": prompt})
+    def __call__(
+        self, what: str, prompt: str, settings: dict[str, Any] | None, offset: int = 0, **call: Any
+    ) -> Outcome:
+        self.bar.set_description(f"{what:<45}")
+        outcome = generate(self.pipe, settings, self.seed + offset, **{**self.call, **call, "prompt": prompt})
         self.bar.update()
         return outcome
 
 
 def run_showcase(
-    pipe: Any, output: Path, *, steps: int = 50, threshold: float | None = None, seed: int = 0, repeats: int = 3
+    pipe: Any, output: Path, *, steps: int = 50, threshold: float | None = None, seed: int = 0, repeats: int = 2
 ) -> dict[str, Any]:
     """Runs the demo and writes pictures, plots, ``demo.json`` and ``index.html`` into ``output``.
 
@@ -74,11 +79,12 @@ def run_showcase(
         raise ConfigError(f"repeats={repeats}: at least one timed run.")
     threshold = DEMO_THRESHOLD if threshold is None else threshold
     output.mkdir(parents=True, exist_ok=True)
-    runs = len(SHOWN) * (2 * repeats + len(RIVALS) + 2) + 2
+    runs = len(SHOWN) * (2 * repeats + RIVAL_SEEDS * (len(RIVALS) + 2)) + 3
     with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
         generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
         prompts = {name: _prompt(run, output, name, threshold, repeats) for name in SHOWN}
+        rivals = _rivals(run, output, steps)
         sizes = _sizes(run, steps)
     reports = {entry["prompt"]: entry.pop("_report") for entry in prompts.values()}
     plot_reports(reports, output / "schedules.png")
@@ -90,6 +96,7 @@ def run_showcase(
         "threshold": threshold,
         "seed": seed,
         "prompts": prompts,
+        "rivals": rivals,
         "sizes": sizes,
     }
     (output / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
@@ -100,7 +107,7 @@ def run_showcase(
 
 
 def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int) -> dict[str, Any]:
-    """Plain and accelerated runs of one prompt in turns, then the rivals at the same schedule."""
+    """Plain and accelerated runs of one prompt, in turns."""
     prompt = DEMO_PROMPTS[name]
     plain_seconds, fast_seconds = [], []
     for _ in range(repeats):
@@ -112,19 +119,6 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
     steps = fast.report.steps
     save(base.frames, output / f"{name}-plain.png")
     save(fast.frames, output / f"{name}-accelerated.png")
-    rivals = {}
-    for row, coarse in RIVALS.items():
-        settings = {"coarse": coarse, "schedule": fast.report.schedule}
-        outcome = run(f"{name}: {row}", prompt, settings)
-        rivals[row] = _row(outcome, base, save(outcome.frames, output / f"{name}-{coarse}.png"))
-    fine = fast.report.schedule.count(1)
-    for row, count in (
-        (f"plain, {fine} steps (the same fine steps)", fine),
-        ("plain, steps for the same FLOP", max(1, round(len(steps) / fast.report.speedup_estimate))),
-    ):
-        fewer = run(f"{name}: {row}", prompt, {"multiples": (1,)}, num_inference_steps=count)
-        rivals[row] = _row(fewer, base, save(fewer.frames, output / f"{name}-{count}-steps.png"))
-        rivals[row]["speedup_flop"] *= len(steps) / count
     return {
         "prompt": prompt,
         "seconds_plain": plain_seconds,
@@ -133,24 +127,41 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
         "speedup_flop": fast.report.speedup_estimate,
         "psnr": psnr(fast.frames, base.frames),
         "ssim": ssim(fast.frames, base.frames),
-        "fine_steps": fine,
+        "fine_steps": fast.report.schedule.count(1),
         "schedule": fast.report.schedule,
         "tokens": [step.tokens for step in steps],
         "patch_std": {k: [step.patch_std.get(k) for step in steps] for k in fast.report.config["multiples"]},
-        "rivals": rivals,
         "_report": fast.report,
     }
 
 
-def _row(outcome: Outcome, base: Outcome, picture: Path) -> dict[str, Any]:
-    assert outcome.report is not None
-    return {
-        "psnr": psnr(outcome.frames, base.frames),
-        "ssim": ssim(outcome.frames, base.frames),
-        "speedup_flop": outcome.report.speedup_estimate,
-        "seconds": outcome.seconds,
-        "picture": picture.name,
-    }
+def _rivals(run: Runner, output: Path, steps: int) -> dict[str, Any]:
+    """What else could fill the coarse steps of one schedule, and fewer steps, over several noises."""
+    warm_up = math.ceil(steps / 8)
+    schedule = [1 if index < warm_up or (index - warm_up) % 4 == 3 else 2 for index in range(steps)]
+    fine = schedule.count(1)
+    fewer = f"plain pipeline, {fine} steps (as many fine ones)"
+    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in (*RIVALS, fewer)}
+    for name in SHOWN:
+        for seed in range(RIVAL_SEEDS):
+            prompt = DEMO_PROMPTS[name]
+            base = run(f"{name}: plain, seed {run.seed + seed}", prompt, None, seed)
+            for row, values in rows.items():
+                if row == fewer:
+                    settings: dict[str, Any] = {"multiples": (1,)}
+                    picture = f"{name}-{fine}-steps.png"
+                    outcome = run(f"{name}: {fine} steps", prompt, settings, seed, num_inference_steps=fine)
+                else:
+                    settings = {"coarse": RIVALS[row], "schedule": schedule}
+                    picture = f"{name}-{RIVALS[row]}.png"
+                    outcome = run(f"{name}: {row}", prompt, settings, seed)
+                assert outcome.report is not None
+                values["psnr"].setdefault(name, []).append(psnr(outcome.frames, base.frames))
+                values["speedup_flop"] = outcome.report.speedup_estimate * steps / len(outcome.report.steps)
+                if seed == 0:
+                    save(outcome.frames, output / picture)
+                    values.setdefault("pictures", {})[name] = picture
+    return {"schedule": schedule, "seeds": RIVAL_SEEDS, "rows": rows}
 
 
 def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
@@ -196,11 +207,17 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     for entry in result["prompts"].values():
-        rivals = Table("at this schedule", "FLOP", "PSNR, dB", "SSIM", title=entry["prompt"])
-        for name, row in entry["rivals"].items():
-            rivals.add_row(name, f"{row['speedup_flop']:.2f}x", f"{row['psnr']:.1f}", f"{row['ssim']:.3f}")
-        console.print(rivals)
-        console.print("tokens per step: " + _runs(entry["tokens"]), highlight=False)
+        console.print(f"{entry['prompt']}: tokens per step " + _runs(entry["tokens"]), highlight=False)
+    rivals = result["rivals"]
+    title = f"one schedule, {rivals['seeds']} noises: mean PSNR in dB (lowest to highest)"
+    table = Table("coarse steps by", "FLOP", *(entry["prompt"] for entry in result["prompts"].values()), title=title)
+    for row, values in rivals["rows"].items():
+        cells = (
+            f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
+            for decibels in values["psnr"].values()
+        )
+        table.add_row(row, f"{values['speedup_flop']:.2f}x", *cells)
+    console.print(table)
     sizes = Table("all steps at", "tokens", "GFLOP a step", "ms a step", "clock", "FLOP", "PSNR, dB")
     for row in result["sizes"]:
         sizes.add_row(
