@@ -80,7 +80,7 @@ class DDiTConfig:
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
             ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse),
-            else no limit. Explicit schedules are taken as they are.
+            the longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules are taken as they are.
         warm_up: First steps that the policy leaves fine, at least the ``order`` steps that fill its history: a share
             of the run's steps if below 1, else their number. Early predictions change most while the latent, in small
             steps, shows little of it.
@@ -152,12 +152,17 @@ class DDiTConfig:
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
 
-    def resolved(self, has_adapter: bool) -> DDiTConfig:
-        """The same settings with a coarse path and a limit of its runs in place of ``"auto"``."""
+    def resolved(self, has_adapter: bool, reach: int | None = None) -> DDiTConfig:
+        """The same settings with a coarse path and a limit of its runs in place of ``"auto"``.
+
+        Args:
+            has_adapter: Whether there is one.
+            reach: Longest run of coarse steps that it was trained for; None: any.
+        """
         coarse = ("adapter" if has_adapter else "delta") if self.coarse == "auto" else self.coarse
         limit = self.max_coarse_run
         if limit == "auto":
-            limit = 2 if coarse in ("delta", "extrapolate", "reuse") else None
+            limit = 2 if coarse in ("delta", "extrapolate", "reuse") else reach
         return replace(self, coarse=coarse, max_coarse_run=limit)
 
     @classmethod

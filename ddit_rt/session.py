@@ -64,7 +64,7 @@ class Session:
     ) -> None:
         self.pipe = pipe
         self.family = family
-        self.config = config = config.resolved(has_adapter=adapter is not None)
+        self.config = config = config.resolved(adapter is not None, None if adapter is None else adapter.spec.reach)
         name = config.coarse
         learned = name in ("adapter", "adapter-delta")
         if learned and adapter is None:

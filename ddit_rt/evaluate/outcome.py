@@ -31,9 +31,7 @@ class Outcome:
     report: Report | None
 
 
-def generate(
-    pipe: Any, settings: Mapping[str, Any] | None, seed: int, *, warm_ups: int = 0, **call: Any
-) -> Outcome:
+def generate(pipe: Any, settings: Mapping[str, Any] | None, seed: int, *, warm_ups: int = 0, **call: Any) -> Outcome:
     """Calls ``pipe`` once, plain or accelerated, from the noise that ``seed`` gives.
 
     Args:

@@ -227,14 +227,10 @@ def _count(pipe: Any, method: Method, plan: Plan) -> float:
     return count.total
 
 
-def _measure(
-    pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm_ups: int
-) -> tuple[Row, Outcome]:
+def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm_ups: int) -> tuple[Row, Outcome]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    outcome = generate(
-        pipe, method.arguments(), _noise(seed, prompt), warm_ups=warm_ups, **_call(plan, method, prompt)
-    )
+    outcome = generate(pipe, method.arguments(), _noise(seed, prompt), warm_ups=warm_ups, **_call(plan, method, prompt))
     row: Row = {"method": method.name, "prompt": prompt, "seed": seed, "seconds": outcome.seconds}
     if torch.cuda.is_available():
         row["peak_bytes"] = torch.cuda.max_memory_allocated()

@@ -206,6 +206,12 @@ class AdapterSpec:
             raise ConfigError(f"positions={self.positions!r}: use 'native' or 'interpolated'.")
 
     @property
+    def reach(self) -> int | None:
+        """Longest run of coarse steps it was trained for; None where it makes no difference, or is unknown."""
+        reach = self.training.get("max_gap")
+        return reach if self.memory and isinstance(reach, int) and reach >= 1 else None
+
+    @property
     def extra(self) -> int:
         """Input channels beside the latent's: σ, and with memory two predictions, their distance and their presence."""
         return 1 + (2 * self.channels + 2 if self.memory else 0)
