@@ -79,8 +79,9 @@ class DDiTConfig:
             (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
             it was trained, else native.
         max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
-            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse),
-            the longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules are taken as they are.
+            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse), the
+            longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules are taken as
+            they are.
         warm_up: First steps that the policy leaves fine, at least the ``order`` steps that fill its history: a share
             of the run's steps if below 1, else their number. Early predictions change most while the latent, in small
             steps, shows little of it.
