@@ -9,7 +9,7 @@ import pytest
 from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, load_pipeline
 from ddit_rt.evaluate import generate, psnr
 
-ONE_IN_FOUR = [1 if index < 6 or index % 4 == 1 else 2 for index in range(50)]
+ONE_IN_FOUR = [1 if index < 7 or index % 4 == 1 else 2 for index in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,15 @@ def test_the_detailed_prompt_gets_more_fine_steps_at_one_threshold(pipe: Any) ->
     assert fine["detailed"] > fine["plain"]
 
 
-def test_delta_beats_naive_by_15_db_and_reuse_at_the_same_schedule(pipe: Any) -> None:
-    call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS["detailed"]}
-    base = generate(pipe, None, 0, **call)
-    quality = {
-        coarse: psnr(generate(pipe, {"schedule": ONE_IN_FOUR, "coarse": coarse}, 0, **call).frames, base.frames)
-        for coarse in ("delta", "naive", "reuse")
-    }
-    assert quality["delta"] > quality["naive"] + 15
-    assert quality["delta"] > quality["reuse"]
+def test_delta_beats_naive_by_15_db_and_reuse_at_the_same_schedule_on_average(pipe: Any) -> None:
+    quality: dict[str, list[float]] = {"delta": [], "naive": [], "reuse": []}
+    for name in ("plain", "detailed"):
+        call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]}
+        for seed in (0, 1):
+            base = generate(pipe, None, seed, **call)
+            for coarse, values in quality.items():
+                settings = {"schedule": ONE_IN_FOUR, "coarse": coarse}
+                values.append(psnr(generate(pipe, settings, seed, **call).frames, base.frames))
+    means = {coarse: sum(values) / len(values) for coarse, values in quality.items()}
+    assert means["delta"] > means["naive"] + 15
+    assert means["delta"] > means["reuse"]
