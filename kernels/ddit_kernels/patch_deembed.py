@@ -128,7 +128,7 @@ def _deembed_kernel(
         tl.store(latent + where, result.to(latent.dtype.element_ty), mask)
 
 
-_tuned_deembed = tuned(_deembed_kernel, (64, 64, 64, 8, 4), (32, 64, 128, 4, 3), (32, 32, 128, 4, 4))
+_tuned_deembed = tuned(_deembed_kernel, (64, 64, 64, 8, 4), (32, 64, 64, 4, 3), (32, 32, 128, 4, 4))
 
 
 # --- launcher ---------------------------------------------------------------------------------------------------------
