@@ -114,8 +114,12 @@ def test_attention_backends_are_switches():
         assert seen(watch) != before
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert seen(watch) != before
-    with torch.autocast("cuda", torch.bfloat16, enabled=True):
+    # torch.autocast("cuda") turns itself off without CUDA; the flag it sets does not
+    torch.set_autocast_enabled("cuda", True)
+    try:
         assert ambient() != before[2]
+    finally:
+        torch.set_autocast_enabled("cuda", False)
     assert seen(watch) == before
 
 
