@@ -46,7 +46,7 @@ def single(settings, inputs):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path):
-    always = {"threshold": 1e9, "order": 1}
+    always = {"threshold": 1e9, "order": 1, "max_coarse_run": None}
     runs = {
         "delta": (always, {"steps": 4}),
         # 36 fine tokens, 9 at 2p
