@@ -35,9 +35,6 @@ from .runtime import (
 )
 from .schedule import Report, StepRecord, check_length, step_with_increment
 
-# paths that may do without a fine step before them, but should not
-_ANCHORED = ("delta", "adapter", "adapter-delta")
-
 
 class Session:
     """Patches one pipeline instance and serves its calls.
@@ -235,7 +232,7 @@ class Session:
             if getattr(module, "is_cache_enabled", False):
                 module._reset_stateful_cache()
         self._local.run = Run(self.config)
-        self._report = Report(self._local.run.records, {**self.config.to_dict(), "coarse": self.coarse})
+        self._report = Report(self._local.run.records, self.config.to_dict())
 
     def _forward_handler(self, module: nn.Module) -> Any:
         def handle(inner: Any, *args: Any, **kwargs: Any) -> Any:
