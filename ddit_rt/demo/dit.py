@@ -10,11 +10,28 @@ from torch import Tensor, nn
 
 from .common import Budget, Loop, RunLog, Sizes, load_state, step_generator
 from .latents import LatentStore
+from .maps import MapReader
 from .text import build_tokenizer, load_encoders, tokenize
 
 LATENT_CHANNELS = 4
 _CAPTION_DROPOUT = 0.08
 _MATRIX_RATE, _OTHER_RATE = 5e-3, 2e-3
+_MAP_WEIGHT, _MAP_FADES_FROM = 0.3, 0.85
+
+
+class _Trained(nn.Module):
+    """The transformer, and the reader whose loss shapes its middle blocks and is dropped at the end."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.transformer = build_transformer(sizes)
+        self.reader = MapReader(sizes.width_heads * sizes.head_dim)
+        self.middle: Tensor | None = None
+        blocks = self.transformer.single_transformer_blocks
+        blocks[max(0, len(blocks) // 3 - 1)].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        self.middle = output[1]
 
 
 def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
@@ -57,16 +74,17 @@ def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(count, generator=generator) < 0.6, normal, shifted)
 
 
-def _optimizers(model: FluxTransformer2DModel) -> list[torch.optim.Optimizer]:
+def _optimizers(trained: _Trained) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else (modulations, embeddings, output)."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.transformer.named_parameters():
         inside = "transformer_blocks" in name and parameter.ndim == 2 and ".norm" not in name
         (matrices if inside else others).append(parameter)
     return [
         torch.optim.Muon(matrices, lr=_MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=_OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(trained.reader.parameters(), lr=_OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
@@ -79,7 +97,8 @@ def train_dit(
     store = LatentStore.load(run, sizes)
     clip, t5 = (encoder.to(device) for encoder in load_encoders(run, sizes))
     empty = tokenize(build_tokenizer(sizes), [""], sizes)
-    model = build_transformer(sizes).to(device)
+    trained = _Trained(sizes).to(device)
+    model = trained.transformer
     # Autocast would carry the timestep in bfloat16 (3 digits of 1000 sigma) from the embedded tokens' dtype.
     model.x_embedder.register_forward_hook(lambda _module, _inputs, output: output.float())
     forward = torch.compile(model, dynamic=False) if compile_model else model
@@ -89,7 +108,7 @@ def train_dit(
         generator = step_generator(seed, step)
         shares = next((shares for until, shares in sizes.phases if progress < until), sizes.phases[-1][1])
         resolution = int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
-        clean, ids = store.batch(resolution, sizes.dit_batch[resolution], generator)
+        clean, ids, maps = store.batch(resolution, sizes.dit_batch[resolution], generator)
         dropped = torch.rand(len(ids), generator=generator) < _CAPTION_DROPOUT
         ids = torch.where(dropped[:, None], empty, ids).to(device)
         noise = torch.randn(clean.shape, generator=generator)
@@ -108,10 +127,13 @@ def train_dit(
                 img_ids=image_ids(clean.shape[2] // 2, clean.shape[3] // 2, torch.device(device)),
                 return_dict=False,
             )[0]
-        return (velocity.float() - target.to(device)).square().mean()
+            assert trained.middle is not None
+            read = trained.reader.loss(trained.middle, maps.to(device))
+        fade = min(1.0, (1 - progress) / (1 - _MAP_FADES_FROM))
+        return (velocity.float() - target.to(device)).square().mean() + _MAP_WEIGHT * max(fade, 0.0) * read
 
     loop = Loop(
-        "dit", model, _optimizers(model), budget, run / "dit.pt", log, warm_up=100, decay_from=0.65, ema=0.999
+        "dit", trained, _optimizers(trained), budget, run / "dit.pt", log, warm_up=100, decay_from=0.65, ema=0.999
     )  # fmt: skip
     loop.run(loss, resume, stop_after)
 
@@ -119,6 +141,6 @@ def train_dit(
 def load_transformer(run: Path, sizes: Sizes) -> FluxTransformer2DModel:
     """The averaged weights of a run's last checkpoint, in evaluation mode."""
     state = load_state(run / "dit.pt", "run --stage dit first")
-    model = build_transformer(sizes)
-    model.load_state_dict(state["averaged"])
-    return model.eval().requires_grad_(False)
+    trained = _Trained(sizes)
+    trained.load_state_dict(state["averaged"])
+    return trained.transformer.eval().requires_grad_(False)

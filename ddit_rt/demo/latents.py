@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .common import RunLog, Sizes, load_state, save_atomic
+from .maps import draw_maps
 from .scenes import caption, render_pyramid, sample_scene
 from .text import build_tokenizer, tokenize
 from .vae import encode, load_vae
@@ -36,8 +37,22 @@ def _shard_path(run: Path, index: int) -> Path:
     return run / "latents" / f"shard_{index:05d}.pt"
 
 
+def _maps_path(run: Path, index: int) -> Path:
+    return run / "maps" / f"shard_{index:05d}.pt"
+
+
+def make_maps(run: Path, sizes: Sizes, seed: int) -> None:
+    """Write the maps of every shard that lacks them, from the seed its scenes were drawn from."""
+    missing = [i for i in range(sizes.scenes // sizes.shard_scenes) if not _maps_path(run, i).exists()]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as painters:
+        jobs = [(index, painters.submit(draw_maps, seed, index, sizes)) for index in missing]
+        for index, job in jobs:
+            save_atomic(_maps_path(run, index), job.result())
+
+
 def make_latents(run: Path, sizes: Sizes, log: RunLog, seed: int, device: str) -> None:
     """Draw and encode every shard that is missing; another process paints while this one encodes."""
+    make_maps(run, sizes, seed)
     vae = load_vae(run, sizes).to(device)
     tokenizer = build_tokenizer(sizes)
     missing = [i for i in range(sizes.scenes // sizes.shard_scenes) if not _shard_path(run, i).exists()]
@@ -59,9 +74,13 @@ def _chunks(pool: np.ndarray) -> Iterator[np.ndarray]:
 
 @dataclass
 class LatentStore:
-    """All shards in memory: `latents[r]` float16 (S, 4, h, w) per resolution, `ids` uint8 (S, captions, tokens)."""
+    """All shards in memory, per resolution r: `latents[r]` float16 (S, 4, h, w), `maps[r]` int8 (S, 3, h, w).
+
+    `ids` is uint8 (S, captions, tokens); `maps` is what `maps.scene_map` describes.
+    """
 
     latents: list[Tensor]
+    maps: list[Tensor]
     ids: Tensor
 
     @staticmethod
@@ -72,11 +91,13 @@ class LatentStore:
             raise FileNotFoundError(f"{run / 'latents'} holds no shard: run --stage latents first")
         shards = [load_state(path, "run --stage latents first") for path in paths]
         latents = [torch.cat([shard["latents"][i] for shard in shards]) for i in range(len(sizes.resolutions))]
-        return LatentStore(latents, torch.cat([shard["ids"] for shard in shards]))
+        drawn = [load_state(_maps_path(run, i), "run --stage latents first") for i in range(len(paths))]
+        maps = [torch.cat([shard[i] for shard in drawn]) for i in range(len(sizes.resolutions))]
+        return LatentStore(latents, maps, torch.cat([shard["ids"] for shard in shards]))
 
-    def batch(self, resolution: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` random latents, float32 (count, 4, h, w), each with one of its captions, int64 (count, tokens)."""
+    def batch(self, resolution: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`count` random scenes: latents float32 (count, 4, h, w), a caption int64 (count, tokens), maps."""
         scenes, captions, _ = self.ids.shape
         chosen = torch.randint(scenes, (count,), generator=generator)
         which = torch.randint(captions, (count,), generator=generator)
-        return self.latents[resolution][chosen].float(), self.ids[chosen, which].long()
+        return self.latents[resolution][chosen].float(), self.ids[chosen, which].long(), self.maps[resolution][chosen]

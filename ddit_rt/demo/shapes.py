@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
@@ -67,6 +68,7 @@ _BODIES: dict[str, list[Points]] = {
     ],
 }
 _HOLES: dict[str, list[Points]] = {"ring": [_ellipse(0, 0, 0.48, 0.48, 48)]}
+_TRUNK: Points = [(-0.16, 0.4), (0.16, 0.4), (0.16, 0.98), (-0.16, 0.98)]
 _BROWN = (105, 65, 35)
 
 
@@ -120,39 +122,70 @@ def draw_pattern(draw: ImageDraw.ImageDraw, kind: str, colour: RGB, side: float,
         raise ValueError(f"unknown pattern {kind!r}: use plain, striped, checked or dotted")
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """The square of pixels that a thing is painted in, and how its own frame lies there."""
+
+    thing: Thing
+    left: int
+    top: int
+    extent: int
+    radius: float
+
+    @staticmethod
+    def of(thing: Thing, side: int) -> _Frame:
+        radius = thing.radius * side
+        left, top = round(thing.x * side - 1.15 * radius), round(thing.y * side - 1.15 * radius)
+        return _Frame(thing, left, top, round(2.3 * radius), radius)
+
+    def place(self, points: Points) -> Points:
+        """From the thing's frame to pixels from the square's corner."""
+        cos, sin, middle = math.cos(self.thing.angle), math.sin(self.thing.angle), self.extent / 2
+        return [
+            (middle + self.radius * (x * cos - y * sin), middle + self.radius * (x * sin + y * cos)) for x, y in points
+        ]
+
+    def on_canvas(self, points: Points) -> Points:
+        return [(x + self.left, y + self.top) for x, y in self.place(points)]
+
+    def mask(self) -> Image.Image:
+        """The body with its holes: 255 inside, 0 outside."""
+        mask = Image.new("L", (self.extent, self.extent), 0)
+        draw = ImageDraw.Draw(mask)
+        for body in _BODIES[self.thing.shape]:
+            draw.polygon(self.place(body), fill=255)
+        for hole in _HOLES.get(self.thing.shape, []):
+            draw.polygon(self.place(hole), fill=0)
+        return mask
+
+
+def cover_thing(canvas: Image.Image, thing: Thing, value: int) -> None:
+    """Fill everything that `draw_thing` paints with one grey `value` of a square "L" canvas."""
+    frame = _Frame.of(thing, canvas.size[0])
+    canvas.paste(value, (frame.left, frame.top), frame.mask())
+    draw = ImageDraw.Draw(canvas)
+    parts = [points for points, _ in _details(thing)] + ([_TRUNK] if thing.shape == "tree" else [])
+    for points in parts:
+        draw.polygon(frame.on_canvas(points), fill=value)
+
+
 def draw_thing(canvas: Image.Image, thing: Thing) -> None:
     """Paint one thing onto a square RGB canvas."""
     side = canvas.size[0]
-    radius = thing.radius * side
-    left, top = round(thing.x * side - 1.15 * radius), round(thing.y * side - 1.15 * radius)
-    extent = round(2.3 * radius)
-    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
-    middle = extent / 2
-
-    def place(points: Points) -> Points:
-        return [(middle + radius * (x * cos - y * sin), middle + radius * (x * sin + y * cos)) for x, y in points]
-
-    mask = Image.new("L", (extent, extent), 0)
-    mask_draw = ImageDraw.Draw(mask)
-    for body in _BODIES[thing.shape]:
-        mask_draw.polygon(place(body), fill=255)
-    for hole in _HOLES.get(thing.shape, []):
-        mask_draw.polygon(place(hole), fill=0)
-
+    frame = _Frame.of(thing, side)
+    draw = ImageDraw.Draw(canvas)
     if thing.shape == "tree":
-        trunk = [(x + left, y + top) for x, y in place([(-0.16, 0.4), (0.16, 0.4), (0.16, 0.98), (-0.16, 0.98)])]
-        ImageDraw.Draw(canvas).polygon(trunk, fill=_BROWN)
+        draw.polygon(frame.on_canvas(_TRUNK), fill=_BROWN)
     colour, second = thing.colour, thing.second
     period, angle = thing.pattern_period * side, thing.pattern_angle
     if thing.shape == "zebra":
         colour, second = (245, 245, 245), (20, 20, 22)
-        period, angle = 0.3 * radius, 0.25
-    layer = Image.new("RGB", (extent, extent), colour)
-    draw_pattern(ImageDraw.Draw(layer), thing.texture, second, extent, period, angle)
-    canvas.paste(layer, (left, top), mask)
-    draw = ImageDraw.Draw(canvas)
+        period, angle = 0.3 * frame.radius, 0.25
+    layer = Image.new("RGB", (frame.extent, frame.extent), colour)
+    draw_pattern(ImageDraw.Draw(layer), thing.texture, second, frame.extent, period, angle)
+    canvas.paste(layer, (frame.left, frame.top), frame.mask())
     for points, fill in _details(thing):
-        draw.polygon([(x + left, y + top) for x, y in place(points)], fill=fill)
+        draw.polygon(frame.on_canvas(points), fill=fill)
 
 
 def draw_fence(canvas: Image.Image, colour: RGB, period: float) -> None:
