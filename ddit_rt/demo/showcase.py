@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import statistics
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError
 from ..evaluate import Outcome, generate, psnr, ssim
+from ..evaluate.methods import one_in
 from ..evaluate.outcome import save
 from ..schedule.plots import plot_reports
 from .pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
@@ -30,7 +30,7 @@ RIVALS = {
     "linear extrapolation, no model call": "extrapolate",
     "reuse, no model call": "reuse",
 }
-"""Row -> ``coarse`` setting; one schedule for all: an eighth of the steps fine, then one in four, the others 2p."""
+"""Row -> ``coarse`` setting; one schedule for all: an eighth of the steps fine, then one in three, the others 2p."""
 
 RIVAL_SEEDS = 4
 """Noises to average the rivals over: from one to the next their order changes."""
@@ -137,8 +137,7 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
 
 def _rivals(run: Runner, output: Path, steps: int) -> dict[str, Any]:
     """What else could fill the coarse steps of one schedule, and fewer steps, over several noises."""
-    warm_up = math.ceil(steps / 8)
-    schedule = [1 if index < warm_up or (index - warm_up) % 4 == 3 else 2 for index in range(steps)]
+    schedule = one_in(steps, 3, 2)
     fine = schedule.count(1)
     fewer = f"plain pipeline, {fine} steps (as many fine ones)"
     rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in (*RIVALS, fewer)}

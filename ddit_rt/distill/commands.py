@@ -181,8 +181,8 @@ def record(
     _check_source(pipe, source)
     config = DistillConfig(held_out=held_out, max_gap=max_gap, seed=seed)
     trainer = Trainer(pipe, source, call, config, recordings, recordings=recordings, log=_say)
-    for index in tqdm(range(trainer.library.count), desc="record"):
-        trainer.library.shard(index)
+    for index in tqdm(range(trainer.recorded.count), desc="record"):
+        trainer.recorded.shard(index)
 
 
 def push(

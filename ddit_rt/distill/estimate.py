@@ -82,7 +82,7 @@ def estimate(pipe: Any, source: Source, call: Mapping[str, Any], config: Distill
         recording = source.record(pipe, trainer.family, call, group, config.seed, _STEPS)
         base_step = (time.perf_counter() - began) / len(recording.latents)
         steps = total if source.describe()["kind"] == "prompts" else int(source.describe()["steps"])
-        library = Library(Path(directory) / "probe", lambda _: recording, 1, {}, trainer.library.dtype)
+        library = Library(Path(directory) / "probe", lambda _: recording, 1, {}, trainer.recorded.dtype)
         library.shard(0)
         shard_bytes = library.path(0).stat().st_size * steps / len(recording.latents)
         adapter = trainer.adapter.to(device)

@@ -105,7 +105,7 @@ class Trainer:
         self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
         self.transformer.requires_grad_(False).eval()
-        self.library = self._make_library(recordings or out / "recordings")
+        self.recorded = self._make_library(recordings or out / "recordings")
         self.step = 0
         self._tensorboard = tensorboard
         self._resumed_seconds = 0.0
@@ -153,7 +153,7 @@ class Trainer:
     @property
     def training_shards(self) -> range:
         """Shards that are trained on; those after them are held out."""
-        return range(self.library.count - self._held_groups)
+        return range(self.recorded.count - self._held_groups)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, list(self.adapter.parameters())
@@ -189,7 +189,7 @@ class Trainer:
         ) * self.accelerator.num_processes + self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number + 1)
         patch = self.adapter.spec.patch
-        drawn = draw(self.library, self.available(step), self.family, patch, self.config, generator)
+        drawn = draw(self.recorded, self.available(step), self.family, patch, self.config, generator)
         return drawn.to(self.accelerator.device, next(self.transformer.parameters()).dtype)
 
     def timed(self, batch: Batch) -> float:
@@ -295,7 +295,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, batches: int = 4) -> Evaluation:
         """Compares the average with the fresh adapter on held-out trajectories, the same ones every time."""
-        held = range(self.library.count - self._held_groups, self.library.count)
+        held = range(self.recorded.count - self._held_groups, self.recorded.count)
         losses: dict[str, dict[int, float]] = {"trained": {}, "untrained": {}}
         forecast = 0.0
         dtype = next(self.transformer.parameters()).dtype
@@ -306,7 +306,7 @@ class Trainer:
                 total = forecast = 0.0  # the same batches for every k: the forecast does not depend on it
                 for index in range(batches):
                     generator = torch.Generator().manual_seed(index)
-                    batch = draw(self.library, held, self.family, adapter.spec.patch, one, generator)
+                    batch = draw(self.recorded, held, self.family, adapter.spec.patch, one, generator)
                     forecast += float((_forecast(batch) - batch.target.prediction).square().mean()) / batches
                     with student.coarse(k), self.accelerator.autocast():
                         total += float(student(batch.to(self.accelerator.device, dtype)))
@@ -335,7 +335,7 @@ class Trainer:
     def _record_all(self) -> None:
         own = self.available(self.config.steps)
         for index in tqdm(own, desc="record", disable=not self.accelerator.is_main_process):
-            self.library.shard(index)
+            self.recorded.shard(index)
 
     # -- state --------------------------------------------------------------------------------------------------
 

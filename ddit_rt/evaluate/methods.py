@@ -70,17 +70,22 @@ class Method:
         return asdict(self)
 
 
+def warm_up_of(steps: int) -> int:
+    """Fine steps at the beginning of a run, where predictions change most: an eighth, and what fills a history."""
+    return max(3, round(steps / 8))
+
+
 def pattern(steps: int, cycle: Sequence[int], warm_up: int | None = None, tail: int = 1) -> list[int]:
     """A schedule that repeats ``cycle``, which begins with the last of ``warm_up`` fine steps, and ends fine.
 
     Args:
         steps: Length of the schedule.
         cycle: Multiples, the first being 1; 0 makes no model call.
-        warm_up: Fine steps at the beginning, where predictions change most; None takes an eighth of the steps.
+        warm_up: Fine steps at the beginning; None takes :func:`warm_up_of`.
         tail: Fine steps at the end.
     """
     if warm_up is None:
-        warm_up = max(3, round(steps / 8))
+        warm_up = warm_up_of(steps)
     middle = range(warm_up, max(steps - tail, warm_up))
     return [*[1] * min(warm_up, steps), *(cycle[(i - warm_up + 1) % len(cycle)] for i in middle), *[1] * tail][:steps]
 

@@ -13,7 +13,7 @@ from ..families import denoisers, family_of
 from ..loading import DEMO, call_defaults
 from ..runtime.teacache import THRESHOLDS
 from .calibrate import calibrate
-from .methods import Method, adapter_methods, cache_methods, fixed_methods, policy_methods, read_methods
+from .methods import Method, adapter_methods, cache_methods, fixed_methods, policy_methods, read_methods, warm_up_of
 from .sweep import Plan
 from .teafit import fit_teacache
 
@@ -34,7 +34,7 @@ class PolicySpec:
 
 def policies(steps: int) -> list[PolicySpec]:
     """The forms of the policy that are compared: the paper's, one with spacing rules, and one with free steps."""
-    warm_up = max(3, round(steps / 8))
+    warm_up = warm_up_of(steps)
     spaced = {"warm_up": warm_up, "max_coarse_run": 3}
     free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 3}
     return [

@@ -105,7 +105,7 @@ def test_training_on_pictures(folder, tmp_path):
         steps=2, batch=2, accumulate=1, rank=2, optimizer="adamw", held_out=1, max_gap=2, validate_every=100
     )
     run = Trainer(pipeline(), source, {**CALL, "num_inference_steps": 10}, config, tmp_path / "run", log=lambda _: None)
-    shard = run.library.shard(0)
+    shard = run.recorded.shard(0)
     assert shard.steps == 4 and 0 < shard.sigmas[0] <= 1 and len(shard.sigmas) == 5
     run.train()
     ddit_rt.load_adapter(tmp_path / "run")

@@ -262,7 +262,7 @@ def test_video_with_guidance_and_padding(tmp_path):
     run = Trainer(
         pipe, Embeds(), {}, replace(SMALL, optimizer="auto", held_out=2, lr=3e-3), tmp_path, log=lambda _: None
     )
-    assert run.library.shard(0).streams == 2  # with and without the prompt
+    assert run.recorded.shard(0).streams == 2  # with and without the prompt
     run.train()
     assert type(run._optimizer()).__name__ == "AdamW"
     with ddit_rt.accelerated(pipe, adapter=tmp_path, schedule=[1, 2, 4, 2]):
@@ -280,7 +280,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, recordings):
     run.train(stop_after=1)
     again = trainer(tmp_path, recordings, replace(SMALL, steps=5, checkpoint_every=1))
     with torch.no_grad():
-        again.library.shard(0)
+        again.recorded.shard(0)
     state = load_state(tmp_path / "checkpoint.pt")
     next(iter(state["adapter"].values())).fill_(float("nan"))
     torch.save(state, tmp_path / "checkpoint.pt")
