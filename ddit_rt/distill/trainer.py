@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..families import denoisers, family_of, fresh_adapter
-from ..granularity import Adapter, fingerprint, save_adapter
+from ..granularity import Adapter, fingerprint, line, save_adapter
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
@@ -402,5 +402,4 @@ def _decibel(reference: float, loss: float) -> float:
 def _forecast(batch: Batch) -> torch.Tensor:
     """The end of the straight line through the remembered predictions."""
     older, newest = batch.memory[0], batch.memory[-1]
-    slope = (newest.prediction - older.prediction) / (newest.sigma - older.sigma)
-    return newest.prediction + (batch.target.sigma - newest.sigma) * slope
+    return line((older.sigma, older.prediction), (newest.sigma, newest.prediction), batch.target.sigma)

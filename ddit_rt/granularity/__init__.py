@@ -2,7 +2,7 @@
 
 from .adapter import Adapter, AdapterSpec, Ends, PatchEmbedding, fingerprint
 from .adapter_file import check_fit, load_adapter, push_to_hub, save_adapter
-from .coarse import Anchor, CoarsePath, Models, Trajectory
+from .coarse import Anchor, CoarsePath, Models, Trajectory, line
 from .geometry import Geometry, coarse_centres, crop_to_latent, pad_to_grid, patchify, unpatchify
 from .learned import Learned
 from .lora import LoraSet
@@ -25,6 +25,7 @@ __all__ = [
     "coarse_centres",
     "crop_to_latent",
     "fingerprint",
+    "line",
     "load_adapter",
     "make_path",
     "pad_to_grid",

@@ -23,7 +23,7 @@ import torch
 from . import bands
 from .adapter import Adapter
 from .bands import Scalar
-from .coarse import Anchor, CoarsePath, Models, Trajectory, residual_at
+from .coarse import Anchor, CoarsePath, Models, Trajectory, line, residual_at
 from .geometry import Geometry, crop_to_latent, pad_to_grid
 
 # a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
@@ -108,7 +108,7 @@ class Learned(CoarsePath):
         parts = [bands.low_scale(sigma, multiple) * padded, plane + sigma]
         if not self.adapter.spec.memory:
             return torch.cat(parts, dim=1), None
-        last = line = torch.zeros_like(padded)
+        last = slope = torch.zeros_like(padded)
         distance: Scalar = 0.0
         if anchors:
             newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
@@ -116,6 +116,6 @@ class Learned(CoarsePath):
             distance = newest.sigma - sigma
             if older is not None:
                 before = pad_to_grid(older.prediction.float(), geometry, multiple)
-                line = distance / (older.sigma - newest.sigma) * (last - before)
-        parts += [last, line, plane + distance, plane + (1.0 if anchors else 0.0)]
-        return torch.cat(parts, dim=1), last + line if anchors else None
+                slope = line((older.sigma, before), (newest.sigma, last), sigma) - last
+        parts += [last, slope, plane + distance, plane + (1.0 if anchors else 0.0)]
+        return torch.cat(parts, dim=1), last + slope if anchors else None

@@ -5,7 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddit_rt.granularity import Anchor, Geometry, Models, Trajectory, bands, crop_to_latent, make_path, pad_to_grid
+from ddit_rt.granularity import (
+    Anchor,
+    Geometry,
+    Models,
+    Trajectory,
+    bands,
+    crop_to_latent,
+    line,
+    make_path,
+    pad_to_grid,
+)
 
 multiples = st.sampled_from([2, 4])
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -122,14 +132,14 @@ def test_a_residual_that_is_linear_in_sigma_is_extrapolated_exactly(multiple):
 
     first, second, latent = (random(grid, seed) for seed in (3, 4, 5))
     anchors = trajectory(
-        Anchor(0.9, first, fine(first, 0.9), models()), Anchor(0.7, second, fine(second, 0.7), models())
+        Anchor(0.95, first, fine(first, 0.95), models()), Anchor(0.7, second, fine(second, 0.7), models())
     )
     geometry = geometry_of(latent)
     low = {}
     for residual in ("linear", "constant"):
-        result = make_path("delta", residual).predict(anchors, latent, 0.4, multiple, geometry, models())
+        result = make_path("delta", residual).predict(anchors, latent, 0.5, multiple, geometry, models())
         low[residual] = bands.down(result, multiple)
-    wanted = bands.down(fine(latent, 0.4), multiple)
+    wanted = bands.down(fine(latent, 0.5), multiple)
     torch.testing.assert_close(low["linear"], wanted, rtol=1e-4, atol=1e-4)
     assert (low["constant"] - wanted).abs().max() > 0.1
 
@@ -159,6 +169,13 @@ def test_a_second_fine_step_at_the_same_sigma_replaces_the_first():
     assert kept.forecast(0.7).item() == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_the_line_is_followed_no_further_than_its_two_points_lie_apart(kind):
+    older, newest = (kind(0.9), torch.tensor([1.0])), (kind(0.8), torch.tensor([3.0]))
+    found = [line(older, newest, kind(sigma)).item() for sigma in (0.8, 0.75, 0.7, 0.6, 0.1)]
+    assert found == pytest.approx([3.0, 4.0, 5.0, 5.0, 5.0], rel=1e-5)
+
+
 @given(grids, levels)
 def test_reuse_repeats_and_extrapolate_draws_the_line(grid, sigma):
     latent, older, newer = (random(grid, seed) for seed in range(3))
@@ -166,9 +183,9 @@ def test_reuse_repeats_and_extrapolate_draws_the_line(grid, sigma):
     never = Models(None, None)
     geometry = geometry_of(latent)
     assert torch.equal(make_path("reuse", "linear").predict(anchors, latent, sigma, 2, geometry, never), newer)
-    line = newer + (sigma - 1.05) / (1.05 - 1.1) * (newer - older)
+    drawn = newer + min((sigma - 1.05) / (1.05 - 1.1), 1) * (newer - older)
     result = make_path("extrapolate", "linear").predict(anchors, latent, sigma, 2, geometry, never)
-    torch.testing.assert_close(result, line, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, drawn, rtol=1e-4, atol=1e-4)
 
 
 def test_with_one_fine_step_extrapolation_is_reuse():
