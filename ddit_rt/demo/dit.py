@@ -14,6 +14,9 @@ from .maps import MapReader
 from .text import build_tokenizer, load_encoders, tokenize
 
 LATENT_CHANNELS = 4
+START = "dit_start.pt"
+"""File of a run with the weights its training begins from, if there is one."""
+
 _CAPTION_DROPOUT = 0.08
 _MATRIX_RATE, _OTHER_RATE = 5e-3, 2e-3
 _MAP_WEIGHT, _MAP_FADES_FROM = 0.3, 0.85
@@ -99,6 +102,8 @@ def train_dit(
     empty = tokenize(build_tokenizer(sizes), [""], sizes)
     trained = _Trained(sizes).to(device)
     model = trained.transformer
+    if (run / START).exists():
+        model.load_state_dict(load_state(run / START, ""))
     # Autocast would carry the timestep in bfloat16 (3 digits of 1000 sigma) from the embedded tokens' dtype.
     model.x_embedder.register_forward_hook(lambda _module, _inputs, output: output.float())
     forward = torch.compile(model, dynamic=False) if compile_model else model

@@ -1,4 +1,4 @@
-"""Exports a run as a diffusers `FluxPipeline` and checks it: 10 against 50 steps, and a grid to look at."""
+"""Exports a run as a diffusers `FluxPipeline`, begins a run from one, and checks it: 10 against 50 steps, a grid."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from .common import RunLog, Sizes
-from .dit import load_transformer
+from .common import RunLog, Sizes, save_atomic
+from .dit import START, load_transformer
 from .pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
 from .text import build_tokenizer, load_encoders
 from .vae import load_vae
@@ -57,6 +58,27 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
     os.replace(fresh, target)
     for path in target.rglob("*.safetensors"):
         path.chmod(0o644)  # written readable by the owner alone, which an installed package must not be
+
+
+def adopt(model: Path, run: Path) -> None:
+    """The inverse of `export`: gives an empty run folder the weights of an exported pipeline to train on from.
+
+    float16 to float32; optimizers and the average begin anew. An existing file of the run is never replaced.
+    """
+    pipe = load_pipeline(path=model)
+    vae = pipe.vae.config
+    states: dict[str, Any] = {
+        "vae_final.pt": {
+            "module": pipe.vae.state_dict(), "scaling_factor": vae.scaling_factor, "shift_factor": vae.shift_factor
+        },
+        "text_final.pt": {"clip": pipe.text_encoder.state_dict(), "t5": pipe.text_encoder_2.state_dict()},
+        START: pipe.transformer.state_dict(),
+    }  # fmt: skip
+    taken = [name for name in (*states, "dit.pt") if (run / name).exists()]
+    if taken:
+        raise FileExistsError(f"{run} has {', '.join(taken)} already: give --start-from an empty run folder")
+    for name, state in states.items():
+        save_atomic(run / name, state)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -46,6 +46,20 @@ def test_export_is_a_pipeline_that_generates(run, tmp_path):
     assert [json.loads(line)["stage"] for line in (run / "training_log.jsonl").read_text().splitlines()]
 
 
+def test_a_run_can_begin_from_an_exported_pipeline(run, tmp_path):
+    common = ["--tiny", "--steps", "1", "--threads", "1"]
+    main([*common, "--out", str(run), "--stage", "dit", "--stage", "export", "--export-to", str(tmp_path / "model")])
+    exported = load_pipeline(path=tmp_path / "model").transformer.state_dict()
+    start = [*common, "--out", str(tmp_path / "run"), "--start-from", str(tmp_path / "model")]
+    main([*start, "--stage", "latents", "--stage", "dit"])
+    trained = load_state(tmp_path / "run" / "dit.pt", "")["module"]
+    for name, tensor in exported.items():
+        # One step at a warm-up's first rate.
+        assert (trained[f"transformer.{name}"] - tensor).abs().max() < 1e-3, name
+    with pytest.raises(FileExistsError, match="empty run folder"):
+        main([*start, "--stage", "dit"])
+
+
 def test_the_shipped_model_fits_its_call_defaults():
     pipe = load_pipeline()
     arguments = {**CALL_DEFAULTS, "num_inference_steps": 2, "output_type": "latent"}
