@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ def standard_plan(
         for number, count in enumerate(steps):
             methods += _methods(pipe, model, prompts, count, arguments, adapter, number == 0, progress)
     return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
+
+
+def with_adapter(plan: Plan, adapter: str) -> Plan:
+    """The plan and, where it lacks them, the methods with an adapter that :func:`standard_plan` would have listed."""
+    known = {method.name for method in plan.methods}
+    references = [method.steps for method in plan.methods if method.is_reference]
+    added = [method for steps in references for method in adapter_methods(steps, adapter) if method.name not in known]
+    return replace(plan, methods=[*plan.methods, *added])
 
 
 def _methods(

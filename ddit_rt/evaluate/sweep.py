@@ -75,6 +75,8 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
 
+        A plan with further methods replaces the folder's.
+
         Raises:
             ConfigError: the folder holds another evaluation.
         """
@@ -84,12 +86,17 @@ class Plan:
         if not path.exists():
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        known = json.loads(path.read_text(encoding="utf-8"))
+        before = known["plan"]
+        if all(method in content["plan"]["methods"] for method in before["methods"]):
+            before = {**before, "methods": content["plan"]["methods"]}
         changed = [name for name, value in content["plan"].items() if before.get(name) != value]
         if changed:
             raise ConfigError(
                 f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
             )
+        if before != known["plan"]:
+            path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:

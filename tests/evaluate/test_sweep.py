@@ -8,6 +8,7 @@ from prompted import CALL, prompted
 from ddit_rt import ConfigError
 from ddit_rt.evaluate import Method, Plan, run_sweep, summarise, sweep
 from ddit_rt.evaluate.flops import counted_flops
+from ddit_rt.evaluate.standard import with_adapter
 from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
 
 METHODS = [
@@ -38,6 +39,23 @@ def test_turns_put_references_first_and_rotate():
     orders = [[method.name for method in turns(METHODS, turn)] for turn in range(4)]
     assert all(order[0] == "base" and sorted(order) == sorted(m.name for m in METHODS) for order in orders)
     assert len({tuple(order) for order in orders}) > 2
+
+
+def test_a_folder_takes_further_methods_and_nothing_else(tmp_path):
+    plan().write(tmp_path)
+    more = plan(methods=[*METHODS, Method("less", "fewer steps", 2, 6)])
+    more.write(tmp_path)
+    assert Plan.read(tmp_path) == more
+    for other in (plan(), plan(prompts=("x",), methods=more.methods)):
+        with pytest.raises(ConfigError, match=r"other (methods|prompts)"):
+            other.write(tmp_path)
+    assert Plan.read(tmp_path) == more
+
+
+def test_an_adapter_joins_a_plan_once():
+    joined = with_adapter(plan(), "a.safetensors")
+    assert {method.settings["adapter"] for method in joined.methods[len(METHODS) :]} == {"a.safetensors"}
+    assert with_adapter(joined, "a.safetensors") == joined
 
 
 def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
