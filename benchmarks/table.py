@@ -1,43 +1,63 @@
-"""Kernel times as a Markdown table, from the newest result of every GPU under ``benchmarks/results``.
+"""Measurements as Markdown tables, from all that lies under ``benchmarks/results``.
 
     python benchmarks/table.py [--into README.md]
 
-``--into`` replaces what stands between ``<!-- kernel-table -->`` and ``<!-- /kernel-table -->`` in a file, so that
-numbers there are generated, never typed. Results of dry runs are ignored.
+Kernels beside their rivals, pipelines beside the records of others and the project's targets. ``--into`` replaces what
+stands between ``<!-- gpu-table -->`` and ``<!-- /gpu-table -->`` in a file, so that numbers there are generated, never
+typed. Results of dry runs are ignored.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipe_targets import RECORDS, find, quickest, verdicts
+
 RESULTS = Path(__file__).resolve().parent / "results"
-BEGIN, END = "<!-- kernel-table -->", "<!-- /kernel-table -->"
+BEGIN, END = "<!-- gpu-table -->", "<!-- /gpu-table -->"
+STEPS = {"flux": 28, "wan": 50}
 
 
-def newest(results: Path) -> list[dict[str, Any]]:
-    """The latest measured report of every GPU."""
-    reports = []
+def read(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Part and content of every measured file, GPU by GPU."""
+    found = []
     for folder in sorted(path for path in results.glob("*") if path.is_dir()):
-        measured = [json.loads(path.read_text()) for path in sorted(folder.glob("kernels-*.json"))]
-        measured = [report for report in measured if not report["dry_run"]]
-        if measured:
-            reports.append(max(measured, key=lambda report: report["machine"]["date"]))
-    return reports
+        for part in ("kernels", *RECORDS):
+            path = folder / f"{part}.json"
+            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"dry_run": True}
+            if not content["dry_run"]:
+                found.append((part, content))
+    return found
 
 
-def table(report: dict[str, Any]) -> str:
-    """One report: a line per case, a column per provider, device microseconds (median) and share of the ceiling."""
-    machine, rows = report["machine"], {}
-    for record in report["results"]:
+def _where(content: dict[str, Any]) -> str:
+    """GPU, versions and days; says so where rows differ in their versions."""
+    seen = {json.dumps(row["versions"], sort_keys=True) for row in content["rows"]}
+    newest = max(content["rows"], key=lambda row: row["date"])
+    versions = newest["versions"]
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "triton", "diffusers", "torchao") if versions[name]
+    )
+    others = "" if len(seen) == 1 else f"; some rows with {len(seen) - 1} other sets of versions"
+    commit = f", commit {newest['commit'][:10]}" if newest["commit"] else ""
+    return f"{content['machine']['gpu']}, {named}{commit}, {newest['date'][:10]}{others}"
+
+
+def kernels(content: dict[str, Any]) -> str:
+    """A line per case: device microseconds (median), share of the ceiling, and the other providers' times."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in content["rows"]:
         rows.setdefault((record["kernel"], record["case"]), {})[record["provider"]] = record
+    ceilings = content["ceilings"]
     lines = [
-        f"{machine['gpu']}, PyTorch {machine['torch']}, Triton {machine['triton']}, {machine['date'][:10]}; measured "
-        f"ceilings {report['ceilings']['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
-        f"{report['ceilings']['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s.",
+        f"Kernels: {_where(content)}; measured ceilings {ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
+        f"{ceilings['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s.",
         "",
         "| kernel | case | ours, µs | of ceiling | others, µs |",
         "|---|---|---|---|---|",
@@ -56,23 +76,73 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def described(multiples: Sequence[int]) -> str:
+    """A schedule in words: ``4 p, 2 4p, 1 p``."""
+    groups = ((k, len(list(group))) for k, group in itertools.groupby(multiples))
+    return ", ".join(f"{count} {'p' if k == 1 else f'{k}p'}" for k, count in groups)
+
+
+def _cell(value: Any, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _step_ms(row: dict[str, Any]) -> str:
+    times = row["step_ms"]["repeating"]
+    return ", ".join(f"{'p' if k == '1' else f'{k}p'} {value['median']:.1f}" for k, value in times.items())
+
+
+def pipeline(model: str, content: dict[str, Any]) -> str:
+    """Every row, the schedules, the records of others, the targets."""
+    rows, gpu, steps = content["rows"], content["machine"]["gpu"], STEPS[model]
+    lines = [
+        f"{content['what']['title']}: {_where(content)}; {content['what']['weights']} weights, denoising only.",
+        "",
+        "| provider | schedule | steps | s | by the clock | by FLOP | ms a step | between steps, µs | GiB | graphs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        head = f"| {row['provider']} | {row['schedule']} | {row['steps']} |"
+        if "error" in row:
+            lines.append(f"{head} {row['error'][:80].replace('|', '/')} | | | | | | |")
+            continue
+        if "graphs" in row["provider"] and row["executed"] != ["graph"]:
+            head = head.replace(" |", " (fell back to eager) |", 1)
+        plain = find(rows, "stock", "p", row["steps"])
+        wall = row["wall_s"]["median"]
+        clock = None if plain is None else plain["wall_s"]["median"] / wall
+        lines.append(
+            f"{head} {wall:.2f} | {_cell(clock)} | {_cell(row.get('flop_speedup'))} | {_step_ms(row)} | "
+            f"{row['gap_us']['median']:.0f} | {_cell(row['peak_gib'], '.1f')} | {_cell(row['graph_pool_gib'])} |"
+        )
+    mixes = {(row["steps"], tuple(row["multiples"])) for row in rows if row["schedule"] == "mixed" and "wall_s" in row}
+    lines += ["", *(f"Mixed, {count} steps, by hand: {described(multiples)}." for count, multiples in sorted(mixes))]
+    best = quickest(rows, steps)
+    ours = "not measured" if best is None else f"{best['wall_s']['median']:.2f} s ({best['provider']}, mixed)"
+    lines += ["", f"{steps} steps: ours {ours}. Published, whole requests unless said:", ""]
+    lines += [f"- {r.gpu}, {r.what}: {r.seconds:g} s{' (to beat)' if r.to_beat else ''}" for r in RECORDS[model]]
+    lines += ["", "Targets:", "", *(f"- {verdict}" for verdict in verdicts(model, gpu, steps, rows))]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--into", type=Path)
-    options = parser.parse_args()
-    reports = newest(options.results)
-    text = "\n\n".join(map(table, reports)) or "No GPU has been measured yet; nothing is claimed for speed."
+    options = parser.parse_args(arguments)
+    tables = [
+        kernels(content) if part == "kernels" else pipeline(part, content) for part, content in read(options.results)
+    ]
+    text = "\n\n".join(tables) or "No GPU has been measured yet; nothing is claimed for speed."
     if options.into is None:
         print(text)
         return 0
-    document = options.into.read_text()
+    document = options.into.read_text(encoding="utf-8")
     if BEGIN not in document or END not in document:
         print(f"{options.into} lacks {BEGIN} ... {END}; add the two markers where the table belongs.", file=sys.stderr)
         return 1
     head, rest = document.split(BEGIN, 1)
-    options.into.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    options.into.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     return 0
 
 
