@@ -164,10 +164,7 @@ def _rows_of(
 ) -> None:
     """Measures what the store lacks of one provider, while time is left."""
     known = pipe_models.MODELS[model]
-    steps, more_steps = (min(n, 8) if tiny and n else n for n in (known.steps, known.more_steps))
-    if tiny and more_steps is not None:
-        more_steps += 2
-    # configuration alone tells the costs, so that a provider that is done is not built
+    steps, more_steps = (8, known.more_steps and 10) if tiny else (known.steps, known.more_steps)
     flops = store.content["flops"]["per_model_run"]
     wanted = [
         plan
@@ -176,7 +173,9 @@ def _rows_of(
     ]
     features = provider.split("+")[1:]
     obstacle = pipe_models.fp8_obstacle(device) if "fp8" in features else ""
-    pipe, inputs, timeline = None, {}, Timeline(device)
+    timeline = Timeline(device)
+    pipe: Any = None
+    inputs: dict[str, Any] = {}
     with watched(known.transformer, timeline):
         for plan in wanted:
             row: dict[str, Any] = {"provider": provider, "schedule": plan.name, "steps": plan.steps}
@@ -218,6 +217,7 @@ def run(
         providers: Some of :data:`PROVIDERS`.
     """
     tiny = device.type == "cpu"
+    # the configuration alone tells the costs, so that a provider that is done need not be built
     pipe, inputs = pipe_models.build(model, torch.device("cpu" if tiny else "meta"), tiny)
     store.note("flops", {"per_model_run": pipe_models.flops(pipe, inputs)})
     del pipe
