@@ -363,7 +363,9 @@ class Trainer:
         save_adapter(self.average, self.out / "adapter.safetensors", torch.float16 if dtype == torch.float32 else dtype)
 
     def _restore(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        changed = differences(state["config"], self.config.to_dict())
+        # How often it saves and validates may change; everything else would make it another training.
+        cadence = {name: getattr(self.config, name) for name in ("checkpoint_every", "validate_every")}
+        changed = differences({**state["config"], **cadence}, self.config.to_dict())
         if changed:
             raise ConfigError(f"{self.out} was trained with other settings ({'; '.join(changed)}).")
         self.adapter.load_state_dict(state["adapter"])

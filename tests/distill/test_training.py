@@ -112,7 +112,7 @@ def test_resumed_is_uninterrupted(tmp_path, recordings, optimizer):
     config = replace(SMALL, optimizer=optimizer, lr=None, objective="both")
     whole = trainer(tmp_path / "whole", recordings, config).train()
     trainer(tmp_path / "parts", recordings, config).train(stop_after=3)
-    trainer(tmp_path / "parts", recordings, config).train(resume=True, stop_after=5)
+    trainer(tmp_path / "parts", recordings, replace(config, checkpoint_every=1)).train(resume=True, stop_after=5)
     parts = trainer(tmp_path / "parts", recordings, config).train(resume=True)
     assert equal(whole.state_dict(), parts.state_dict())
     states = [load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts")]
