@@ -1,6 +1,7 @@
-"""Writes the README's demo table and picture from a finished demo: ``python benchmarks/readme.py [demo-out]``.
+"""Writes the README's tables and picture from finished runs: ``python benchmarks/readme.py [demo-out]``.
 
-Copies the measurements to docs/demo/demo.json, so that what the README shows can be traced to a run.
+The demo's measurements are copied to docs/demo/demo.json, so that what the README shows can be traced to a run; the
+comparison is read from benchmarks/results/demo, where ``ddit-rt eval demo --output benchmarks/results/demo`` put it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ddit_rt.schedule.plots import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "demo"
+EVALUATION = ROOT / "benchmarks" / "results" / "demo"
 
 
 def table(result: dict) -> str:
@@ -69,6 +71,32 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def evaluation_table(results: dict) -> str:
+    """The comparison against the longest plain run as Markdown, fastest method last."""
+    steps = max(row["reference"] for row in results["results"])
+    rows = sorted((row for row in results["results"] if row["reference"] == steps), key=lambda row: row["speedup"])
+    judged = any("adherence" in row["metrics"] for row in rows)
+    call, prompts = results["plan"]["call"], results["plan"]["prompts"]
+    lines = [
+        f"{len(prompts)} prompts, {steps} steps, guidance {call.get('true_cfg_scale', 1):g} (1: none), "
+        "one CPU thread per run; by the clock: median over the prompts of a whole call's time beside the plain call's.",
+        "",
+        "| method | by the clock | by FLOP | PSNR, dB | SSIM |" + (" prompt adherence |" if judged else ""),
+        "|---|---|---|---|---|" + ("---|" if judged else ""),
+    ]
+    for row in rows:
+        metrics, plain = row["metrics"], row["kind"] == "base"
+        flops = "" if row["flops_speedup"] is None else f"{row['flops_speedup']:.2f}x"
+        cells = ["" if plain else f"{metrics['psnr']:.1f} ± {row['spread']['psnr']:.1f}"]
+        cells += ["" if plain else f"{metrics['ssim']:.3f}"]
+        cells += [f"{metrics['adherence']:.3f}" if "adherence" in metrics else ""] * judged
+        name = f"**{row['method']}**" if row["kind"].startswith(("DDiT", "adapter")) else row["method"]
+        lines.append(
+            f"| {name.replace(f'@{steps}', '')} | {row['speedup']:.2f}x | {flops} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
 def picture(result: dict, folder: Path, target: Path) -> None:
     """Plain beside accelerated per prompt, over the strip of patch sizes."""
     prompts = result["prompts"]
@@ -92,17 +120,27 @@ def picture(result: dict, folder: Path, target: Path) -> None:
     figure.savefig(target, dpi=140)
 
 
+def put(text: str, name: str, content: str) -> str:
+    """``text`` with ``content`` between the markers of ``name``."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, rest = text.split(begin)
+    return head + begin + "\n" + content + "\n" + end + rest.split(end)[1]
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-out")
-    result = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "demo.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    picture(result, folder, DOCS / "picture.png")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    begin, end = "<!-- demo-table -->", "<!-- /demo-table -->"
-    head, rest = text.split(begin)
-    readme.write_text(head + begin + "\n" + table(result) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    if (folder / "demo.json").is_file():
+        result = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        DOCS.mkdir(parents=True, exist_ok=True)
+        (DOCS / "demo.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        picture(result, folder, DOCS / "picture.png")
+        text = put(text, "demo-table", table(result))
+    if (EVALUATION / "results.json").is_file():
+        results = json.loads((EVALUATION / "results.json").read_text(encoding="utf-8"))
+        text = put(text, "evaluation-table", evaluation_table(results))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
