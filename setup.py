@@ -19,7 +19,16 @@ setup(
     packages=[*find_packages(include=["ddit_rt", "ddit_rt.*"]), "ddit_kernels"],
     package_dir={"ddit_kernels": "kernels/ddit_kernels"},
     package_data={
-        "ddit_rt": ["py.typed", "demo/model/*", "demo/model/*/*", "demo/*.jsonl", "demo/*.j2", "evaluate/*.j2"]
+        "ddit_rt": [
+            "py.typed",
+            "demo/model/*",
+            "demo/model/*/*",
+            "demo/reader/*.json",
+            "demo/reader/*.safetensors",
+            "demo/*.jsonl",
+            "demo/*.j2",
+            "evaluate/*.j2",
+        ]
     },
     install_requires=[
         "torch>=2.6",

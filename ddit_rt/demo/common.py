@@ -33,6 +33,10 @@ class Sizes:
     shard_scenes: int = 1000
     scenes: int = 24000
     captions: int = 4
+    reader_channels: tuple[int, int, int] = (24, 48, 72)
+    reader_scenes: int = 12000
+    reader_batch: int = 32
+    reader_held_out: int = 1000
     # Scenes per step at each resolution, and how often a step takes it: until the first of `phases` (a share of the
     # budget) and after it. Low resolutions are cheap and carry the meaning; some stay in the mix to the end.
     dit_batch: tuple[int, ...] = (24, 56, 112)
@@ -48,7 +52,8 @@ class Sizes:
         return Sizes(
             resolutions=(32, 16), vae_channels=(8, 8, 16), vae_pictures=16, vae_batch=4, text_width=16, text_layers=1,
             text_tokens=24, text_batch=8, width_heads=2, head_dim=16, rope=(4, 6, 6), double_layers=1, single_layers=1,
-            shard_scenes=8, scenes=16, captions=2, dit_batch=(2, 4), phases=((0.3, (0.0, 1.0)), (1.0, (0.7, 0.3))),
+            shard_scenes=8, scenes=16, captions=2, reader_channels=(4, 4, 8), reader_scenes=16,
+            reader_batch=4, reader_held_out=8, dit_batch=(2, 4), phases=((0.3, (0.0, 1.0)), (1.0, (0.7, 0.3))),
         )  # fmt: skip
 
 

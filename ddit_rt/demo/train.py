@@ -2,8 +2,9 @@
 
 Stages, each resumable and runnable alone: `vae` (autoencoder), `text` (encoders), `latents` (the cached training set),
 `dit` (the transformer; `--minutes` is its budget), `decoder` (the autoencoder's decoder again, against the same
-latents), `export` (a diffusers pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and
-a longer budget; the seed and the log make a run traceable.
+latents), `reader` (the network by which evaluation reads pictures; it needs no other stage), `export` (a diffusers
+pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and a longer budget; the seed and the
+log make a run traceable.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import torch
 
 from .common import Budget, RunLog, Sizes
 from .dit import train_dit
-from .export import check, export
+from .export import adopt, check, export
 from .latents import make_latents
 from .pipeline import DEMO_PROMPTS, MODEL_DIR
+from .reader.network import WEIGHTS
+from .reader.training import train_reader
 from .text import train_text
 from .vae import train_vae
 
-STAGES = ("vae", "text", "latents", "dit", "decoder", "export", "check")
+STAGES = ("vae", "text", "latents", "dit", "decoder", "reader", "export", "check")
 _MORE_PROMPTS = (
     "a dotted pink heart",
     "a zebra on a green background",
@@ -40,9 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vae-minutes", type=float, default=10.0)
     parser.add_argument("--decoder-minutes", type=float, default=6.0)
     parser.add_argument("--text-minutes", type=float, default=3.0)
+    parser.add_argument("--reader-minutes", type=float, default=20.0)
     parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
+    parser.add_argument("--start-from", type=Path, help="an exported pipeline whose weights an empty run begins with")
     parser.add_argument("--export-to", type=Path, default=MODEL_DIR, help="where the export stage writes the pipeline")
+    parser.add_argument("--reader-to", type=Path, default=WEIGHTS, help="file that the reader stage writes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, seed, device, resume = options.out, options.seed, options.device, options.resume
     run.mkdir(parents=True, exist_ok=True)
     log = RunLog(run / "training_log.jsonl")
+    if options.start_from is not None:
+        adopt(options.start_from, run)
 
     def budget(minutes: float) -> Budget:
         return Budget(steps=options.steps) if options.steps is not None else Budget(minutes=minutes)
@@ -73,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_vae(run, sizes, budget(options.decoder_minutes), log, seed, device, resume, decoder_only=True)
         elif stage == "text":
             train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
+        elif stage == "reader":
+            target = options.reader_to
+            train_reader(run, sizes, budget(options.reader_minutes), log, seed, device, resume, target)
         elif stage == "latents":
             make_latents(run, sizes, log, seed, device)
         elif stage == "dit":
