@@ -21,6 +21,7 @@ def write_gallery(
     summaries: Sequence[Summary],
     curves: Sequence[Path],
     machine: Mapping[str, Any],
+    notes: Sequence[str] = (),
     prompts: int = 8,
     side: int = 128,
 ) -> Path:
@@ -29,6 +30,7 @@ def write_gallery(
     Args:
         curves: Figures to show.
         machine: As the plan's file has it.
+        notes: On how to read the table.
         prompts: How many prompts to show.
         side: Longest side of a thumbnail, in pixels.
     """
@@ -51,6 +53,7 @@ def write_gallery(
         shown=list(enumerate(plan.prompts))[:prompts],
         thumbnails=thumbnails,
         machine=machine,
+        notes=notes,
     )
     path = folder / "index.html"
     path.write_text(text, encoding="utf-8")

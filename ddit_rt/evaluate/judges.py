@@ -1,7 +1,8 @@
-"""Metrics of a whole set of pictures, by models that judge them: FID, CLIP score, ImageReward.
+"""Metrics of saved pictures, by models that judge them: FID, CLIP score, ImageReward, adherence on the demo model.
 
-Each takes weights of its own from the net once. Where they cannot be had, the loader says so and the evaluation goes on
-without. Protocol: FID on 2048 Inception features (torchmetrics), CLIP score as the raw cosine, ImageReward 1.5's score.
+All but adherence take weights of their own from the net once. Where they cannot be had, the loader says so and the
+evaluation goes on without. Protocol: FID on 2048 Inception features (torchmetrics), CLIP score as the raw cosine,
+ImageReward 1.5's score.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .adherence import adherence
 from .metrics import unavailable
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 
-Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], float]
-"""(pictures, base pictures, prompts), in the same order -> value"""
+Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], list[float]]
+"""(pictures, base pictures, prompts), in the same order -> a value per picture that has one, or one for the set."""
 
 
 def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
@@ -44,12 +46,14 @@ def fid(feature: int | torch.nn.Module = 2048, batch: int = 32) -> Judge:
     except Exception as error:
         raise unavailable("FID", "torch-fidelity and its Inception weights", error) from error
 
-    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> float:
+    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> list[float]:
+        if len(pictures) < 2:  # a covariance needs two
+            return []
         metric.reset()
         for files, real in ((base, True), (pictures, False)):
             for start in range(0, len(files), batch):
                 metric.update(read_pictures(files[start : start + batch]), real=real)
-        return float(metric.compute())
+        return [float(metric.compute())]
 
     return judge
 
@@ -68,17 +72,17 @@ def clip_score(model: str = CLIP_MODEL, batch: int = 16) -> Judge:
     except Exception as error:
         raise unavailable("CLIP score", f"the weights of {model}", error) from error
 
-    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> float:
+    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> list[float]:
         metric.reset()
         for start in range(0, len(pictures), batch):
             metric.update(read_pictures(pictures[start : start + batch]), list(prompts[start : start + batch]))
-        return float(metric.compute()) / 100  # torchmetrics scales the cosine
+        return [float(metric.compute()) / 100]  # torchmetrics scales the cosine
 
     return judge
 
 
 def image_reward(model: str = "ImageReward-v1.0") -> Judge:
-    """Loads ImageReward: mean of its normalised score.
+    """Loads ImageReward: its normalised score.
 
     Raises:
         MetricUnavailableError: image-reward or its weights are missing.
@@ -90,12 +94,16 @@ def image_reward(model: str = "ImageReward-v1.0") -> Judge:
     except Exception as error:
         raise unavailable("ImageReward", "the package image-reward and its weights", error) from error
 
-    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> float:
-        scores = [loaded.score(prompt, str(path)) for prompt, path in zip(prompts, pictures, strict=True)]
-        return float(np.mean(scores))
+    def judge(pictures: Sequence[Path], base: Sequence[Path], prompts: Sequence[str]) -> list[float]:
+        return [float(loaded.score(prompt, str(path))) for prompt, path in zip(prompts, pictures, strict=True)]
 
     return judge
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {"fid": fid, "clip": clip_score, "imagereward": image_reward}
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "fid": fid,
+    "clip": clip_score,
+    "imagereward": image_reward,
+    "adherence": adherence,
+}
 """Name -> loader."""

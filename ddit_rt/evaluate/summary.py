@@ -32,8 +32,8 @@ class Summary:
         tokens: Image tokens over all model steps of a call, mean; None for plain runs.
         cached: Steps without a model call, mean; None for plain runs.
         peak_bytes: Largest CUDA allocation; None on CPUs.
-        metrics: Metric -> mean over the runs (the set's value for FID and the like).
-        spread: Metric -> standard deviation over the runs.
+        metrics: Metric -> mean over the runs that have it (the set's value for FID and the like).
+        spread: Metric -> standard deviation over those runs.
     """
 
     method: str
@@ -110,7 +110,7 @@ def _summary(
 
 
 def judge_pictures(plan: Plan, folder: Path, summaries: Sequence[Summary], judges: Mapping[str, Judge]) -> None:
-    """Adds metrics of whole sets (FID, CLIP score, ImageReward) from the pictures of a sweep, in place."""
+    """Adds what judges say of the saved pictures of a sweep, the references' own among them, in place."""
     methods = {method.name: method for method in plan.methods}
     base = {method.steps: method for method in plan.methods if method.is_reference}
     for summary in summaries:
@@ -119,9 +119,11 @@ def judge_pictures(plan: Plan, folder: Path, summaries: Sequence[Summary], judge
         keys = sorted(pictures.keys() & plain.keys())
         prompts = [plan.prompts[prompt] for prompt, _ in keys]
         for name, judge in judges.items():
-            if len(keys) > 1:
-                files = [pictures[key] for key in keys], [plain[key] for key in keys]
-                summary.metrics[name] = judge(*files, prompts)
+            values = judge([pictures[key] for key in keys], [plain[key] for key in keys], prompts) if keys else []
+            if values:
+                summary.metrics[name] = statistics.fmean(values)
+            if len(values) > 1:
+                summary.spread[name] = statistics.pstdev(values)
 
 
 def write_results(plan: Plan, folder: Path, summaries: Sequence[Summary]) -> tuple[Path, Path]:
@@ -165,6 +167,7 @@ METRIC_NAMES = {
     "fid": "FID to base",
     "clip": "CLIP score",
     "imagereward": "ImageReward",
+    "adherence": "prompt adherence",
 }
 
 

@@ -2,12 +2,15 @@
 
 import csv
 import json
+from random import Random
 
 import pytest
 import typer
+from PIL import Image
 from prompted import CALL, prompted
 from typer.testing import CliRunner
 
+from ddit_rt.demo.scenes import Noun, render, sample_scene
 from ddit_rt.evaluate import commands, fit_teacache
 from ddit_rt.evaluate.standard import standard_plan
 
@@ -53,6 +56,42 @@ def test_eval_with_a_methods_file(run, tmp_path):
     (out / "results.json").unlink()
     run("eval", "tiny", "--output", out, "--report")
     assert (out / "results.json").exists()
+
+
+def test_adherence_is_read_from_the_saved_pictures_of_the_demo(run, tmp_path):
+    methods = [
+        {"name": "base", "kind": "base", "steps": 2, "reference": 2},
+        {"name": "fewer", "kind": "fewer steps", "steps": 1, "reference": 2},
+    ]
+    (tmp_path / "methods.json").write_text(json.dumps(methods))
+    (tmp_path / "prompts.txt").write_text("a red apple\na photo of a cat\na ball behind a fence\n")
+    out = tmp_path / "out"
+    given = ["--output", out, "--prompts", tmp_path / "prompts.txt", "--methods", tmp_path / "methods.json"]
+    assert "1 of 3 prompts are outside" in " ".join(run("eval", "demo", *given, "--metrics", "psnr,adherence").split())
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert all(0 <= result["metrics"]["adherence"] <= 1 for result in results), "the base has its own"
+    column = [float(row["adherence"]) for row in csv.DictReader((out / "results.csv").open())]
+    assert column == pytest.approx([result["metrics"]["adherence"] for result in results], rel=1e-4)
+    assert "prompt adherence" in (out / "index.html").read_text() and (out / "curve-adherence-2.png").exists()
+
+    run("eval", "demo", "--output", out, "--report", "--metrics", "psnr")
+    assert "adherence" not in (out / "results.csv").read_text()
+    Image.fromarray(render(_scene_with_an_apple(), 128)).save(out / "pictures" / "fewer" / "0000-0.png")
+    run("eval", "demo", "--output", out, "--report")
+    fewer = json.loads((out / "results.json").read_text())["results"][1]
+    assert fewer["metrics"]["adherence"] >= 0.5, "both statements of the first prompt, and none is asked of the second"
+
+
+def _scene_with_an_apple():
+    scenes = (sample_scene(Random(seed)) for seed in range(10**4))
+    return next(s for s in scenes if s.nouns == (Noun("apple", "red", "plain", False),) and s.fence is None)
+
+
+def test_adherence_is_left_out_for_other_models(run, tmp_path):
+    (tmp_path / "methods.json").write_text(json.dumps([{"name": "base", "kind": "base", "steps": 1, "reference": 1}]))
+    given = ["--output", tmp_path / "out", "--count", 1, "--methods", tmp_path / "methods.json"]
+    assert "left out adherence" in run("eval", "tiny", *given, "--metrics", "psnr,adherence")
+    assert "prompt adherence" not in run("eval", "tiny", "--output", tmp_path / "out", "--report").lower()
 
 
 @pytest.mark.parametrize(

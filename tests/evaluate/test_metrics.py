@@ -66,7 +66,8 @@ def test_fid_on_fixed_features(tmp_path):
     mean = np.square(base.mean(0) - fast.mean(0)).sum()
     covariances = np.cov(base.T), np.cov(fast.T)
     expected = mean + np.trace(covariances[0] + covariances[1] - 2 * linalg.sqrtm(covariances[0] @ covariances[1]).real)
-    assert fid(MeanColour(), batch=5)(sets[1], sets[0], []) == pytest.approx(expected, rel=1e-4)
+    assert fid(MeanColour(), batch=5)(sets[1], sets[0], []) == [pytest.approx(expected, rel=1e-4)]
+    assert fid(MeanColour())(sets[1][:1], sets[0][:1], []) == []
 
 
 def test_unavailable_metrics_say_what_is_missing():
