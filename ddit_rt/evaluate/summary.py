@@ -63,7 +63,7 @@ def summarise(plan: Plan, rows: Sequence[Row]) -> list[Summary]:
             runs.setdefault(row["method"], {})[row["prompt"], row["seed"]] = row
     base = {method.steps: method.name for method in plan.methods if method.is_reference}
     return [
-        _summary(method, runs[method.name], runs.get(base[method.reference], {}), flops, base[method.reference])
+        _summary(method, runs[method.name], flops, base[method.reference])
         for method in plan.methods
         if method.name in runs
     ]
@@ -72,13 +72,12 @@ def summarise(plan: Plan, rows: Sequence[Row]) -> list[Summary]:
 def _summary(
     method: Method,
     runs: Mapping[tuple[int, int], Row],
-    reference: Mapping[tuple[int, int], Row],
     flops: Mapping[str, float],
     base: str,
 ) -> Summary:
     seconds = [row["seconds"] for row in runs.values()]
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    ratios = [reference[key]["seconds"] / row["seconds"] for key, row in runs.items() if key in reference]
+    ratios = [row["reference_seconds"] / row["seconds"] for row in runs.values()]
     own = flops.get(method.name)
     first = next(iter(runs.values()))
     names = [] if method.is_reference else [name for name in PAIRED if name in first]
@@ -98,7 +97,7 @@ def _summary(
         seconds=middle,
         seconds_low=low,
         seconds_high=high,
-        speedup=statistics.median(ratios) if ratios else float("nan"),
+        speedup=statistics.median(ratios),
         flops=own,
         flops_speedup=flops[base] / own if own and base in flops else None,
         tokens=mean("tokens"),

@@ -161,10 +161,10 @@ def run_sweep(
 ) -> list[Row]:
     """Runs what is missing of a plan.
 
-    Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``peak_bytes`` (CUDA), ``schedule``,
-    ``tokens``, ``cached`` and ``speedup_estimate`` (of the report, where there is one), and a value per metric. Lines
-    with ``flops`` hold what the first prompt's transformer runs executed, counted in a separate run that warms up and
-    is not timed.
+    Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in the
+    same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
+    ``speedup_estimate`` (of the report, where there is one), and a value per metric. Lines with ``flops`` hold what the
+    first prompt's transformer runs executed, counted in a separate run that warms up and is not timed.
 
     Args:
         pipe: The pipeline; left plain.
@@ -201,15 +201,16 @@ def run_sweep(
             needed = {method.reference for method in todo if not method.is_reference}
             # a reference that is done runs again where a comparison with it is missing
             again = [m for m in plan.methods if m.is_reference and m.steps in needed and m not in todo]
-            bases: dict[int, torch.Tensor] = {}
+            bases: dict[int, Outcome] = {}
             for method in turns([*again, *todo], turn):
                 bar.set_description(f"{method.name:<28.28} prompt {prompt}")
                 row, outcome = _measure(pipe, method, plan, prompt, seed, warm_ups)
                 if method.is_reference:
-                    bases[method.steps] = outcome.frames
+                    bases[method.steps] = outcome
                 if method in again:
                     continue
-                row |= _score(scorers, outcome.frames, bases[method.reference])
+                row["reference_seconds"] = bases[method.reference].seconds
+                row |= _score(scorers, outcome.frames, bases[method.reference].frames)
                 if pictures:
                     _keep(outcome.frames, folder / "pictures" / method.name, plan.prompts[prompt], prompt, seed)
                 writer.add(row)

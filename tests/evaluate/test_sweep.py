@@ -124,8 +124,9 @@ def test_flops_are_what_the_families_say(pipe):
 def test_summary_by_hand():
     rows = [{"method": "base", "flops": 100.0}, {"method": "fewer", "flops": 50.0}]
     for prompt, (base, fewer, value) in enumerate([(4.0, 2.0, 30.0), (8.0, 2.0, 34.0), (6.0, 2.0, 35.0)]):
-        rows.append({"method": "base", "prompt": prompt, "seed": 0, "seconds": base, "psnr": 100.0})
-        rows.append({"method": "fewer", "prompt": prompt, "seed": 0, "seconds": fewer, "psnr": value})
+        shared = {"prompt": prompt, "seed": 0, "reference_seconds": base}
+        rows.append({"method": "base", "seconds": base, "psnr": 100.0, **shared})
+        rows.append({"method": "fewer", "seconds": fewer, "psnr": value, **shared})
     base, fewer = summarise(plan(methods=METHODS[:2]), rows)
     assert (base.seconds, base.seconds_low, base.seconds_high, base.speedup, base.metrics) == (6.0, 5.0, 7.0, 1.0, {})
     assert (fewer.seconds, fewer.speedup, fewer.flops_speedup, fewer.runs) == (2.0, 3.0, 2.0, 3)
