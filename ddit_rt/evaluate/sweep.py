@@ -161,8 +161,8 @@ def run_sweep(
 ) -> list[Row]:
     """Runs what is missing of a plan.
 
-    Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in the
-    same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
+    Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in
+    the same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
     ``speedup_estimate`` (of the report, where there is one), and a value per metric. Lines with ``flops`` hold what the
     first prompt's transformer runs executed, counted in a separate run that warms up and is not timed.
 
