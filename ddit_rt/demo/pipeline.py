@@ -29,6 +29,9 @@ CALL_DEFAULTS: dict[str, Any] = {
 }
 """Keyword arguments for calling the demo pipeline: sizes in pixels; classifier-free guidance, none distilled."""
 
+ADAPTER = MODEL_DIR / "adapter.safetensors"
+"""The trained adapter that ships with the model."""
+
 DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""
 

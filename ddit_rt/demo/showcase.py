@@ -20,19 +20,22 @@ from ..evaluate import Outcome, generate, psnr, ssim
 from ..evaluate.methods import one_in
 from ..evaluate.outcome import save
 from ..schedule.plots import plot_reports
-from .pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
+from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
 
 SHOWN = ("plain", "detailed")
 
-RIVALS = {
-    "delta (default)": "delta",
-    "naive PI-resize": "naive",
-    "linear extrapolation, no model call": "extrapolate",
-    "reuse, no model call": "reuse",
+RIVALS: dict[str, dict[str, Any]] = {
+    "adapter (trained)": {"coarse": "adapter", "adapter": ADAPTER},
+    "adapter with delta": {"coarse": "adapter-delta", "adapter": ADAPTER},
+    "delta (default without an adapter)": {"coarse": "delta"},
+    "band-split": {"coarse": "band-split"},
+    "naive PI-resize": {"coarse": "naive"},
+    "linear extrapolation, no model call": {"coarse": "extrapolate"},
+    "reuse, no model call": {"coarse": "reuse"},
 }
-"""Row -> ``coarse`` setting; one schedule for all: an eighth of the steps fine, then one in three, the others 2p."""
+"""Row -> settings; one schedule for all: an eighth of the steps fine, then one in three, the others at 2p."""
 
-RIVAL_SEEDS = 4
+RIVAL_SEEDS = 2
 """Noises to average the rivals over: from one to the next their order changes."""
 
 
@@ -151,8 +154,8 @@ def _rivals(run: Runner, output: Path, steps: int) -> dict[str, Any]:
                     picture = f"{name}-{fine}-steps.png"
                     outcome = run(f"{name}: {fine} steps", prompt, settings, seed, num_inference_steps=fine)
                 else:
-                    settings = {"coarse": RIVALS[row], "schedule": schedule}
-                    picture = f"{name}-{RIVALS[row]}.png"
+                    settings = {**RIVALS[row], "schedule": schedule}
+                    picture = f"{name}-{settings['coarse']}.png"
                     outcome = run(f"{name}: {row}", prompt, settings, seed)
                 assert outcome.report is not None
                 values["psnr"].setdefault(name, []).append(psnr(outcome.frames, base.frames))
