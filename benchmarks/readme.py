@@ -97,6 +97,37 @@ def evaluation_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+SHOWN = {
+    "base": "plain",
+    "ddit-2x": "DDiT 2x",
+    "ddit-free-2x": "DDiT, free steps, 2x",
+    "extrapolate-3": "extrapolate, 1 in 3",
+    "delta-2p-3": "delta 2p, 1 in 3",
+    "adapter-2p-3": "adapter 2p, 1 in 3",
+    "teacache-2x": "TeaCache 2x",
+    "band-split-3": "band-split 2p, 1 in 3",
+    "naive-3": "naive 2p, 1 in 3",
+}
+SHOWN_PROMPTS = 5
+
+
+def sheet(results: dict, target: Path) -> None:
+    """Some methods side by side, from the evaluation's saved pictures: a column per method, a row per prompt."""
+    steps = max(row["reference"] for row in results["results"])
+    psnr = {row["method"]: row["metrics"].get("psnr") for row in results["results"]}
+    figure = Figure(figsize=(1.5 * len(SHOWN), 1.6 * SHOWN_PROMPTS + 0.4), layout="constrained")
+    grid = figure.subplots(SHOWN_PROMPTS, len(SHOWN), squeeze=False)
+    for row in range(SHOWN_PROMPTS):
+        for column, (method, title) in enumerate(SHOWN.items()):
+            axes, name = grid[row][column], f"{method}@{steps}"
+            axes.imshow(Image.open(EVALUATION / "pictures" / name / f"{row:04d}-0.png"))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not row:
+                axes.set_title(title if method == "base" else f"{title}\n{psnr[name]:.0f} dB on average", fontsize=7)
+    figure.savefig(target, dpi=110)
+
+
 def picture(result: dict, folder: Path, target: Path) -> None:
     """Plain beside accelerated per prompt, over the strip of patch sizes."""
     prompts = result["prompts"]
@@ -140,6 +171,8 @@ def main() -> None:
     if (EVALUATION / "results.json").is_file():
         results = json.loads((EVALUATION / "results.json").read_text(encoding="utf-8"))
         text = put(text, "evaluation-table", evaluation_table(results))
+        if (EVALUATION / "pictures").is_dir():
+            sheet(results, DOCS / "methods.png")
     readme.write_text(text, encoding="utf-8")
 
 
