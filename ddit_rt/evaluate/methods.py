@@ -13,6 +13,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 
 from ..config import TeaCacheConfig
 from ..errors import ConfigError
+from .peers import check_settings
 
 CACHES: dict[str, Any] = {
     "teacache": TeaCacheConfig,
@@ -33,7 +34,8 @@ class Method:
         steps: Denoising steps.
         reference: Denoising steps of the plain run it is compared with.
         settings: Arguments of :func:`ddit_rt.accelerate` with ``cache`` as a mapping such as
-            ``{"type": "teacache", "threshold": 0.4}``; None for the plain pipeline.
+            ``{"type": "teacache", "threshold": 0.4}``; or ``{"peer": {"type": "dbcache", ...}}`` for another library
+            (:data:`~ddit_rt.evaluate.peers.PEERS`) with its options; None for the plain pipeline.
     """
 
     name: str
@@ -46,15 +48,23 @@ class Method:
     def is_reference(self) -> bool:
         return self.settings is None and self.steps == self.reference
 
+    @property
+    def peer(self) -> Mapping[str, Any] | None:
+        """Type and options of the other library that the method runs; None for methods of our own."""
+        return self.settings.get("peer") if self.settings is not None else None
+
     def arguments(self) -> dict[str, Any] | None:
-        """The arguments of ``accelerate``, with the cache's config made.
+        """The settings for :func:`~ddit_rt.evaluate.outcome.generate`, with the cache's config made.
 
         Raises:
-            ConfigError: an unknown cache.
+            ConfigError: an unknown cache or peer.
         """
         if self.settings is None:
             return None
         settings = dict(self.settings)
+        if "peer" in settings:
+            check_settings(self.name, settings)
+            return settings
         if isinstance(settings.get("cache"), Mapping):
             cache = dict(settings["cache"])
             kind = cache.pop("type", None)
@@ -170,6 +180,27 @@ def cache_methods(
             cached(f"taylorseer-{n}", "TaylorSeer", type="taylorseer", cache_interval=n, use_lite_mode=True)
             for n in taylorseer
         ),
+    ]
+
+
+def dbcache_methods(steps: int, blocks: int, thresholds: Sequence[float] = (0.08, 0.12, 0.24)) -> list[Method]:
+    """cache-dit's DBCache over its threshold, with its defaults as far as they fit.
+
+    Args:
+        blocks: Transformer blocks of the model.
+        thresholds: ``residual_diff_threshold``; cache-dit's default is 0.08.
+    """
+    # the first 8 blocks always run by default, a seventh of FLUX, but all there is in a small model
+    fitted = {"Fn_compute_blocks": 8 if blocks >= 24 else 1, "max_warmup_steps": min(8, steps // 3)}
+    return [
+        Method(
+            f"dbcache-{threshold:g}@{steps}",
+            "DBCache",
+            steps,
+            steps,
+            {"peer": {"type": "dbcache", "residual_diff_threshold": threshold, **fitted}},
+        )
+        for threshold in thresholds
     ]
 
 

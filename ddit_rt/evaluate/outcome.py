@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from PIL import Image
 
 from ..accelerate import accelerated, report, restore
 from ..schedule import Report
+from .flops import counted_flops
+from .peers import peer_enabled
 
 
 @dataclass
@@ -23,31 +26,57 @@ class Outcome:
     Attributes:
         frames: (B, 3, H, W) or (B, F, 3, H, W) float32 in [0, 1], on the CPU.
         seconds: Wall clock of the whole call, text encoding and VAE included.
-        report: Steps of the call; None for the plain pipeline.
+        report: Steps of the call; None for the plain pipeline and for a peer.
+        cached: Steps that a peer took from its cache, if it says so; with two transformer runs per step, their mean.
+        flops: Of the transformer, as executed; None where they were not counted.
     """
 
     frames: torch.Tensor
     seconds: float
     report: Report | None
+    cached: float | None = None
+    flops: float | None = None
 
 
-def generate(pipe: Any, settings: Mapping[str, Any] | None, seed: int, *, warm_ups: int = 0, **call: Any) -> Outcome:
+def generate(
+    pipe: Any,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    *,
+    warm_ups: int = 0,
+    count_flops: bool = False,
+    **call: Any,
+) -> Outcome:
     """Calls ``pipe`` once, plain or accelerated, from the noise that ``seed`` gives.
 
     Args:
         pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
-        settings: Arguments of :func:`ddit_rt.accelerate`, or None for the plain pipeline.
+        settings: Arguments of :func:`ddit_rt.accelerate`, ``{"peer": {...}}`` for one of
+            :data:`~ddit_rt.evaluate.peers.PEERS`, or None for the plain pipeline.
         seed: Of a CPU generator, so that all devices start from the same noise.
         warm_ups: The same call so many times before the one that counts; on CUDA the first captures graphs.
+        count_flops: Count what the transformer executes, without CUDA graphs. Such a run is slow: no timing.
         **call: Arguments of the pipeline.
+
+    Raises:
+        ConfigError: the peer is not installed, or settings are out of range.
     """
     restore(pipe)
-    if settings is None:
+    peer = settings.get("peer") if settings is not None else None
+    own = settings if peer is None else None
+    with ExitStack() as stack:
+        cached = stack.enter_context(peer_enabled(pipe, peer, call)) if peer is not None else None
+        flops = stack.enter_context(counted_flops(pipe)) if count_flops else None
+        if own is not None:
+            stack.enter_context(accelerated(pipe, **{**own, "cuda_graphs": False} if count_flops else own))
         frames, seconds = _timed(pipe, seed, call, warm_ups)
-        return Outcome(frames, seconds, None)
-    with accelerated(pipe, **settings):
-        frames, seconds = _timed(pipe, seed, call, warm_ups)
-        return Outcome(frames, seconds, report(pipe))
+        return Outcome(
+            frames,
+            seconds,
+            report(pipe) if own is not None else None,
+            cached() if cached is not None else None,
+            flops.total if flops is not None else None,
+        )
 
 
 def _timed(pipe: Any, seed: int, call: Mapping[str, Any], warm_ups: int) -> tuple[torch.Tensor, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,21 @@ from ..families import denoisers, family_of
 from ..loading import DEMO, call_defaults
 from ..runtime.teacache import THRESHOLDS
 from .calibrate import calibrate
-from .methods import Method, adapter_methods, cache_methods, fixed_methods, policy_methods, read_methods, warm_up_of
+from .methods import (
+    Method,
+    adapter_methods,
+    cache_methods,
+    dbcache_methods,
+    fixed_methods,
+    policy_methods,
+    read_methods,
+    warm_up_of,
+)
+from .peers import INSTALL, block_count, is_installed
 from .sweep import Plan
 from .teafit import fit_teacache
+
+logger = logging.getLogger(__name__)
 
 TEACACHE_SPEEDUPS = (1.5, 2.0, 3.0)
 """Share of skipped steps for which TeaCache's threshold is found where no published one applies."""
@@ -77,6 +90,9 @@ def standard_plan(
     if methods_file is not None:
         methods = read_methods(methods_file)
     else:
+        if not is_installed("dbcache"):
+            # a line of progress would be gone with the next
+            logger.warning("DBCache is not compared, since cache-dit is not installed: %s adds it", INSTALL)
         methods = []
         for number, count in enumerate(steps):
             methods += _methods(pipe, model, prompts, count, arguments, adapter, number == 0, progress)
@@ -113,6 +129,8 @@ def _methods(
         published = THRESHOLDS[_trunk_name(pipe)]
         teacache = {f"{published * factor:g}": published * factor for factor in ((0.6, 1, 1.5, 2) if full else (1,))}
     methods += cache_methods(steps, teacache, coefficients, (0.1,), (3, 5) if full else (4,))
+    if is_installed("dbcache"):
+        methods += dbcache_methods(steps, block_count(pipe), (0.08, 0.12, 0.24) if full else (0.12,))
     cache: dict[str, Any] = {"type": "teacache", "threshold": min(teacache.values())}
     if coefficients is not None:
         cache["coefficients"] = list(coefficients)

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
-from .flops import counted_flops
 from .methods import Method, check_methods
 from .metrics import PAIRED
 from .outcome import Outcome, generate, save
+from .peers import require
 
 ROWS = "rows*.jsonl"
 PLAN = "plan.json"
@@ -163,8 +163,9 @@ def run_sweep(
 
     Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in
     the same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
-    ``speedup_estimate`` (of the report, where there is one), and a value per metric. Lines with ``flops`` hold what the
-    first prompt's transformer runs executed, counted in a separate run that warms up and is not timed.
+    ``speedup_estimate`` (of the report, where there is one; ``cached`` also of a peer that says it, whose cached steps
+    still run a few blocks), and a value per metric. Lines with ``flops`` hold what the first prompt's transformer runs
+    executed, counted in a separate run that warms up and is not timed.
 
     Args:
         pipe: The pipeline; left plain.
@@ -179,8 +180,11 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation.
+        ConfigError: the folder holds another evaluation, or a peer that the plan names is not installed.
     """
+    for method in plan.methods:
+        if method.peer is not None:
+            require(method.name, method.peer)
     plan.write(folder)
     index, count = shard
     writer = RowWriter(folder / (f"rows-{index}-of-{count}.jsonl" if count > 1 else "rows.jsonl"))
@@ -226,13 +230,9 @@ def _noise(seed: int, prompt: int) -> int:
     return seed + 1000 * prompt
 
 
-def _count(pipe: Any, method: Method, plan: Plan) -> float:
-    settings = method.arguments()
-    if settings is not None:
-        settings["cuda_graphs"] = False
-    with counted_flops(pipe) as count:
-        generate(pipe, settings, _noise(plan.seeds[0], 0), **_call(plan, method, 0))
-    return count.total
+def _count(pipe: Any, method: Method, plan: Plan) -> float | None:
+    noise = _noise(plan.seeds[0], 0)
+    return generate(pipe, method.arguments(), noise, count_flops=True, **_call(plan, method, 0)).flops
 
 
 def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm_ups: int) -> tuple[Row, Outcome]:
@@ -248,6 +248,8 @@ def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm
         row["tokens"] = sum(step.tokens for step in steps if step.executed != "cached")
         row["cached"] = sum(step.executed == "cached" for step in steps)
         row["speedup_estimate"] = outcome.report.speedup_estimate
+    elif outcome.cached is not None:
+        row["cached"] = outcome.cached
     return row, outcome
 
 
