@@ -143,10 +143,13 @@ def adapter_methods(steps: int, adapter: str) -> list[Method]:
     Args:
         adapter: Its path.
     """
-    given = {"adapter": str(adapter), "coarse": "adapter"}
     cycles = {"2p-3": [1, 2, 2], "4p-3": [1, 4, 4], "4p-6": [1, 4, 4, 4, 4, 4], "mix-100400": [1, 0, 0, 4, 0, 0]}
-    schedules = {name: pattern(steps, cycle) for name, cycle in cycles.items()}
-    return [_fixed(f"adapter-{name}", "adapter", steps, schedule, **given) for name, schedule in schedules.items()]
+    methods = []
+    for coarse, names in (("adapter", list(cycles)), ("adapter-delta", ["2p-3", "4p-3"])):
+        for name in names:
+            schedule = pattern(steps, cycles[name])
+            methods.append(_fixed(f"{coarse}-{name}", coarse, steps, schedule, adapter=str(adapter), coarse=coarse))
+    return methods
 
 
 def cache_methods(
