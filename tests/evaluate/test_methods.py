@@ -35,7 +35,7 @@ def test_standard_methods_are_valid_settings():
             DDiTConfig(**method.arguments())
     names = [method.name for method in methods]
     assert {"base@50", "25-steps@50", "extrapolate-3@50", "delta-2p-3@50", "base@28"} <= set(names)
-    assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 4
+    assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 6
 
 
 def test_cache_of_a_method():
