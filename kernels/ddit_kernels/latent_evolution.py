@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from ddit_kernels._common import Launch, latent_shape, memory_span, power_of_2, split_strides, tl, triton, unpack_latent
 from ddit_kernels._workspace import zeroed
@@ -254,7 +255,7 @@ def evolution_launch(
     )
 
 
-@torch.library.custom_op("ddit::evolution_select", mutates_args=("decision",))
+@library.custom_op("ddit::evolution_select", mutates_args=("decision",))
 def evolution_select(
     increments: list[torch.Tensor],
     patch_sizes: list[int],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, pack_latent, split_strides, tl, triton
 from ddit_kernels._gemm import scale_arguments, scaled, tuned
@@ -209,7 +210,7 @@ def deembed_launch(
     )
 
 
-@torch.library.custom_op("ddit::patch_deembed", mutates_args=())
+@library.custom_op("ddit::patch_deembed", mutates_args=())
 def patch_deembed(
     tokens: torch.Tensor,
     weight: torch.Tensor,

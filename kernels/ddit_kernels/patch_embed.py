@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, split_strides, tl, triton, unpack_latent
 from ddit_kernels._gemm import scale_arguments, scaled, tuned
@@ -186,7 +187,7 @@ def embed_launch(
     )
 
 
-@torch.library.custom_op("ddit::patch_embed", mutates_args=())
+@library.custom_op("ddit::patch_embed", mutates_args=())
 def patch_embed(
     latent: torch.Tensor,
     weight: torch.Tensor,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import library
 
 from ddit_kernels._common import Launch, power_of_2, tl, triton
 
@@ -157,7 +158,7 @@ def quantile_launch(
     )
 
 
-@torch.library.custom_op("ddit::patch_std_quantile", mutates_args=())
+@library.custom_op("ddit::patch_std_quantile", mutates_args=())
 def patch_std_quantile(stds: torch.Tensor, counts: list[int], patch_sizes: list[int], quantile: float) -> torch.Tensor:
     """Quantiles, float32 (B, S), of the standard deviations that :func:`evolution_select` returned."""
     quantiles = torch.empty(stds.shape[0], len(patch_sizes), dtype=torch.float32, device=stds.device)

@@ -14,6 +14,7 @@ from ddit_kernels.patch_deembed import patch_deembed
 from ddit_kernels.patch_embed import patch_embed
 from ddit_kernels.patch_quantile import patch_std_quantile
 from kernel_oracle import CUDA, DEVICE, HAS_TRITON, INTERPRETED, needs_kernels
+from torch import library
 
 from ddit_rt import ops
 
@@ -45,10 +46,10 @@ def test_operators_are_registered_as_they_behave() -> None:
     increments, weight, rows = inputs()
     decision = torch.empty(2, dtype=torch.int32, device=DEVICE)
     tokens, factor = torch.randn(2, 16, 8, device=DEVICE), torch.ones(2, device=DEVICE)
-    torch.library.opcheck(evolution_select, (increments, [2, 4], 0.4, 1e-3, None, decision))
-    torch.library.opcheck(patch_std_quantile, (torch.rand(2, 20, device=DEVICE), [16, 4], [2, 4], 0.4))
-    torch.library.opcheck(patch_embed, (increments[0], weight, None, 2, None, weight[:, 0, 0, 0], 1, 0.5, None, None))
-    torch.library.opcheck(patch_deembed, (tokens, rows, None, 2, [4, 4], increments[0], 1.0, factor, 1, [8, 8], False))
+    library.opcheck(evolution_select, (increments, [2, 4], 0.4, 1e-3, None, decision))
+    library.opcheck(patch_std_quantile, (torch.rand(2, 20, device=DEVICE), [16, 4], [2, 4], 0.4))
+    library.opcheck(patch_embed, (increments[0], weight, None, 2, None, weight[:, 0, 0, 0], 1, 0.5, None, None))
+    library.opcheck(patch_deembed, (tokens, rows, None, 2, [4, 4], increments[0], 1.0, factor, 1, [8, 8], False))
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_kernels)])
