@@ -33,21 +33,20 @@ def draw_shard(seed: int, index: int, sizes: Sizes) -> tuple[list[np.ndarray], l
     return [np.stack([picture[i] for picture in pictures]) for i in range(len(sizes.resolutions))], captions
 
 
-def _shard_path(run: Path, index: int) -> Path:
-    return run / "latents" / f"shard_{index:05d}.pt"
+def _shard_path(run: Path, folder: str, index: int) -> Path:
+    return run / folder / f"shard_{index:05d}.pt"
 
 
-def _maps_path(run: Path, index: int) -> Path:
-    return run / "maps" / f"shard_{index:05d}.pt"
+def _missing(run: Path, folder: str, sizes: Sizes) -> list[int]:
+    return [i for i in range(sizes.scenes // sizes.shard_scenes) if not _shard_path(run, folder, i).exists()]
 
 
 def make_maps(run: Path, sizes: Sizes, seed: int) -> None:
     """Write the maps of every shard that lacks them, from the seed its scenes were drawn from."""
-    missing = [i for i in range(sizes.scenes // sizes.shard_scenes) if not _maps_path(run, i).exists()]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as painters:
-        jobs = [(index, painters.submit(draw_maps, seed, index, sizes)) for index in missing]
+        jobs = [(i, painters.submit(draw_maps, seed, i, sizes)) for i in _missing(run, "maps", sizes)]
         for index, job in jobs:
-            save_atomic(_maps_path(run, index), job.result())
+            save_atomic(_shard_path(run, "maps", index), job.result())
 
 
 def make_latents(run: Path, sizes: Sizes, log: RunLog, seed: int, device: str) -> None:
@@ -55,16 +54,15 @@ def make_latents(run: Path, sizes: Sizes, log: RunLog, seed: int, device: str) -
     make_maps(run, sizes, seed)
     vae = load_vae(run, sizes).to(device)
     tokenizer = build_tokenizer(sizes)
-    missing = [i for i in range(sizes.scenes // sizes.shard_scenes) if not _shard_path(run, i).exists()]
     # Spawned, not forked: a fork would inherit torch's thread pool in an undefined state.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as painter:
-        jobs = [(index, painter.submit(draw_shard, seed, index, sizes)) for index in missing]
+        jobs = [(i, painter.submit(draw_shard, seed, i, sizes)) for i in _missing(run, "latents", sizes)]
         for index, job in jobs:
             pictures, captions = job.result()
             ids = tokenize(tokenizer, captions, sizes).to(torch.uint8)
             latents = [torch.cat([encode(vae, chunk).half().cpu() for chunk in _chunks(pool)]) for pool in pictures]
             ids = ids.unflatten(0, (sizes.shard_scenes, sizes.captions))
-            save_atomic(_shard_path(run, index), {"latents": latents, "ids": ids})
+            save_atomic(_shard_path(run, "latents", index), {"latents": latents, "ids": ids})
             log.write("latents", shard=index, std=[round(z.float().std().item(), 3) for z in latents])
 
 
@@ -91,7 +89,7 @@ class LatentStore:
             raise FileNotFoundError(f"{run / 'latents'} holds no shard: run --stage latents first")
         shards = [load_state(path, "run --stage latents first") for path in paths]
         latents = [torch.cat([shard["latents"][i] for shard in shards]) for i in range(len(sizes.resolutions))]
-        drawn = [load_state(_maps_path(run, i), "run --stage latents first") for i in range(len(paths))]
+        drawn = [load_state(_shard_path(run, "maps", i), "run --stage latents first") for i in range(len(paths))]
         maps = [torch.cat([shard[i] for shard in drawn]) for i in range(len(sizes.resolutions))]
         return LatentStore(latents, maps, torch.cat([shard["ids"] for shard in shards]))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .common import Sizes
 from .scenes import SHAPES, Scene, caption, sample_scene
-from .shapes import cover_thing, draw_fence
+from .shapes import covers, draw_fence
 
 _SHAPES = list(SHAPES)
 _FENCE = len(_SHAPES) + 1
@@ -31,10 +31,7 @@ _COORDINATE_SCALE = 50
 def scene_map(scene: Scene, sides: tuple[int, ...]) -> list[np.ndarray]:
     """Per side n, int8 (3, n, n): class, then x and y in the covering thing's frame times 50 (0 where none is)."""
     side = 4 * max(sides)
-    cover = Image.new("L", (side, side), 0)
-    for index, thing in enumerate(scene.things):
-        cover_thing(cover, thing, index + 1)
-    owner = np.asarray(cover)
+    owner = covers(scene.things, side)
     fence = np.zeros_like(owner)
     if scene.fence is not None:
         canvas = Image.new("RGB", (side, side))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ class _Frame:
         return mask
 
 
-def cover_thing(canvas: Image.Image, thing: Thing, value: int) -> None:
+def _cover_thing(canvas: Image.Image, thing: Thing, value: int) -> None:
     """Fill everything that `draw_thing` paints with one grey `value` of a square "L" canvas."""
     frame = _Frame.of(thing, canvas.size[0])
     canvas.paste(value, (frame.left, frame.top), frame.mask())
@@ -167,6 +169,14 @@ def cover_thing(canvas: Image.Image, thing: Thing, value: int) -> None:
     parts = [points for points, _ in _details(thing)] + ([_TRUNK] if thing.shape == "tree" else [])
     for points in parts:
         draw.polygon(frame.on_canvas(points), fill=value)
+
+
+def covers(things: Sequence[Thing], side: int) -> np.ndarray:
+    """Which thing is seen at each pixel: uint8 (side, side), 1 for the first of `things`, 0 where none is."""
+    canvas = Image.new("L", (side, side), 0)
+    for number, thing in enumerate(things, start=1):
+        _cover_thing(canvas, thing, number)
+    return np.asarray(canvas)
 
 
 def draw_thing(canvas: Image.Image, thing: Thing) -> None:

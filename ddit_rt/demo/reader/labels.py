@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ..scenes import BACKGROUNDS, COLOURS, RGB, SHAPES, TEXTURES, Scene, render
-from ..shapes import cover_thing
+from ..shapes import covers
 from .network import CELLS, SIDE
 
 IGNORED = -1
@@ -49,15 +48,12 @@ def colour_name(colour: RGB) -> str:
 
 
 def _places(scene: Scene) -> np.ndarray:
-    side = 4 * CELLS
-    cover = Image.new("L", (side, side), 0)
     out = np.array([[0], [IGNORED], [IGNORED]]) * np.ones((3, 1 + len(scene.things)), np.int64)
     for index, thing in enumerate(scene.things, start=1):
-        cover_thing(cover, thing, index)
         # A zebra's colour is never said.
         colour = IGNORED if thing.shape == "zebra" else _COLOURS.index(colour_name(thing.colour))
         out[:, index] = 1 + _SHAPES.index(thing.shape), colour, TEXTURES.index(thing.texture)
-    return out[:, np.asarray(cover)[2::4, 2::4]]
+    return out[:, covers(scene.things, 4 * CELLS)[2::4, 2::4]]
 
 
 def _wholes(scene: Scene) -> tuple[int, int, int]:
