@@ -10,16 +10,13 @@ import torch
 from PIL import Image
 
 from ..evaluate import generate, psnr
+from ..evaluate.methods import one_in
 from ..granularity import Adapter
 
 _SEED = 12345
+_WARM_UP, _EVERY = 4, 3  # fine steps first, then one fine step in so many
 _DIRECT, _DELTA = ("band-split", "adapter"), ("delta", "adapter-delta")
 _PATHS = {"direct": (_DIRECT,), "delta": (_DELTA,), "both": (_DIRECT, _DELTA)}
-
-
-def schedule(steps: int, multiple: int, warmup: int = 4, every: int = 3) -> list[int]:
-    """``warmup`` fine steps, then one fine step in ``every``, the others at ``multiple``."""
-    return [1 if index < warmup or (index - warmup) % every == every - 1 else multiple for index in range(steps)]
 
 
 def pictures(
@@ -48,10 +45,10 @@ def pictures(
     if getattr(pipe, "vae", None) is None:
         return {}
     steps = int(call.get("num_inference_steps", 50))
-    free = {"schedule": schedule(steps, adapter.spec.multiples[0]), "coarse": "extrapolate"}
+    free = {"schedule": one_in(steps, _EVERY, adapter.spec.multiples[0], _WARM_UP, tail=0), "coarse": "extrapolate"}
     ways: list[tuple[str, dict[str, Any]]] = [("forecast", free)]
     for k in adapter.spec.multiples:
-        plan = {"schedule": schedule(steps, k), "multiples": (1, k)}
+        plan = {"schedule": one_in(steps, _EVERY, k, _WARM_UP, tail=0), "multiples": (1, k)}
         for untrained, trained in _PATHS[objective]:
             ways.append((f"{untrained}@{k}p", {**plan, "coarse": untrained}))
             ways.append((f"{trained}@{k}p", {**plan, "adapter": adapter, "coarse": trained}))
