@@ -1,4 +1,4 @@
-"""The command line: ddit-rt demo | generate | inspect | calibrate, and eval, analyse, distill from their rooms."""
+"""The command line: ddit-rt demo | generate | inspect | calibrate; eval, analyse, distill, fit from their rooms."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from .distill.commands import add_commands as add_distillation
 from .errors import ConfigError, DDiTError
 from .evaluate.commands import add_commands as add_evaluation
+from .fitting.commands import add_commands as add_fitting
 
 app = typer.Typer(
     name="ddit-rt",
@@ -72,7 +73,9 @@ def generate(
     threshold: Annotated[float, typer.Option(help="τ: a size is smooth enough when its σ is below.")] = 1e-3,
     quantile: Annotated[float, typer.Option(help="ρ: share of patches that have to be smooth.")] = 0.4,
     order: Annotated[int, typer.Option(help="Order of the finite difference, 1 to 3.")] = 3,
-    schedule: Annotated[str | None, typer.Option(help="Multiples by hand, one per step: 1,1,1,2,4,...")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Multiples, one per step (1,1,1,2,4,...), or a file of `ddit-rt fit`.")
+    ] = None,
     coarse: Coarse = "auto",
     adapter: Annotated[str | None, typer.Option(help="Trained adapter.")] = None,
     seed: Seed = 0,
@@ -168,7 +171,7 @@ def inspect(
 @app.command()
 def calibrate(
     model: Model,
-    speedup: Annotated[float, typer.Option(help="Wanted ratio of FLOP, fine over accelerated.")] = 2.0,
+    speedup: Annotated[float, typer.Option(help="Wanted ratio of FLOP, fine over accelerated.")] = 1.5,
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     height: Height = None,
     width: Width = None,
@@ -218,14 +221,21 @@ def _default_prompts(model: str) -> list[str]:
 
 
 def _multiples(text: str) -> list[int]:
+    if text.endswith(".json"):
+        from .fitting import FittedSchedule
+
+        return FittedSchedule.load(text).schedule
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"schedule={text!r}: write multiples with commas, as in 1,1,1,2,4.") from None
+        raise ConfigError(
+            f"schedule={text!r}: write multiples with commas, as in 1,1,1,2,4, or name a .json of `ddit-rt fit`."
+        ) from None
 
 
 add_evaluation(app)
 add_distillation(app)
+add_fitting(app)
 
 
 def main() -> None:

@@ -9,6 +9,10 @@ class ConfigError(DDiTError, ValueError):
     """A setting of :class:`ddit_rt.DDiTConfig` (or an input tensor) is out of range."""
 
 
+class OutOfReachError(ConfigError):
+    """A wanted speed-up that the other settings do not allow."""
+
+
 class UnsupportedPipelineError(DDiTError, TypeError):
     """The pipeline, its transformer or its scheduler is none that ddit_rt knows how to run coarsely."""
 

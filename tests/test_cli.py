@@ -65,11 +65,11 @@ def test_inspect_reads_the_configuration() -> None:
 
 
 def test_calibrate_finds_a_threshold() -> None:
-    text = run("calibrate", "demo", "--speedup", "1.5", "--prompt", "a heart", "--trials", "4", "--json", *SMALL)
+    text = run("calibrate", "demo", "--speedup", "1.2", "--prompt", "a heart", "--trials", "4", "--json", *SMALL)
     found = json.loads(text)
     assert found["threshold"] > 0
     assert len(found["trials"]) <= 4
-    assert 1.2 < found["speedup"] < 2.0
+    assert 1.05 < found["speedup"] < 1.4
 
 
 def test_demo_writes_a_page_with_everything_in_it(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ analyse = typer.Typer(help="The paper's analyses on any pipeline: tables, figure
 @analyse.command("order")
 def analyse_order(
     model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
-    speedup: Speedup = 2.0, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
+    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
     seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Table 3: orders 1 to 3 of the finite difference, at equal FLOP."""
@@ -47,7 +47,7 @@ def analyse_order(
 def analyse_tau(
     model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
     values: Annotated[str | None, typer.Option(help="τ with commas; None spreads them around --speedup's.")] = None,
-    speedup: Speedup = 2.0, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
+    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
     seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Table 4: quality and speed over τ."""
@@ -65,7 +65,7 @@ def analyse_tau(
 def analyse_rho(
     model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
     values: Annotated[str, typer.Option(help="ρ with commas.")] = "0.1,0.2,0.4,0.6,0.8,1.0", tau: Tau = None,
-    speedup: Speedup = 2.0, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
+    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
     seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Quality and speed over ρ, at one τ."""
@@ -109,7 +109,7 @@ def analyse_sigma(
 def analyse_schedules(
     model: Model, output: Folder = Path("analysis"),
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    steps: Steps = 50, tau: Tau = None, speedup: Speedup = 2.0, coarse: Coarse = "auto", height: Size = None,
+    steps: Steps = 50, tau: Tau = None, speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None,
     width: Size = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Figure 10: the schedules that DDiT chooses for several prompts."""

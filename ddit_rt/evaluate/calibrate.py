@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import DDiTConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, OutOfReachError
 from ..schedule import Policy, Report
 from .metrics import psnr
 from .outcome import Outcome, generate
+
+_NEAR = 0.98  # of the wanted speed-up is near enough
+_ALL = 1e6  # a τ that everything lies below
 
 
 @dataclass
@@ -62,6 +65,7 @@ def calibrate(
         **call: Arguments of the pipeline.
 
     Raises:
+        OutOfReachError: the other settings do not let the policy be that fast, whatever τ.
         ConfigError: ``speedup`` <= 1, or no prompt.
     """
     if not speedup > 1:
@@ -70,7 +74,7 @@ def calibrate(
         raise ConfigError("no prompts: give at least one.")
     settings = dict(settings or {})
 
-    def run(threshold: float) -> list[Outcome]:
+    def run(threshold: float, prompts: Sequence[str] = prompts) -> list[Outcome]:
         outcomes = []
         for i, prompt in enumerate(prompts):
             progress(f"τ = {threshold:.2e}: {prompt}")
@@ -80,6 +84,14 @@ def calibrate(
     base = run(0.0)  # multiple 1 throughout, so its pictures are the plain pipeline's, and it records the σ curves
     config = DDiTConfig.make(None, {k: v for k, v in settings.items() if k != "adapter"})
     resolved = config.resolved(has_adapter=settings.get("adapter") is not None)
+    # with every size smooth enough, the spacing rules alone decide, and they know no prompt
+    fastest = _report(run(_ALL, prompts[:1])[0]).speedup_estimate
+    if fastest < _NEAR * speedup:
+        raise OutOfReachError(
+            f"speedup={speedup:g} is out of reach: with warm_up={resolved.warm_up:g}, max_coarse_run="
+            f"{resolved.max_coarse_run}, free_below={resolved.free_below:g} the policy reaches {fastest:.2f} at this "
+            "number of steps, whatever τ. Ask for less, change those settings, or let `ddit-rt fit` find a schedule."
+        )
     low, high = _guess([_report(outcome) for outcome in base], resolved, speedup)
     found: list[Trial] = []
     for _ in range(trials):
@@ -88,7 +100,7 @@ def calibrate(
         mean_speedup = sum(_report(o).speedup_estimate for o in outcomes) / len(outcomes)
         mean_psnr = sum(psnr(o.frames, b.frames) for o, b in zip(outcomes, base)) / len(outcomes)
         found.append(Trial(threshold, mean_speedup, mean_psnr))
-        if abs(mean_speedup / speedup - 1) < 0.02:
+        if abs(mean_speedup / speedup - 1) < 1 - _NEAR:
             break
         slow = [trial.threshold for trial in found if trial.speedup < speedup]
         fast = [trial.threshold for trial in found if trial.speedup >= speedup]

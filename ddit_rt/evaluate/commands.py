@@ -63,7 +63,7 @@ def evaluate(
     """
     from ..loading import load_any
     from .metrics import PAIRED
-    from .standard import standard_plan, with_adapter
+    from .standard import APART, standard_plan, with_adapter
     from .sweep import PLAN, Plan, read_rows, run_sweep
 
     index, number = read_shard(shard)
@@ -90,11 +90,14 @@ def evaluate(
         given = {"height": height, "width": width, "num_frames": frames}
         sizes = {name: value for name, value in given.items() if value is not None}
         usable = _usable(paired, PAIRED)
+        chosen = load_prompts(prompts, count + APART)
+        if len(chosen) <= count:
+            console.print("every prompt is evaluated: thresholds and schedules are fitted to the first of them")
         with console.status("calibrating") as status:
             plan = standard_plan(
-                pipe, model, load_prompts(prompts, count), read_integers(steps, "steps"), list(range(seeds)),
+                pipe, model, chosen[:count], read_integers(steps, "steps"), list(range(seeds)),
                 {**read_object(call, "call"), **sizes}, usable,
-                methods_file=methods, adapter=adapter, progress=status.update,
+                apart=chosen[count:], methods_file=methods, adapter=adapter, progress=status.update,
             )  # fmt: skip
         plan.write(output)
     if plan_only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,8 +82,8 @@ class Method:
 
 
 def warm_up_of(steps: int) -> int:
-    """Fine steps at the beginning of a run, where predictions change most: an eighth, and what fills a history."""
-    return max(3, round(steps / 8))
+    """Fine steps at the beginning of a run, as the policy's default ``warm_up`` and ``order`` leave them."""
+    return max(3, math.ceil(steps / 8))
 
 
 def pattern(steps: int, cycle: Sequence[int], warm_up: int | None = None, tail: int = 1) -> list[int]:
@@ -117,8 +118,7 @@ def fixed_methods(steps: int, full: bool = True) -> list[Method]:
         full: False for the few that a second step count is shown with.
     """
     methods = [Method(f"base@{steps}", "base", steps, steps)]
-    for share in (2, 3, 4) if full else (2, 3):
-        fewer = round(steps / share)
+    for fewer in dict.fromkeys(round(steps / share) for share in ((2, 3, 4) if full else (2, 3))):
         methods.append(Method(f"{fewer}-steps@{steps}", "fewer steps", fewer, steps))
     for n in (2, 3, 4, 6) if full else (2, 3):
         methods.append(_fixed(f"extrapolate-{n}", "linear extrapolation", steps, one_in(steps, n, 0)))
@@ -135,6 +135,16 @@ def fixed_methods(steps: int, full: bool = True) -> list[Method]:
         cycle = [int(letter) for letter in text]
         methods.append(_fixed(f"mix-{text}", "mixed", steps, pattern(steps, cycle), coarse="delta"))
     return methods
+
+
+def fitted_methods(steps: int, name: str, kind: str, schedules: Mapping[str, Sequence[int]]) -> list[Method]:
+    """Schedules that were fitted to the model.
+
+    Args:
+        name: Begins the methods' names.
+        schedules: Label -> schedule.
+    """
+    return [_fixed(f"{name}-{label}", kind, steps, found, coarse="delta") for label, found in schedules.items()]
 
 
 def adapter_methods(steps: int, adapter: str) -> list[Method]:

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.utils.torch_utils import unwrap_module
 
+from ..errors import OutOfReachError
 from ..families import denoisers, family_of
+from ..fitting import measure, search
 from ..loading import DEMO, call_defaults
 from ..runtime.teacache import THRESHOLDS
 from .calibrate import calibrate
@@ -19,6 +21,7 @@ from .methods import (
     adapter_methods,
     cache_methods,
     dbcache_methods,
+    fitted_methods,
     fixed_methods,
     policy_methods,
     read_methods,
@@ -29,9 +32,27 @@ from .sweep import Plan
 from .teafit import fit_teacache
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TEACACHE_SPEEDUPS = (1.5, 2.0, 3.0)
 """Share of skipped steps for which TeaCache's threshold is found where no published one applies."""
+
+APART = 4
+"""Prompts to calibrate and fit on."""
+
+FITTED: tuple[tuple[str, str, tuple[int, ...], tuple[float, ...]], ...] = (
+    ("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 2.5, 3, 4)),
+    ("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5, 2)),
+    ("fitted-free", "fitted, free only", (1, 0), (2, 3, 4)),
+)
+"""Name, curve, kinds of steps and FLOP ratios of the fitted schedules; the latter two show what either kind adds."""
+
+FITTED_BRIEFLY = (
+    ("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 3)),
+    ("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5,)),
+    ("fitted-free", "fitted, free only", (1, 0), (2, 3)),
+)
+"""For further step counts."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ def policies(steps: int) -> list[PolicySpec]:
     spaced = {"warm_up": warm_up, "max_coarse_run": 3}
     free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 3}
     return [
-        PolicySpec("ddit", "DDiT", (2.0,), {}),
+        PolicySpec("ddit", "DDiT", (1.3, 1.6), {}),
         PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
         PolicySpec("ddit-free", "DDiT, free steps", (2.0, 2.5), free),
     ]
@@ -66,14 +87,15 @@ def standard_plan(
     call: Mapping[str, Any],
     metrics: Sequence[str],
     *,
+    apart: Sequence[str] = (),
     methods_file: Path | None = None,
     adapter: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Calibrates what has to be calibrated and lists the methods.
 
-    τ and TeaCache's thresholds are found for the same FLOP ratios, on two prompts. On the demo model TeaCache's
-    coefficients are fitted, since none are published for it; elsewhere the published ones are taken.
+    τ, schedules and TeaCache's thresholds are found for given FLOP ratios. On the demo model TeaCache's coefficients
+    are fitted, since none are published for it; elsewhere the published ones are taken.
 
     Args:
         pipe: The pipeline; left plain.
@@ -81,6 +103,7 @@ def standard_plan(
         prompts, seeds, metrics: Of the :class:`Plan`.
         steps: Plain step counts; the first gets every method, the others a few.
         call: Arguments of the pipeline, on top of the model's own defaults.
+        apart: Prompts to calibrate and fit on, best none of ``prompts``; the first of those if there are none.
         methods_file: Methods to run instead of these.
         adapter: A trained adapter to run too.
         progress: Called with a line of text now and then.
@@ -95,7 +118,7 @@ def standard_plan(
             logger.warning("DBCache is not compared, since cache-dit is not installed: %s adds it", INSTALL)
         methods = []
         for number, count in enumerate(steps):
-            methods += _methods(pipe, model, prompts, count, arguments, adapter, number == 0, progress)
+            methods += _methods(pipe, model, apart or prompts[:APART], count, arguments, adapter, number == 0, progress)
     return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
 
 
@@ -110,7 +133,7 @@ def with_adapter(plan: Plan, adapter: str) -> Plan:
 def _methods(
     pipe: Any,
     model: str,
-    prompts: Sequence[str],
+    apart: Sequence[str],
     steps: int,
     arguments: Mapping[str, Any],
     adapter: Path | None,
@@ -122,7 +145,7 @@ def _methods(
     coefficients = None
     if model == DEMO:
         progress("fitting TeaCache")
-        fit = fit_teacache(pipe, prompts[:2], **call)
+        fit = fit_teacache(pipe, apart[:2], **call)
         coefficients = fit.coefficients
         teacache = {f"{s:g}x": fit.threshold_for(s) for s in (TEACACHE_SPEEDUPS if full else (2.0,))}
     else:
@@ -135,18 +158,39 @@ def _methods(
     if coefficients is not None:
         cache["coefficients"] = list(coefficients)
     for spec in policies(steps):
+
+        def threshold(speedup: float, spec: PolicySpec = spec) -> float:
+            return calibrate(pipe, apart[:2], speedup, spec.settings, 4, 0, progress, **call).threshold
+
         speedups = spec.speedups if full else spec.speedups[-1:]
-        thresholds = {}
-        for speedup in speedups:
-            found = calibrate(pipe, prompts[:2], speedup, spec.settings, 4, 0, progress, **call)
-            thresholds[f"{speedup:g}x"] = found.threshold
+        thresholds = _within_reach(spec.name, steps, speedups, threshold)
         methods += policy_methods(steps, spec.name, spec.kind, thresholds, spec.settings)
         if spec.teacache:
             both = {**spec.settings, "cache": cache}
             methods += policy_methods(steps, f"{spec.name}+teacache", f"{spec.kind} + TeaCache", thresholds, both)
+    outlook = measure(pipe, apart, (2, 4), 0, progress, **call)
+    progress("searching schedules")
+    for name, kind, kinds, speedups in FITTED if full else FITTED_BRIEFLY:
+
+        def schedule(speedup: float, kinds: Sequence[int] = kinds) -> list[int]:
+            return search(outlook, speedup, kinds)
+
+        schedules = _within_reach(name, steps, speedups, schedule)
+        methods += fitted_methods(steps, name, kind, schedules)
     if adapter is not None:
         methods += adapter_methods(steps, str(adapter))
     return methods
+
+
+def _within_reach(name: str, steps: int, speedups: Sequence[float], find: Callable[[float], T]) -> dict[str, T]:
+    """Label -> what ``find`` gives for a speed-up; those out of reach are left out with a warning."""
+    found = {}
+    for speedup in speedups:
+        try:
+            found[f"{speedup:g}x"] = find(speedup)
+        except OutOfReachError as error:
+            logger.warning("%s-%gx@%d is left out: %s", name, speedup, steps, error)
+    return found
 
 
 def _trunk_name(pipe: Any) -> str:

@@ -11,7 +11,9 @@ from prompted import CALL, prompted
 from typer.testing import CliRunner
 
 from ddit_rt.demo.scenes import Noun, render, sample_scene
+from ddit_rt.errors import OutOfReachError
 from ddit_rt.evaluate import commands, fit_teacache
+from ddit_rt.evaluate.calibrate import calibrate
 from ddit_rt.evaluate.standard import standard_plan
 
 
@@ -147,6 +149,20 @@ def test_teacache_fit():
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
 
 
+def test_a_speedup_beyond_the_policys_limits_is_refused_with_what_it_reaches():
+    with pytest.raises(OutOfReachError, match=r"speedup=3 is out of reach: .*max_coarse_run=2.* reaches 1\.\d\d"):
+        calibrate(prompted(), ["a"], 3.0, num_inference_steps=14, **CALL)
+    found = calibrate(prompted(), ["a"], 1.8, {"max_coarse_run": None, "warm_up": 0}, num_inference_steps=14, **CALL)
+    assert found.speedup > 1.5
+
+
+def test_the_standard_plan_leaves_out_what_is_out_of_reach(caplog):
+    plan = standard_plan(prompted(), "demo", ["a", "b"], [5], [0], CALL, ["psnr"])
+    assert "ddit-1.6x@5 is left out: speedup=1.6 is out of reach" in caplog.text
+    assert "fitted-4x@5 is left out" in caplog.text
+    assert {"base@5", "fitted-1.5x@5"} <= {method.name for method in plan.methods}
+
+
 def test_standard_plan_calibrates(monkeypatch):
     from ddit_rt.evaluate import standard
     from ddit_rt.evaluate.calibrate import Calibration
@@ -154,7 +170,9 @@ def test_standard_plan_calibrates(monkeypatch):
     monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
     plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])
     names = {method.name for method in plan.methods}
-    assert {"base@10", "base@8", "ddit-2x@10", "teacache-2x@10", "ddit-free-2.5x@8", "taylorseer-3@10"} <= names
+    assert {"base@10", "base@8", "ddit-1.6x@10", "teacache-2x@10", "ddit-free-2.5x@8", "taylorseer-3@10"} <= names
+    fitted = next(method for method in plan.methods if method.name == "fitted-2x@10")
+    assert len(fitted.settings["schedule"]) == 10 and {"fitted-coarse-1.5x@10", "fitted-free-3x@8"} <= names
     tea = next(method for method in plan.methods if method.name == "teacache-2x@10")
     assert len(tea.settings["cache"]["coefficients"]) == 5
     published = standard_plan(prompted(), "some/model", ["a", "b"], [10], [0], CALL, ["psnr"])

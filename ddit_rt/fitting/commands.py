@@ -1,0 +1,72 @@
+"""``ddit-rt fit``, for the command line to mount."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import ConfigError
+from ..evaluate.options import Arguments, Device, Dtype, Frames, Model, Prompts, Seed, Size, Steps, read_object
+
+console = Console()
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds ``fit`` to the command line."""
+    app.command("fit")(fit)
+
+
+def fit(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="File for the schedule.")] = Path("schedule.json"),
+    speedup: Annotated[float, typer.Option(help="Wanted ratio of FLOP, fine over accelerated.")] = 2.0,
+    kinds: Annotated[str, typer.Option(help="Multiples that steps may run at, 0: no model call.")] = "1,2,4,0",
+    prompts: Prompts = "demo",
+    count: Annotated[int, typer.Option("--count", help="How many of the prompts; each costs about 8 runs.")] = 4,
+    steps: Steps = 50,
+    height: Size = None,
+    width: Size = None,
+    frames: Frames = None,
+    call: Arguments = "{}",
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Finds the schedule of fine, coarse and free steps that stays nearest to the plain pipeline at a given FLOP.
+
+    It holds for this model and number of steps; `ddit-rt generate --schedule FILE` or accelerate(schedule=...) runs it.
+    """
+    from ..evaluate.prompts import load_prompts
+    from ..loading import call_defaults, load_any
+    from .fit import fit_schedule
+
+    chosen = load_prompts(prompts, count)
+    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
+    arguments = {**call_defaults(model), **read_object(call, "call")}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    numbers = _kinds(kinds)
+    pipe = load_any(model, dtype, device)
+    with console.status("fitting") as status:
+        found = fit_schedule(pipe, chosen, speedup, numbers, seed, status.update, **arguments)
+    found.save(output)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    console.print(",".join(map(str, found.schedule)), highlight=False)
+    console.print(
+        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline, "
+        f"mean of {found.prompts} prompts"
+    )
+
+
+def _kinds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"kinds={text!r}: write multiples with commas, as in 1,2,4,0.") from None

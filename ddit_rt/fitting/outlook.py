@@ -1,0 +1,102 @@
+"""How far off a schedule will end, to first order, from measurements along plain runs: no model runs for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import FREE
+
+Array = NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Measurements along N plain runs of S steps, every prediction reduced to D numbers that keep distances.
+
+    Attributes:
+        sigmas: (S + 1,) noise levels.
+        fine: (S, N, D) the model's predictions.
+        coarse: Multiple -> (S, N, D), what it says of the low band on coarse tokens.
+        shares: Multiple -> FLOP of a coarse step over those of a fine one.
+        sensitivity: (S,) by how much the rest of the run multiplies an error made at a step.
+        transformers: (S,) which transformer makes a step.
+        floor: (N,) mean square below which an error does not count.
+    """
+
+    sigmas: Array
+    fine: Array
+    coarse: Mapping[int, Array]
+    shares: Mapping[int, float]
+    sensitivity: Array
+    transformers: tuple[int, ...]
+    floor: Array
+
+    @property
+    def steps(self) -> int:
+        return len(self.fine)
+
+    def must_be_fine(self, index: int) -> bool:
+        """The first two steps of every transformer, from which lines begin."""
+        return any(i < 0 or self.transformers[i] != self.transformers[index] for i in (index - 1, index - 2))
+
+    def cost(self, schedule: Sequence[int]) -> float:
+        """FLOP of a schedule in fine steps; probes, the coarse runs at anchors that delta needs, included."""
+        total, anchors = 0.0, [0, 0]
+        probed: set[tuple[int, int]] = set()
+        for t, multiple in enumerate(schedule):
+            if multiple == 1:
+                total += 1
+                anchors = [anchors[1], t]
+            elif multiple != FREE:
+                needed = {(anchor, multiple) for anchor in anchors} - probed
+                total += self.shares[multiple] * (1 + len(needed))
+                probed |= needed
+        return total
+
+    def error(self, schedule: Sequence[int]) -> Array:
+        """Mean square of the final latent's error, (N,).
+
+        Errors of the steps add up as vectors, each times its step in σ and its sensitivity: those of neighbouring steps
+        meet the same rest of the run and may cancel. A free step lies on the line through the last two model runs; a
+        coarse one on the line through the last two fine ones, plus what the coarse model says beyond its own line.
+        """
+        steps = np.diff(self.sigmas)
+        total = np.zeros_like(self.fine[0])
+        fine: list[int] = []
+        runs: list[tuple[float, Array]] = []
+        for t, multiple in enumerate(schedule):
+            if t and self.transformers[t] != self.transformers[t - 1]:
+                fine, runs = [], []
+            sigma, truth = float(self.sigmas[t]), self.fine[t]
+            if multiple == 1:
+                fine = _with_newest(fine, t, bool(fine) and self.sigmas[fine[-1]] == sigma)
+                runs = _with_newest(runs, (sigma, truth), bool(runs) and runs[-1][0] == sigma)
+                continue
+            if multiple == FREE:
+                (older, before), (newest, last) = runs
+                share = min((sigma - newest) / (newest - older), 1.0)
+                guess = last + share * (last - before)
+            else:
+                a, b = fine
+                share = min((sigma - self.sigmas[b]) / (self.sigmas[b] - self.sigmas[a]), 1.0)
+                known = self.coarse[multiple]
+                residual = (self.fine[b] - known[b]) * (1 + share) - (self.fine[a] - known[a]) * share
+                guess = known[t] + residual
+                runs = _with_newest(runs, (sigma, guess), runs[-1][0] == sigma)
+            total += np.float32(steps[t] * self.sensitivity[t]) * (guess - truth)
+        return np.square(total).mean(-1)
+
+    def loss(self, schedule: Sequence[int]) -> float:
+        """Mean over the runs of the logarithm of :meth:`error`; with errors below the floor counted as the floor."""
+        return float(np.log(self.error(schedule) + self.floor).mean())
+
+
+def _with_newest(items: list[T], item: T, replaces: bool) -> list[T]:
+    """The last two, the newest replaced where it lies at the same noise level."""
+    return [*(items[:-1] if replaces else items)[-1:], item]

@@ -1,0 +1,222 @@
+"""Schedules fitted to a pipeline: the measurements are those of real runs, and what is found is what runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import flux, smooth, wan
+from typer.testing import CliRunner
+
+from ddit_rt import ConfigError, accelerated, report
+from ddit_rt.cli import app
+from ddit_rt.fitting import FittedSchedule, Outlook, fit_schedule, measure, search
+from ddit_rt.fitting import fit as fit_module
+from ddit_rt.fitting.traces import Tracer
+from ddit_rt.runtime import MethodPatch
+
+STEPS = 12
+
+
+def _letters(prompt: str, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(map(ord, prompt))))
+
+
+def a_flux() -> tuple[Any, dict[str, Any]]:
+    pipe = smooth(flux())
+    pipe.encode_prompt = lambda prompt, *a, **k: (
+        _letters(prompt, 1, 5, 24),
+        _letters(prompt, 1, 12),
+        torch.zeros(5, 3),
+    )
+    guidance = {"negative_prompt": "nothing", "true_cfg_scale": 2.0}
+    return pipe, {"height": 64, "width": 64, "num_inference_steps": STEPS, **guidance}
+
+
+def a_wan(two: bool = False) -> tuple[Any, dict[str, Any]]:
+    pipe = wan(two=two, euler=True)
+    pipe.encode_prompt = lambda prompt, *a, **k: (_letters(prompt, 1, 6, 16), -_letters(prompt, 1, 6, 16))
+    pipe.check_inputs = lambda *a, **k: None
+    size = {"height": 64, "width": 96, "num_frames": 5, "guidance_scale": 3.0}
+    return pipe, {**size, "num_inference_steps": STEPS}
+
+
+MODELS = {"flux": a_flux, "wan": a_wan}
+
+
+def outputs_of(pipe: Any, schedule: list[int], prompt: str, call: dict[str, Any]) -> list[torch.Tensor]:
+    """Predictions as the scheduler gets them in a run by ``schedule``."""
+    seen: list[torch.Tensor] = []
+
+    def step(inner: Any, output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(output.clone())
+        return inner(output, *args, **kwargs)
+
+    with accelerated(pipe, schedule=schedule):
+        patch = MethodPatch(pipe.scheduler, "step", step)
+        patch.ensure_outermost()
+        try:
+            pipe(**call, prompt=prompt, generator=torch.Generator().manual_seed(0), output_type="latent")
+        finally:
+            patch.remove()
+    return seen
+
+
+@pytest.mark.parametrize("kind", [0, 2, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_one_step_is_foretold_as_it_runs(model: str, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step that is not fine, first order is exact: the same guess as the pipeline's own."""
+    monkeypatch.setattr(fit_module, "_NUMBERS", 10**6)
+    pipe, call = MODELS[model]()
+    outlook = measure(pipe, ["a"], [2, 4], **call)
+    outlook = Outlook(**{**vars(outlook), "sensitivity": np.ones(STEPS)})
+    schedule = [1] * STEPS
+    schedule[7] = kind
+    fine, other = (outputs_of(pipe, s, "a", call) for s in ([1] * STEPS, schedule))
+    assert all(torch.equal(a, b) for a, b in zip(fine[:7], other[:7]))
+    step = float(outlook.sigmas[8] - outlook.sigmas[7])
+    wanted = float((step * (other[7] - fine[7])).square().mean())
+    assert wanted > 0
+    # sums of signed entries keep the mean square on average only
+    assert outlook.error(schedule)[0] == pytest.approx(wanted, rel=0.35)
+    sketch = fit_module._Sketch(fine[0].numel())
+    tracer = Tracer(pipe, call)
+    trace = tracer.plain("a", 0)
+    difference = tracer.canonical(trace, other[7]) - tracer.canonical(trace, fine[7])
+    exact = float((step * sketch(difference)).square().mean())
+    assert outlook.error(schedule)[0] == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_flop_are_foretold_as_they_are_counted(model: str) -> None:
+    pipe, call = MODELS[model]()
+    outlook = measure(pipe, ["a"], [2, 4], **call)
+    schedule = [1, 1, 1, 0, 4, 2, 1, 4, 4, 0, 1, 2]
+    outputs_of(pipe, schedule, "a", call)
+    with accelerated(pipe, schedule=schedule):
+        pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
+        counted = report(pipe).speedup_estimate
+    assert STEPS / outlook.cost(schedule) == pytest.approx(counted, rel=1e-6)
+
+
+def test_a_run_from_the_trace_is_the_run_and_costs_only_what_comes_after() -> None:
+    pipe, call = a_flux()
+    tracer = Tracer(pipe, call)
+    trace = tracer.plain("a", 0)
+    calls = []
+    patch = MethodPatch(pipe.transformer, "forward", lambda inner, *a, **k: calls.append(1) or inner(*a, **k))
+    patch.ensure_outermost()
+    last = tracer.disturbed(trace, 8, torch.zeros_like(trace.outputs[8]))
+    patch.remove()
+    assert torch.equal(last, trace.latents[-1])
+    assert len(calls) == 2 * (STEPS - 9)  # guidance: two calls per step
+    moved = tracer.disturbed(trace, 8, torch.ones_like(trace.outputs[8]))
+    assert not torch.equal(moved, last)
+
+
+def test_two_transformers_each_begin_with_two_fine_steps() -> None:
+    pipe, call = a_wan(two=True)
+    outlook = measure(pipe, ["a"], [2], **call)
+    change = outlook.transformers.index(1)
+    assert 0 < change < STEPS
+    fine = {t for t in range(STEPS) if outlook.must_be_fine(t)}
+    assert fine == {0, 1, change, change + 1}
+    schedule = search(outlook, 1.3, (1, 2, 0))
+    assert all(schedule[t] == 1 for t in fine)
+    outputs_of(pipe, schedule, "a", call)
+
+
+def planted(kinks: set[int], steps: int = 20) -> Outlook:
+    """Predictions on a straight line over σ, but for jumps at ``kinks``; the coarse model knows of the jumps."""
+    sigmas = np.linspace(1, 0, steps + 1, dtype=np.float32)
+    values = np.cumsum([1.0 if t in kinks else 0.0 for t in range(steps)]) - 3 * sigmas[:-1]
+    fine = np.repeat(values[:, None, None], 4, axis=2).astype(np.float32)
+    one = np.ones(steps)
+    return Outlook(sigmas, fine, {4: fine + 0.5}, {4: 0.1}, one, (0,) * steps, np.array([1e-8]))
+
+
+def test_search_leaves_out_what_a_line_foretells() -> None:
+    outlook = planted(set())
+    schedule = search(outlook, 2.5, (1, 0))
+    assert schedule.count(1) <= 8 and outlook.error(schedule)[0] < 1e-8
+
+
+def test_search_spends_its_steps_where_lines_fail() -> None:
+    kinks = {6, 12}
+    outlook = planted(kinks)
+    schedule = search(outlook, 2.0, (1, 0))
+    assert all(schedule[t] == 1 for t in kinks) and schedule.count(1) <= 10
+    assert outlook.error(schedule)[0] < outlook.error([1, 1] + [1, 0] * 9)[0] / 10
+
+
+def test_search_takes_coarse_steps_that_know_what_lines_do_not() -> None:
+    every = set(range(0, 20, 2))
+    outlook = planted(every)
+    free, mixed = search(outlook, 3.0, (1, 0)), search(outlook, 3.0, (1, 4, 0))
+    assert 4 in mixed and outlook.error(mixed)[0] < outlook.error(free)[0] / 10
+    assert outlook.cost(mixed) <= 20 / 3 + 1e-6
+
+
+def test_search_where_errors_grow_is_fine() -> None:
+    outlook = planted(set(np.random.default_rng(0).permutation(20)[:10].tolist()))
+    early = np.where(np.arange(20) < 8, 100.0, 1.0)
+    even = search(outlook, 1.6, (1, 0))
+    weighted = search(Outlook(**{**vars(outlook), "sensitivity": early}), 1.6, (1, 0))
+    assert weighted[:8].count(0) < even[:8].count(0) and 0 in weighted[8:]
+
+
+def test_what_no_schedule_reaches_is_refused_with_what_is_reached() -> None:
+    outlook = planted(set())
+    with pytest.raises(ConfigError, match=r"speedup=20: steps of the kinds 1, 4 reach 5.00 at most"):
+        search(outlook, 20.0, (1, 4))
+    with pytest.raises(ConfigError, match=r"speedup=1"):
+        search(outlook, 1.0)
+
+
+def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
+    pipe, call = a_flux()
+    found = fit_schedule(pipe, ["a", "b"], 1.8, **call)
+    assert len(found.schedule) == STEPS and 1.75 < found.speedup < 3 and found.prompts == 2
+    assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
+    every_other = [1, 1, *[0, 1] * 5]
+    rival = fit_module.tried(pipe, every_other, ["a", "b"], **call)
+    assert rival.speedup < found.speedup and found.psnr > rival.psnr - 3
+    assert FittedSchedule.load(found.save(tmp_path / "s.json")) == found
+
+
+def test_bad_requests_name_the_value(tmp_path: Path) -> None:
+    pipe, call = a_flux()
+    with pytest.raises(ConfigError, match=r"kinds=.*3 is none of"):
+        fit_schedule(pipe, ["a"], kinds=(1, 3), **call)
+    with pytest.raises(ConfigError, match="no prompts"):
+        fit_schedule(pipe, [], **call)
+    with pytest.raises(ConfigError, match="num_inference_steps=3"):
+        fit_schedule(pipe, ["a"], **{**call, "num_inference_steps": 3})
+    with pytest.raises(ConfigError, match="no such file"):
+        FittedSchedule.load(tmp_path / "none.json")
+    (tmp_path / "other.json").write_text('{"steps": 3}')
+    with pytest.raises(ConfigError, match="not what `ddit-rt fit` writes"):
+        FittedSchedule.load(tmp_path / "other.json")
+    assert "forward" not in pipe.transformer.__dict__
+
+
+def test_the_commands_fit_and_generate(tmp_path: Path) -> None:
+    runner, path = CliRunner(), tmp_path / "s.json"
+    size = ["--height", "64", "--width", "64", "--steps", "8", "--device", "cpu"]
+    fitted = runner.invoke(
+        app,
+        ["fit", "demo", "--speedup", "1.5", "--count", "1", "--output", str(path), "--json", *size],
+        catch_exceptions=False,
+    )
+    assert fitted.exit_code == 0, fitted.output
+    schedule = json.loads(path.read_text())["schedule"]
+    done = runner.invoke(
+        app,
+        ["generate", "demo", "a star", "--output", str(tmp_path / "a.png"), "--schedule", str(path), "--json", *size],
+        catch_exceptions=False,
+    )
+    assert [step["multiple"] for step in json.loads(done.stdout)["report"]["steps"]] == schedule
