@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 
 OBJECTIVES = ("direct", "delta", "both")
+WEIGHTINGS = ("even", "relative")
 OPTIMIZERS = ("auto", "prodigy", "adamw")
 TIMESTEPS = ("steps", "sigma")
 PRECISIONS = ("no", "bf16")
@@ -28,6 +29,10 @@ class DistillConfig:
         objective: ``"direct"`` is the paper's equation 1, the squared distance to the frozen base's prediction;
             ``"delta"`` asks for the change since an earlier step of the trajectory, what ``coarse="adapter-delta"``
             adds to the last fine prediction; ``"both"`` takes turns.
+        weighting: ``"even"``: every sample's squared error counts as it is. ``"relative"``: in units of the error that
+            the free forecast makes at that sample. Easy samples, where the forecast is nearly exact, then count as much
+            as hard ones; evenly weighted they leave a floor of noise that costs more decibels than the hard ones gain.
+            Steps without memory count evenly.
         optimizer: ``"auto"``: Prodigy for images and AdamW for video, as the paper has them.
         lr: None: 1.0 for Prodigy, 1e-4 for AdamW.
         weight_decay: Decoupled, of every weight.
@@ -59,6 +64,7 @@ class DistillConfig:
     memory: bool = True
     positions: str = "native"
     objective: str = "direct"
+    weighting: str = "relative"
     optimizer: str = "auto"
     lr: float | None = None
     weight_decay: float = 0.01
@@ -101,6 +107,7 @@ class DistillConfig:
                 raise ConfigError(f"{name}={value!r}: a number >= 0.")
         for name, allowed in (
             ("objective", OBJECTIVES),
+            ("weighting", WEIGHTINGS),
             ("optimizer", OPTIMIZERS),
             ("timesteps", TIMESTEPS),
             ("precision", PRECISIONS),

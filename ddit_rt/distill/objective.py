@@ -13,6 +13,9 @@ from ..granularity import Adapter, Anchor, Learned, Models, Trajectory
 from ..granularity.bands import Scalar
 from .samples import Batch, Moment
 
+_FLOOR = 3e-4
+"""Of velocities of about unit variance: errors below it cannot be seen in a picture."""
+
 
 class Student(nn.Module):
     """An adapter on a frozen transformer; its parameters are the adapter's alone.
@@ -21,12 +24,13 @@ class Student(nn.Module):
         adapter: What is trained.
         family: Of the transformer.
         base: The transformer, frozen.
-        component: What to call for a forward: ``base``, or what wraps it.
+        relative: Count every sample's error in units of the free forecast's, see ``DistillConfig.weighting``.
     """
 
-    def __init__(self, adapter: Adapter, family: Family, base: nn.Module) -> None:
+    def __init__(self, adapter: Adapter, family: Family, base: nn.Module, relative: bool = False) -> None:
         super().__init__()
         self.adapter = adapter
+        self.relative = relative
         # kept out of the module tree: neither saved, nor counted, nor moved with the adapter
         self.__dict__["_frozen"] = base
         self._family = family
@@ -39,9 +43,12 @@ class Student(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Mean squared distance to the base model's prediction (equation 1), or to its change; float32 scalar.
 
-        Belongs inside :meth:`coarse`.
+        Belongs inside :meth:`coarse`. With ``relative`` it is 1 where the adapter is as good as the forecast.
         """
-        return (self.predict(batch) - batch.target.prediction).square().mean()
+        error = _squared(self.predict(batch), batch)
+        if self.relative and len(batch.memory) > 1:
+            error = error / (_squared(batch.forecast(), batch) + _FLOOR)
+        return error.mean()
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """The adapted model's prediction, float32 (B, C, F, H, W)."""
@@ -65,6 +72,11 @@ class Student(nn.Module):
             return result.float()
 
         return Models(low=tokens, tokens=tokens)
+
+
+def _squared(prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean squared distance of every sample, (B,)."""
+    return (prediction - batch.target.prediction).square().flatten(1).mean(1)
 
 
 def _anchor(moment: Moment, models: Models) -> Anchor:

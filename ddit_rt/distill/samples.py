@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..families import Call, Family
-from ..granularity import Geometry
+from ..granularity import Geometry, line
 from .config import DistillConfig
 from .recording import Library, Shard
 
@@ -44,6 +44,11 @@ class Batch:
     target: Moment
     memory: list[Moment]
     delta: bool
+
+    def forecast(self) -> torch.Tensor:
+        """The straight line through the two remembered predictions at the target, float32 (B, C, F, H, W)."""
+        older, newest = self.memory
+        return line((older.sigma, older.prediction), (newest.sigma, newest.prediction), self.target.sigma)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On ``device``; what the transformer reads of the call as ``dtype``."""

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..families import denoisers, family_of, fresh_adapter
-from ..granularity import Adapter, fingerprint, line, save_adapter
+from ..granularity import Adapter, fingerprint, save_adapter
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
@@ -194,7 +194,7 @@ class Trainer:
 
     def timed(self, batch: Batch) -> float:
         """Seconds of a forward and backward pass; changes nothing."""
-        student = Student(self.adapter, self.family, self.transformer)
+        student = self._student()
         began = time.perf_counter()
         with student.coarse(batch.multiple), self.accelerator.autocast():
             loss = student(batch)
@@ -225,7 +225,7 @@ class Trainer:
         optimizer = self._optimizer()
         if checkpoint.exists():
             self._restore(load_state(checkpoint), optimizer)
-        student, optimizer = accelerator.prepare(Student(self.adapter, self.family, self.transformer), optimizer)
+        student, optimizer = accelerator.prepare(self._student(), optimizer)
         self.average.to(accelerator.device)
         inner: Student = accelerator.unwrap_model(student)
         if config.checkpointing:
@@ -267,6 +267,9 @@ class Trainer:
                 writer.close()
         return self.average
 
+    def _student(self) -> Student:
+        return Student(self.adapter, self.family, self.transformer, self.config.weighting == "relative")
+
     def _one_step(self, student: Any, inner: Student, optimizer: torch.optim.Optimizer) -> float:
         config, accelerator = self.config, self.accelerator
         total = 0.0
@@ -307,7 +310,7 @@ class Trainer:
                 for index in range(batches):
                     generator = torch.Generator().manual_seed(index)
                     batch = draw(self.recorded, held, self.family, adapter.spec.patch, one, generator)
-                    forecast += float((_forecast(batch) - batch.target.prediction).square().mean()) / batches
+                    forecast += float((batch.forecast() - batch.target.prediction).square().mean()) / batches
                     with student.coarse(k), self.accelerator.autocast():
                         total += float(student(batch.to(self.accelerator.device, dtype)))
                 losses[name][k] = total / batches
@@ -399,9 +402,3 @@ class Trainer:
 
 def _decibel(reference: float, loss: float) -> float:
     return 10 * math.log10(max(reference, 1e-30) / max(loss, 1e-30))
-
-
-def _forecast(batch: Batch) -> torch.Tensor:
-    """The end of the straight line through the remembered predictions."""
-    older, newest = batch.memory[0], batch.memory[-1]
-    return line((older.sigma, older.prediction), (newest.sigma, newest.prediction), batch.target.sigma)

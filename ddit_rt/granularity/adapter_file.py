@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..errors import AdapterMismatchError, ConfigError
 from .adapter import Adapter, AdapterSpec, Ends, fingerprint
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "adapter.safetensors"
 _KEY = "ddit_adapter"
 _FINGERPRINT_TOLERANCE = 0.02  # of its norm: rounding to bfloat16 moves a value by 0.004 of itself
@@ -209,7 +209,10 @@ def _spec(path: Path, metadata: Mapping[str, str]) -> AdapterSpec:
         values: dict[str, Any] = json.loads(metadata[_KEY])
         version = values.pop("format")
         if version != FORMAT:
-            raise AdapterMismatchError(f"{path} has format {version!r}, this version reads {FORMAT}: update ddit_rt.")
+            raise AdapterMismatchError(
+                f"{path} has format {version!r}, this version reads {FORMAT}: "
+                + ("train it anew." if version == 1 else "update ddit_rt.")
+            )
         known = {field.name for field in fields(AdapterSpec)}
         values["multiples"] = tuple(values["multiples"])
         values["fingerprint"] = tuple(values["fingerprint"])

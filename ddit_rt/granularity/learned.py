@@ -5,13 +5,14 @@ multiple, the trunk runs at σ' on tokens of k·p x k·p patches, embedded from 
 gives two predictions at full resolution, o and c. Then
 
     b = up(v_low(down(o))) + (h - h0)/σ
-    v = b + g·(forecast - b) + c + residual([s·z, σ, memory])
+    v = b + g·(forecast - b) + r·(c + residual([s·z, σ, memory]))
 
 where b is band-split and all else is zero before training. Memory is what the run already knows: the last fine
-prediction, the straight line through the last two (less the last), the distance in σ, and whether there is any; the
-forecast is the line's end. It costs nothing and is hard to beat over short distances, so the adapter may start from it
-(g towards 1) and spend the trunk on what it misses. Without memory g is 0 and the adapter is the paper's, a function of
-the latent alone.
+prediction, the direction of the straight line through the last two, the distance in σ, and whether there is any; the
+forecast is that line's end. It costs nothing and is hard to beat over short distances, so the adapter may start from it
+(g towards 1) and spend the trunk on what it misses. What it misses shrinks with the line's way, whose root mean square
+is r (of one fine step, the distance): without that unit the correction's own error would be the same where there is
+nothing to correct. Without memory g is 0, r is 1 and the adapter is the paper's, a function of the latent alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .geometry import Geometry, crop_to_latent, pad_to_grid
 
 # a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
 _TRUST_SPEED = 20.0
+_LEAST = 1e-4
 
 
 class Learned(CoarsePath):
@@ -86,7 +88,7 @@ class Learned(CoarsePath):
         if anchors:
             clean = anchors[-1].latent.float() - anchors[-1].sigma * anchors[-1].prediction.float()
             high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
-        features, forecast = self._features(anchors, padded, sigma, multiple, geometry)
+        features, forecast, scale = self._features(anchors, padded, sigma, multiple, geometry)
         out, correction = models.tokens(features, low_sigma, multiple).chunk(2, dim=1)
         low = bands.low_velocity(low_latent, low_sigma, bands.down(out, multiple), multiple)
         velocity = bands.up(low, multiple) + high / sigma
@@ -95,27 +97,30 @@ class Learned(CoarsePath):
             trust = _TRUST_SPEED * size.trust.float()
             velocity = velocity + trust.view(1, -1, 1, 1, 1) * (forecast - velocity)
         residual = size.residual(features.to(size.embedding.embed.dtype)).float()
-        return crop_to_latent(velocity + correction + residual, geometry)
+        return crop_to_latent(velocity + scale * (correction + residual), geometry)
 
     def _features(
         self, anchors: Sequence[Anchor], padded: torch.Tensor, sigma: Scalar, multiple: int, geometry: Geometry
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the adapter reads, (B, C + extra, F, H, W), and the forecast (B, C, F, H, W) if there is one.
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Scalar]:
+        """What the adapter reads, (B, C + extra, F, H, W); the forecast (B, C, F, H, W) if there is one; its scale.
 
         See :attr:`ddit_rt.granularity.adapter.AdapterSpec.extra`.
         """
         plane = torch.zeros_like(padded[:, :1])
         parts = [bands.low_scale(sigma, multiple) * padded, plane + sigma]
         if not self.adapter.spec.memory:
-            return torch.cat(parts, dim=1), None
+            return torch.cat(parts, dim=1), None, 1.0
         last = slope = torch.zeros_like(padded)
         distance: Scalar = 0.0
+        scale: Scalar = 1.0
         if anchors:
             newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
             last = pad_to_grid(newest.prediction.float(), geometry, multiple)
-            distance = newest.sigma - sigma
+            scale = distance = newest.sigma - sigma
             if older is not None:
                 before = pad_to_grid(older.prediction.float(), geometry, multiple)
                 slope = line((older.sigma, before), (newest.sigma, last), sigma) - last
-        parts += [last, slope, plane + distance, plane + (1.0 if anchors else 0.0)]
-        return torch.cat(parts, dim=1), last + slope if anchors else None
+                scale = slope.square().mean((1, 2, 3, 4), keepdim=True).sqrt() + _LEAST
+        direction = slope / scale if len(anchors) > 1 else slope
+        parts += [last, direction, plane + distance, plane + (1.0 if anchors else 0.0)]
+        return torch.cat(parts, dim=1), last + slope if anchors else None, scale

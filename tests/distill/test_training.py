@@ -198,6 +198,22 @@ def test_checkpointing_gives_the_same_gradients(tmp_path, recordings):
         torch.testing.assert_close(a, b)
 
 
+def test_relative_loss_is_in_units_of_the_forecasts_error(tmp_path, recordings):
+    run = trainer(tmp_path, recordings, replace(SMALL, weighting="relative", blank=0.0, batch=3))
+    batch = run.batch(0, 0)
+    older, newest = batch.memory
+    target = batch.target.prediction
+    share = ((batch.target.sigma - newest.sigma) / (newest.sigma - older.sigma)).clamp(max=1)
+    forecast = newest.prediction + share * (newest.prediction - older.prediction)
+    with torch.no_grad(), run_coarse(run, batch):
+        even = Student(run.adapter, run.family, run.transformer)
+        errors = (even.predict(batch) - target).square().mean((1, 2, 3, 4))
+        relative = Student(run.adapter, run.family, run.transformer, relative=True)(batch)
+        torch.testing.assert_close(even(batch), errors.mean())
+    units = (forecast - target).square().mean((1, 2, 3, 4)) + 3e-4
+    torch.testing.assert_close(relative, (errors / units).mean())
+
+
 @pytest.mark.parametrize("objective", ["direct", "delta"])
 def test_training_sees_what_inference_computes(tmp_path, recordings, objective):
     """The trainer's prediction for a recorded step is the accelerated pipeline's at that step."""

@@ -100,6 +100,26 @@ def test_delta_and_memory_change_the_prediction():
     assert not torch.equal(run(pipe, inputs, adapter=adapter, coarse="adapter-delta"), direct)
 
 
+def test_corrections_shrink_with_what_there_is_to_correct():
+    """Where the last two predictions agree, a trained correction counts as good as nothing."""
+    pipe, inputs = CASES["flux"]()
+    adapter, plain = trained(pipe), fresh(pipe)
+    for one in (adapter, plain):
+        with torch.no_grad():
+            for k in (2, 4):
+                one.size(k).trust.fill_(1 / 20)  # g = 1: what is left is the forecast and the correction
+    schedule = [1, 1, 1, 2, 1, 1, 2, 1]
+
+    def corrections():
+        runs = [run(pipe, inputs, schedule=schedule, adapter=one) for one in (adapter, plain)]
+        return float((runs[0] - runs[1]).abs().max())
+
+    lively = corrections()
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.zero_()  # the same prediction at every step
+    assert lively > 1e-3 and corrections() < lively / 100
+
+
 def test_coarse_first_step_needs_no_memory():
     pipe, inputs = CASES["flux"]()
     found = run(pipe, inputs, adapter=trained(pipe), schedule=[2, 2, 1, 2, 4, 1, 2, 4])
