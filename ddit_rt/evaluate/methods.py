@@ -147,11 +147,12 @@ def fitted_methods(steps: int, name: str, kind: str, schedules: Mapping[str, Seq
     return [_fixed(f"{name}-{label}", kind, steps, found, coarse="delta") for label, found in schedules.items()]
 
 
-def adapter_methods(steps: int, adapter: str) -> list[Method]:
+def adapter_methods(steps: int, adapter: str, fitted: Sequence[Method] = ()) -> list[Method]:
     """Fixed schedules whose coarse steps run a trained adapter.
 
     Args:
         adapter: Its path.
+        fitted: Methods of :func:`fitted_methods`, whose schedules the adapter runs too.
     """
     cycles = {"2p-3": [1, 2, 2], "4p-3": [1, 4, 4], "4p-6": [1, 4, 4, 4, 4, 4], "mix-100400": [1, 0, 0, 4, 0, 0]}
     methods = []
@@ -159,6 +160,10 @@ def adapter_methods(steps: int, adapter: str) -> list[Method]:
         for name in names:
             schedule = pattern(steps, cycles[name])
             methods.append(_fixed(f"{coarse}-{name}", coarse, steps, schedule, adapter=str(adapter), coarse=coarse))
+    for method in fitted:
+        assert method.settings is not None
+        settings = {**method.settings, "adapter": str(adapter), "coarse": "adapter"}
+        methods.append(Method(f"adapter-{method.name}", "adapter, fitted", steps, steps, settings))
     return methods
 
 

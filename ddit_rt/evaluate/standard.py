@@ -126,8 +126,13 @@ def with_adapter(plan: Plan, adapter: str) -> Plan:
     """The plan and, where it lacks them, the methods with an adapter that :func:`standard_plan` would have listed."""
     known = {method.name for method in plan.methods}
     references = [method.steps for method in plan.methods if method.is_reference]
-    added = [method for steps in references for method in adapter_methods(steps, adapter) if method.name not in known]
-    return replace(plan, methods=[*plan.methods, *added])
+    listed = [m for steps in references for m in adapter_methods(steps, adapter, _mixed(plan.methods, steps))]
+    return replace(plan, methods=[*plan.methods, *(method for method in listed if method.name not in known)])
+
+
+def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:
+    """The fitted methods of ``steps`` steps that may use every kind of step."""
+    return [method for method in methods if method.kind == FITTED[0][1] and method.steps == steps]
 
 
 def _methods(
@@ -178,7 +183,7 @@ def _methods(
         schedules = _within_reach(name, steps, speedups, schedule)
         methods += fitted_methods(steps, name, kind, schedules)
     if adapter is not None:
-        methods += adapter_methods(steps, str(adapter))
+        methods += adapter_methods(steps, str(adapter), _mixed(methods, steps))
     return methods
 
 

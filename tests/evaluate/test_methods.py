@@ -10,6 +10,7 @@ from ddit_rt.evaluate.methods import (
     adapter_methods,
     cache_methods,
     check_methods,
+    fitted_methods,
     fixed_methods,
     one_in,
     pattern,
@@ -36,6 +37,9 @@ def test_standard_methods_are_valid_settings():
     names = [method.name for method in methods]
     assert {"base@50", "25-steps@50", "extrapolate-3@50", "delta-2p-3@50", "base@28"} <= set(names)
     assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 6
+    fitted = fitted_methods(50, "fitted", "DDiT, fitted", {"2x": [1, 1] + [0, 4] * 24})
+    (joined,) = [m for m in adapter_methods(50, "a.safetensors", fitted) if m.name == "adapter-fitted-2x@50"]
+    assert joined.settings["coarse"] == "adapter" and joined.settings["schedule"] == fitted[0].settings["schedule"]
 
 
 def test_cache_of_a_method():
