@@ -19,10 +19,12 @@ from .families import Call, Family
 from .granularity import Adapter, Anchor, CoarsePath, Models, PatchEmbedding, Trajectory
 from .granularity.bands import Scalar
 from .run import Run
-from .runtime import GraphRunner
+from .runtime import CacheState, GraphRunner, TeaCache
 
-# multiple -> the transformer's forward, behind the step cache if there is one
+# multiple -> the transformer's forward, in the context of diffusers' cache if there is one
 Forwards = Callable[[int], Callable[..., Any]]
+# multiple -> TeaCache and what it remembers
+Cached = Callable[[int], tuple[TeaCache, CacheState]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Visit:
         call: What the family read in them; None if it cannot run coarsely.
         at: How to reach the transformer.
         obstacle: Why its runs cannot be captured, if the caller knows a reason.
+        cache: TeaCache, or None. Probes pass it by.
     """
 
     run: Run
@@ -44,6 +47,7 @@ class Visit:
     call: Call | None
     at: Forwards
     obstacle: str
+    cache: Cached | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,11 @@ class Rows:
 
     def fine(self, visit: Visit) -> Any:
         """The transformer's own result at multiple 1."""
-        raw = self._execute(visit, "fine", (visit.base,), lambda arguments: visit.at(1)(**arguments), visit.arguments)
+
+        def row(at: Forwards, arguments: dict[str, Any]) -> Any:
+            return at(1)(**arguments)
+
+        raw = self._through_cache(visit, 1, "fine", (visit.base,), row, visit.arguments)
         if visit.call is not None:
             self._count(visit, visit.call, 1)
         return raw
@@ -93,7 +101,7 @@ class Rows:
         """What later coarse steps need of a fine one, from its raw result."""
         call = visit.call
         assert call is not None
-        bound = _BoundModels(*self._models(visit, call), visit, visit.run.level(call.latent.device))
+        bound = _BoundModels(*self._models(visit, call, visit.at), visit, visit.run.level(call.latent.device))
         return Anchor(visit.run.sigma, call.latent, self._family.output(visit.base, call, raw), bound)
 
     def coarse(self, visit: Visit, trajectory: Trajectory, multiple: int) -> torch.Tensor:
@@ -105,9 +113,9 @@ class Rows:
             if multiple not in anchor.residuals:
                 anchor.residuals[multiple] = self._probe(anchor, multiple)
 
-        def row(inputs: dict[str, Any]) -> torch.Tensor:
+        def row(at: Forwards, inputs: dict[str, Any]) -> torch.Tensor:
             here = _with_tensors(call, inputs["call"])
-            models = Models(*self._models(visit, here))
+            models = Models(*self._models(visit, here, at))
             known = Trajectory(deque(_anchor(tensors, multiple, models) for tensors in inputs["anchors"]))
             return self._path.predict(known, here.latent.float(), inputs["level"], multiple, here.geometry, models)
 
@@ -116,7 +124,8 @@ class Rows:
             "level": visit.run.level(call.latent.device),
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
-        prediction = self._execute(visit, ("coarse", multiple), self._modules(visit, call, multiple), row, inputs)
+        modules = self._modules(visit, call, multiple)
+        prediction = self._through_cache(visit, multiple, ("coarse", multiple), modules, row, inputs)
         self._count(visit, call, multiple)
         return prediction
 
@@ -126,15 +135,42 @@ class Rows:
         visit = anchor.models.visit
         call = visit.call
         assert call is not None
+        visit.run.skipped = False
 
         def row(inputs: dict[str, Any]) -> torch.Tensor:
-            models = Models(*self._models(visit, _with_tensors(call, inputs["call"])))
+            models = Models(*self._models(visit, _with_tensors(call, inputs["call"]), visit.at))
             return self._path.missed(_anchor(inputs["anchor"], multiple, models), multiple, call.geometry)
 
         inputs = {"call": _tensors_of(call), "anchor": _tensors_of_anchor(anchor, multiple)}
         residual = self._execute(visit, ("probe", multiple), self._modules(visit, call, multiple), row, inputs)
         self._count(visit, call, multiple)
         return residual
+
+    def _through_cache(
+        self,
+        visit: Visit,
+        multiple: int,
+        label: Hashable,
+        modules: Sequence[nn.Module],
+        row: Callable[[Forwards, Any], Any],
+        inputs: dict[str, Any],
+    ) -> Any:
+        """The row's result, behind TeaCache if there is one; each of its parts runs as rows do."""
+        run = visit.run
+        run.skipped = False
+        if visit.cache is None:
+            return self._execute(visit, label, modules, lambda given: row(visit.at, given), inputs)
+        teacache, state = visit.cache(multiple)
+
+        def around(forward: Callable[..., Any], given: Any) -> Any:
+            return row(lambda _: forward, given)
+
+        def execute(part: str, function: Callable[[Any], Any], given: Any) -> Any:
+            return self._execute(visit, (label, part), modules, function, given)
+
+        forward = visit.at(multiple)
+        result, run.skipped = teacache.call(state, run.index, run.steps, forward, around, inputs, execute)
+        return result
 
     def _execute(
         self,
@@ -145,11 +181,10 @@ class Rows:
         inputs: dict[str, Any],
     ) -> Any:
         if self.graphs is None:
-            return function(inputs)
-        result, replayed = self.graphs.run(modules, label, function, inputs, visit.obstacle)
-        record = visit.run.record
-        if not replayed and record is not None and record.executed == "graph":
-            record.executed = "eager"
+            result, replayed = function(inputs), False
+        else:
+            result, replayed = self.graphs.run(modules, label, function, inputs, visit.obstacle)
+        visit.run.replayed &= replayed
         return result
 
     def _modules(self, visit: Visit, call: Call, multiple: int) -> tuple[nn.Module, ...]:
@@ -163,20 +198,20 @@ class Rows:
             self.graphs.look(embedding)
         return visit.base, embedding
 
-    def _models(self, visit: Visit, call: Call) -> tuple[Any, Any]:
-        """How a path runs the model on a low latent, and on coarse tokens."""
+    def _models(self, visit: Visit, call: Call, at: Forwards) -> tuple[Any, Any]:
+        """How a path runs the model on a low latent, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, visit.base, self._native
 
         def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
             arguments = family.low_arguments(call, latent, level, multiple, native)
             with family.positions(base, call, multiple, native):
-                raw = visit.at(multiple)(**arguments)
+                raw = at(multiple)(**arguments)
             return family.low_output(base, call, raw, multiple).float()
 
         def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
             embedding = self._embedding(base, multiple, call.latent)
             with self._lora(base, multiple):
-                forward = visit.at(multiple)
+                forward = at(multiple)
                 return family.run_patches(base, forward, call, latent, level, embedding, multiple, native).float()
 
         return low, tokens
@@ -209,7 +244,7 @@ class Rows:
         if visit.run.skipped:
             record.executed = "cached" if not record.flops else record.executed
             return
-        record.executed = "eager" if record.executed == "cached" else record.executed
+        record.executed = "graph" if visit.run.replayed else "eager"
         flops = self._family.flops(visit.base, call.geometry, multiple, call.text_tokens)
         if self._adapter is not None and multiple > 1:
             flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens)

@@ -31,6 +31,7 @@ class Run:
         shape: Of the latent in canonical layout.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         skipped: TeaCache skipped the blocks of the latest model run.
+        replayed: Everything in the current step came from captured graphs so far.
     """
 
     def __init__(self, config: DDiTConfig) -> None:
@@ -48,6 +49,7 @@ class Run:
         self.shape: torch.Size | None = None
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.skipped = False
+        self.replayed = True
         self.stop: Callable[[], Callable[[], float]] | None = None
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
@@ -99,5 +101,6 @@ class Run:
         self.record.elapsed = self.stop()
         self.records.append(self.record)
         self.record = None
+        self.replayed = True
         self.index += 1
         self.calls = 0

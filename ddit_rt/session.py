@@ -16,7 +16,7 @@ from .config import FREE, DDiTConfig, ScheduleFn, TeaCacheConfig
 from .errors import ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Adapter, Geometry, check_fit, make_path
-from .rows import Forwards, Rows, Visit
+from .rows import Cached, Forwards, Rows, Visit
 from .run import Run
 from .runtime import (
     CacheState,
@@ -122,7 +122,9 @@ class Session:
         try:
             if isinstance(self.config.cache, TeaCacheConfig):
                 for module in map(unwrap_module, self._modules.values()):
-                    self._teacaches[id(module)] = TeaCache(self.config.cache, self.family.trunk(module), module)
+                    self._teacaches[id(module)] = TeaCache(
+                        self.config.cache, self.family.trunk(module), module, self.family.bind
+                    )
             elif self._caches:
                 for module in self._modules.values():
                     module.enable_cache(self.config.cache)
@@ -261,9 +263,9 @@ class Session:
         assert record is not None
         run.calls += 1
         at, obstacle = self._cached(run, base, inner, ordinal), wrapped_forward(inner, base)
-        if id(base) in self._teacaches or getattr(base, "is_cache_enabled", False):
-            obstacle = "a step cache decides anew at every call"
-        visit = Visit(run, base, arguments, call, at, obstacle)
+        if getattr(base, "is_cache_enabled", False):
+            obstacle = "a cache of diffusers decides inside the transformer"
+        visit = Visit(run, base, arguments, call, at, obstacle, self._teacache(run, base, ordinal))
         # guidance that begins in mid-run has a second call without a fine step, where the first call has one
         trajectory = run.trajectory(base, ordinal)
         lost = ordinal > 0 and self._lost(run, base, ordinal)
@@ -355,35 +357,31 @@ class Session:
         return self._path.needs_anchor or (self.coarse == "delta" and self.config.schedule is None)
 
     def _cached(self, run: Run, base: nn.Module, inner: Any, ordinal: int) -> Forwards:
-        """Multiple -> the forward to call, behind the step cache if there is one.
+        """Multiple -> the forward to call, in the context of diffusers' cache if there is one.
 
         A cache keeps one state per model call and multiple: residuals of different token counts never meet. A probe,
-        which runs the coarse model at an earlier step's latent, has a state of its own in diffusers' caches and passes
-        TeaCache by.
+        which runs the coarse model at an earlier step's latent, has a state of its own.
         """
         step, sigma = run.index, run.sigma
-        teacache = self._teacaches.get(id(base))
 
         def at(multiple: int) -> Callable[..., Any]:
             probe = run.index != step
-
-            def through_teacache(*args: Any, **kwargs: Any) -> Any:
-                assert teacache is not None
-                state = run.cache_states.setdefault((id(base), ordinal, multiple), CacheState())
-                result, run.skipped = teacache.call(state, step, run.steps, inner, self.family.bind(args, kwargs))
-                return result
 
             def in_context(*args: Any, **kwargs: Any) -> Any:
                 name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
                 with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=run.steps):
                     return inner(*args, **kwargs)
 
-            run.skipped = False
-            if teacache is not None:
-                return inner if probe else through_teacache
             return in_context if getattr(base, "is_cache_enabled", False) else inner
 
         return at
+
+    def _teacache(self, run: Run, base: nn.Module, ordinal: int) -> Cached | None:
+        """Multiple -> the rule and what it remembers for this call of the step; None without TeaCache."""
+        teacache = self._teacaches.get(id(base))
+        if teacache is None:
+            return None
+        return lambda multiple: (teacache, run.cache_states.setdefault((id(base), ordinal, multiple), CacheState()))
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         run: Run | None = getattr(self._local, "run", None)

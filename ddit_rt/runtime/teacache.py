@@ -37,6 +37,11 @@ THRESHOLDS = {"flux": 0.4, "wan-1.3b": 0.08, "wan-14b": 0.2}
 
 RETAINED_STEPS = 5
 
+Forward = Callable[..., Any]
+Row = Callable[[Forward, Any], Any]
+Bind = Callable[[Sequence[Any], Mapping[str, Any]], dict[str, Any]]
+Execute = Callable[[str, Callable[[Any], Any], Any], Any]
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -76,14 +81,16 @@ class TeaCache:
         config: Threshold and coefficients; what is None follows the model.
         trunk: The transformer's parts.
         module: The transformer.
+        bind: (positional, keyword arguments of its forward) -> all of them by name.
 
     Raises:
         ConfigError: the retention variant of a model that has none.
     """
 
-    def __init__(self, config: TeaCacheConfig, trunk: Trunk, module: nn.Module) -> None:
+    def __init__(self, config: TeaCacheConfig, trunk: Trunk, module: nn.Module, bind: Bind) -> None:
         self.trunk = trunk
         self.module = module
+        self._bind = bind
         self.retention = config.retention
         name = f"{trunk.model}-retention" if config.retention else trunk.model
         if config.coefficients is None and name not in COEFFICIENTS:
@@ -92,37 +99,51 @@ class TeaCache:
         self.threshold = config.threshold if config.threshold is not None else THRESHOLDS[trunk.model]
 
     def call(
-        self, state: CacheState, step: int, steps: int, forward: Callable[..., Any], arguments: Mapping[str, Any]
+        self, state: CacheState, step: int, steps: int, forward: Forward, row: Row, inputs: Any, execute: Execute
     ) -> tuple[Any, bool]:
-        """Runs the transformer, or only its ends.
+        """Runs a row around the transformer, or around its ends alone.
+
+        The decision is the host's and falls between parts that are functions of tensors: the signal, the whole row, the
+        row without blocks. Each of them can be a captured graph.
 
         Args:
             state: Of this stream and patch size.
             step: Denoising step, from 0.
             steps: How many there are.
             forward: The transformer's forward.
-            arguments: Of the forward, by name.
+            row: (forward, inputs) -> result; runs the forward once.
+            inputs: Of the row.
+            execute: Runs a part, given its name, function and tensors; :func:`eagerly` or a graph runner's.
 
         Returns:
-            The forward's result, and whether the blocks were skipped.
+            The row's result, and whether the blocks were skipped.
         """
+
+        def signal() -> torch.Tensor:
+            return execute("signal", lambda given: self._signal(row, given), inputs)
+
+        def run() -> Any:
+            result, state.residual = execute("run", lambda given: self._run(forward, row, given), inputs)
+            return result
+
         known = state.residual is not None and state.step == step - 1
         state.step = step
         if not known:
             # signal after the run: before the first one, an offloaded model has no weights on the device yet
-            result = self._run(state, forward, arguments)
-            state.signal = self.trunk.signal(arguments, self.retention)
+            result = run()
+            state.signal = signal()
             state.accumulated = [0.0] * state.signal.shape[0]
             return result, False
-        signal = self.trunk.signal(arguments, self.retention)
-        assert state.signal is not None
+        now, before = signal(), state.signal
+        assert before is not None
         forced = self.must_compute(step, steps)
-        skip = not forced and self.accumulate(state, relative_change(signal, state.signal))
-        state.signal = signal
+        skip = not forced and self.accumulate(state, relative_change(now, before))
+        state.signal = now
         if skip:
-            return self._skip(state, forward, arguments), True
+            given = {"inputs": inputs, "residual": state.residual}
+            return execute("skip", lambda t: self._skip(forward, row, t["inputs"], t["residual"]), given), True
         state.accumulated = [0.0] * len(state.accumulated)
-        return self._run(state, forward, arguments), False
+        return run(), False
 
     def must_compute(self, step: int, steps: int) -> bool:
         """The published exceptions: the first and last step, or the first five in the retention variant."""
@@ -135,7 +156,19 @@ class TeaCache:
         ]
         return max(state.accumulated) < self.threshold
 
-    def _run(self, state: CacheState, forward: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    def _signal(self, row: Row, inputs: Any) -> torch.Tensor:
+        """What the rule watches, from the part of the row before the transformer's forward."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            raise _Arrived(self.trunk.signal(self._bind(args, kwargs), self.retention))
+
+        try:
+            row(forward, inputs)
+        except _Arrived as arrived:
+            return arrived.signal
+        raise AssertionError("the row did not run the transformer")
+
+    def _run(self, forward: Forward, row: Row, inputs: Any) -> tuple[Any, torch.Tensor]:
         entering: list[torch.Tensor] = []
         leaving: list[torch.Tensor] = []
         hooks = (
@@ -143,19 +176,28 @@ class TeaCache:
             self.trunk.norm.register_forward_pre_hook(lambda _, inputs: leaving.append(inputs[0])),
         )
         with _removing(hooks):
-            result = forward(**arguments)
+            result = row(forward, inputs)
         embedded = self.trunk.tokens(entering[0])
-        state.residual = leaving[0].to(embedded.dtype) - embedded
-        return result
+        return result, leaving[0].to(embedded.dtype) - embedded
 
-    def _skip(self, state: CacheState, forward: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-        residual = state.residual
-        assert residual is not None
+    def _skip(self, forward: Forward, row: Row, inputs: Any, residual: torch.Tensor) -> Any:
         hook = self.trunk.norm.register_forward_pre_hook(
             lambda _, inputs: (inputs[0] + residual.to(inputs[0].dtype), *inputs[1:])
         )
         with _removing((hook,)), _without(self.module, self.trunk.blocks):
-            return forward(**arguments)
+            return row(forward, inputs)
+
+
+class _Arrived(Exception):
+    """Ends a row at its transformer's forward."""
+
+    def __init__(self, signal: torch.Tensor) -> None:
+        self.signal = signal
+
+
+def eagerly(part: str, function: Callable[[Any], Any], inputs: Any) -> Any:
+    """Runs a part of :meth:`TeaCache.call` as it is."""
+    return function(inputs)
 
 
 def relative_change(signal: torch.Tensor, before: torch.Tensor) -> list[float]:

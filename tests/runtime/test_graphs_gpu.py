@@ -41,6 +41,19 @@ def test_replay_is_eager_execution_bit_for_bit(name, multiple, coarse):
     assert executed == {"graph"} and torch.equal(replayed, eager)
 
 
+@pytest.mark.parametrize("coarse", ["delta", "naive"])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_teacache_decides_between_replays(name, coarse):
+    pipe, inputs = on_device(name)
+    inputs["num_inference_steps"] = 12
+    cache = ddit_rt.TeaCacheConfig(0.5, (1.0, 0.0))
+    settings = {"coarse": coarse, "schedule": [1, 1, 1, 2, 2, 2, 1, 4, 4, 4, 1, 1], "cache": cache}
+    eager, executed = run(pipe, inputs, cuda_graphs=False, **settings)
+    replayed, replays = run(pipe, inputs, cuda_graphs=True, **settings)
+    assert replays == {"graph" if one == "eager" else one for one in executed}
+    assert torch.equal(replayed, eager)
+
+
 def test_fine_replays_are_the_plain_pipeline_bit_for_bit():
     for name in ("flux", "wan"):
         pipe, inputs = on_device(name)
