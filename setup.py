@@ -27,6 +27,7 @@ setup(
             "demo/model/*/*",
             "demo/reader/*.json",
             "demo/reader/*.safetensors",
+            "demo/schedules/*.json",
             "demo/*.jsonl",
             "demo/*.j2",
             "evaluate/*.j2",

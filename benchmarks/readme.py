@@ -42,10 +42,10 @@ def table(result: dict) -> str:
     names = [entry["prompt"] for entry in result["prompts"].values()]
     lines += [
         "",
-        f"One schedule ({rivals['schedule'].count(1)} fine steps, the others at 2p), filled in different ways;"
-        f" mean PSNR in dB over {rivals['seeds']} noises (lowest to highest):",
+        f"Fitted schedules, and one fixed one ({rivals['schedule'].count(1)} fine steps, the others at 2p) filled in "
+        f"different ways; mean PSNR in dB over {rivals['seeds']} noises (lowest to highest):",
         "",
-        "| coarse steps by | by FLOP | " + " | ".join(names) + " |",
+        "| steps by | by FLOP | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),
     ]
     for row, values in rivals["rows"].items():
@@ -99,8 +99,9 @@ def evaluation_table(results: dict) -> str:
 
 SHOWN = {
     "base": "plain",
-    "ddit-2x": "DDiT 2x",
-    "ddit-free-2x": "DDiT, free steps, 2x",
+    "fitted-2x": "fitted, 2x",
+    "fitted-3x": "fitted, 3x",
+    "ddit-1.6x": "DDiT by τ, 1.6x",
     "extrapolate-3": "extrapolate, 1 in 3",
     "delta-2p-3": "delta 2p, 1 in 3",
     "adapter-2p-3": "adapter 2p, 1 in 3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from ..errors import ConfigError
 from ..evaluate import Outcome, generate, psnr, ssim
 from ..evaluate.methods import one_in
 from ..evaluate.outcome import save
+from ..fitting import FittedSchedule
 from ..schedule.plots import plot_reports
-from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
+from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED
 
 SHOWN = ("plain", "detailed")
 
@@ -34,6 +36,8 @@ RIVALS: dict[str, dict[str, Any]] = {
     "reuse, no model call": {"coarse": "reuse"},
 }
 """Row -> settings; one schedule for all: an eighth of the steps fine, then one in three, the others at 2p."""
+
+FITTED_ROW = "fitted schedule, {}x (ddit-rt fit)"
 
 RIVAL_SEEDS = 2
 """Noises to average the rivals over: from one to the next their order changes."""
@@ -82,12 +86,13 @@ def run_showcase(
         raise ConfigError(f"repeats={repeats}: at least one timed run.")
     threshold = DEMO_THRESHOLD if threshold is None else threshold
     output.mkdir(parents=True, exist_ok=True)
-    runs = len(SHOWN) * (2 * repeats + RIVAL_SEEDS * (len(RIVALS) + 2)) + 3
+    fitted = _fitted(steps)
+    runs = len(SHOWN) * (2 * repeats + RIVAL_SEEDS * (len(RIVALS) + len(fitted) + 2)) + 3
     with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
         generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
         prompts = {name: _prompt(run, output, name, threshold, repeats) for name in SHOWN}
-        rivals = _rivals(run, output, steps)
+        rivals = _rivals(run, output, steps, fitted)
         sizes = _sizes(run, steps)
     reports = {entry["prompt"]: entry.pop("_report") for entry in prompts.values()}
     plot_reports(reports, output / "schedules.png")
@@ -138,25 +143,33 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
     }
 
 
-def _rivals(run: Runner, output: Path, steps: int) -> dict[str, Any]:
-    """What else could fill the coarse steps of one schedule, and fewer steps, over several noises."""
+def _fitted(steps: int) -> dict[int, list[int]]:
+    """Ratio of FLOP -> shipped schedule; they hold for one number of steps."""
+    found = {speedup: FittedSchedule.load(path).schedule for speedup, path in FITTED.items()}
+    return {speedup: schedule for speedup, schedule in found.items() if len(schedule) == steps}
+
+
+def _rivals(run: Runner, output: Path, steps: int, fitted: Mapping[int, list[int]]) -> dict[str, Any]:
+    """What else could fill the coarse steps of one schedule, fitted ones, and fewer steps, over several noises."""
     schedule = one_in(steps, 3, 2)
     fine = schedule.count(1)
     fewer = f"plain pipeline, {fine} steps (as many fine ones)"
-    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in (*RIVALS, fewer)}
+    # row -> name of its pictures, and settings
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        FITTED_ROW.format(n): (f"fitted-{n}x", {"schedule": found}) for n, found in fitted.items()
+    }
+    ways |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in RIVALS.items()}
+    ways[fewer] = (f"{fine}-steps", {"multiples": (1,)})
+    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in ways}
     for name in SHOWN:
         for seed in range(RIVAL_SEEDS):
             prompt = DEMO_PROMPTS[name]
             base = run(f"{name}: plain, seed {run.seed + seed}", prompt, None, seed)
             for row, values in rows.items():
-                if row == fewer:
-                    settings: dict[str, Any] = {"multiples": (1,)}
-                    picture = f"{name}-{fine}-steps.png"
-                    outcome = run(f"{name}: {fine} steps", prompt, settings, seed, num_inference_steps=fine)
-                else:
-                    settings = {**RIVALS[row], "schedule": schedule}
-                    picture = f"{name}-{settings['coarse']}.png"
-                    outcome = run(f"{name}: {row}", prompt, settings, seed)
+                stem, settings = ways[row]
+                picture = f"{name}-{stem}.png"
+                call = {"num_inference_steps": fine} if row == fewer else {}
+                outcome = run(f"{name}: {row}", prompt, settings, seed, **call)
                 assert outcome.report is not None
                 values["psnr"].setdefault(name, []).append(psnr(outcome.frames, base.frames))
                 values["speedup_flop"] = outcome.report.speedup_estimate * steps / len(outcome.report.steps)
@@ -211,8 +224,9 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     for entry in result["prompts"].values():
         console.print(f"{entry['prompt']}: tokens per step " + _runs(entry["tokens"]), highlight=False)
     rivals = result["rivals"]
-    title = f"one schedule, {rivals['seeds']} noises: mean PSNR in dB (lowest to highest)"
-    table = Table("coarse steps by", "FLOP", *(entry["prompt"] for entry in result["prompts"].values()), title=title)
+    fine, noises = rivals["schedule"].count(1), rivals["seeds"]
+    title = f"fitted, or {fine} steps fine and the others at 2p; {noises} noises: mean PSNR in dB (lowest to highest)"
+    table = Table("steps by", "FLOP", *(entry["prompt"] for entry in result["prompts"].values()), title=title)
     for row, values in rivals["rows"].items():
         cells = (
             f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
