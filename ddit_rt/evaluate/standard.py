@@ -74,7 +74,7 @@ def policies(steps: int) -> list[PolicySpec]:
     return [
         PolicySpec("ddit", "DDiT", (1.3, 1.6), {}),
         PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
-        PolicySpec("ddit-free", "DDiT, free steps", (2.0, 2.5), free),
+        PolicySpec("ddit-free", "DDiT, free steps", (2.0,), free),
     ]
 
 

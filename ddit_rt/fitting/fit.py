@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,15 @@ class FittedSchedule:
         speedup: Ratio of FLOP in real runs.
         psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit.
         prompts: How many.
+        sensitivity: One number per step, by how much the rest of the run multiplies an error made there; empty if the
+            schedule was not fitted.
     """
 
     schedule: list[int]
     speedup: float
     psnr: float
     prompts: int
+    sensitivity: list[float] = field(default_factory=list)
 
     def save(self, path: str | Path) -> Path:
         """Writes the fields as JSON."""
@@ -95,7 +98,8 @@ def fit_schedule(
     outlook = measure(pipe, prompts, [kind for kind in kinds if kind > 1], seed, progress, **call)
     progress("searching")
     schedule = search(outlook, speedup, _checked(kinds))
-    return tried(pipe, schedule, prompts, seed, progress, **call)
+    found = tried(pipe, schedule, prompts, seed, progress, **call)
+    return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in outlook.sensitivity])
 
 
 def measure(

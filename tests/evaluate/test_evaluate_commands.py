@@ -170,7 +170,7 @@ def test_standard_plan_calibrates(monkeypatch):
     monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
     plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])
     names = {method.name for method in plan.methods}
-    assert {"base@10", "base@8", "ddit-1.6x@10", "teacache-2x@10", "ddit-free-2.5x@8", "taylorseer-3@10"} <= names
+    assert {"base@10", "base@8", "ddit-1.6x@10", "teacache-2x@10", "ddit-free-2x@10", "taylorseer-3@10"} <= names
     fitted = next(method for method in plan.methods if method.name == "fitted-2x@10")
     assert len(fitted.settings["schedule"]) == 10 and {"fitted-coarse-1.5x@10", "fitted-free-3x@8"} <= names
     tea = next(method for method in plan.methods if method.name == "teacache-2x@10")

@@ -181,6 +181,7 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
     pipe, call = a_flux()
     found = fit_schedule(pipe, ["a", "b"], 1.8, **call)
     assert len(found.schedule) == STEPS and 1.75 < found.speedup < 3 and found.prompts == 2
+    assert len(found.sensitivity) == STEPS and min(found.sensitivity) > 0
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
     every_other = [1, 1, *[0, 1] * 5]
     rival = fit_module.tried(pipe, every_other, ["a", "b"], **call)
