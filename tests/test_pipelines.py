@@ -248,6 +248,12 @@ def _schedule(dtype, threshold):
     return report.schedule, {s.index: s.patch_std for s in report.steps if s.patch_std}
 
 
+def _rounded(step, scheduler, model_output, timestep, sample, *args, **kwargs):
+    """Increments of latents that are rounded already."""
+    result = step(model_output, timestep, sample, *args, **kwargs)
+    return result, result[0].float() - sample.float()
+
+
 def test_bfloat16_chooses_the_schedule_of_float32(monkeypatch):
     threshold = 1e-3
     fine = [_schedule(dtype, 0)[1] for dtype in (torch.float32, torch.bfloat16)]
@@ -259,13 +265,30 @@ def test_bfloat16_chooses_the_schedule_of_float32(monkeypatch):
     assert _schedule(torch.bfloat16, threshold)[0] == wanted
 
     # the same test notices increments taken from rounded latents
-    def rounded(step, scheduler, model_output, timestep, sample, *args, **kwargs):
-        result = step(model_output, timestep, sample, *args, **kwargs)
-        return result, result[0].float() - sample.float()
-
-    monkeypatch.setattr(session, "step_with_increment", rounded)
+    monkeypatch.setattr(session, "step_with_increment", _rounded)
     assert _schedule(torch.float32, threshold)[0] == wanted
     assert _schedule(torch.bfloat16, threshold)[0] != wanted
+
+
+def test_bfloat16_chooses_the_schedule_of_float32_for_wan(monkeypatch):
+    def schedule(dtype, threshold):
+        pipe = smooth(wan(dtype, euler=True))
+        with ddit_rt.accelerated(pipe, threshold=threshold, coarse="reuse", max_coarse_run=None):
+            latents_of(pipe, wan_inputs(steps=16, dtype=dtype))
+            report = ddit_rt.report(pipe)
+        return report.schedule, sorted(sigma for step in report.steps for sigma in step.patch_std.values())
+
+    values = schedule(torch.float32, 0)[1]
+    # a threshold that no σ lies near, with as many as can be on either side
+    inner = range(len(values) // 4, 3 * len(values) // 4)
+    place = max(inner, key=lambda i: values[i + 1] / values[i])
+    threshold = (values[place] * values[place + 1]) ** 0.5
+    assert values[place + 1] / values[place] > 1.1
+    wanted = schedule(torch.float32, threshold)[0]
+    assert len(set(wanted)) > 1 and 1 in wanted[4:]
+    assert schedule(torch.bfloat16, threshold)[0] == wanted
+    monkeypatch.setattr(session, "step_with_increment", _rounded)
+    assert schedule(torch.bfloat16, threshold)[0] != wanted
 
 
 # -- state ----------------------------------------------------------------------------------------------------------
