@@ -7,6 +7,7 @@ comparison is read from benchmarks/results/demo, where ``ddit-rt eval demo --out
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from ddit_rt.schedule.plots import COLOURS
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "demo"
 EVALUATION = ROOT / "benchmarks" / "results" / "demo"
+OPTIONS = ROOT / "benchmarks" / "results" / "demo-options"
 
 
 def table(result: dict) -> str:
@@ -90,11 +92,25 @@ def evaluation_table(results: dict) -> str:
         cells = ["" if plain else f"{metrics['psnr']:.1f} ± {row['spread']['psnr']:.1f}"]
         cells += ["" if plain else f"{metrics['ssim']:.3f}"]
         cells += [f"{metrics['adherence']:.3f}" if "adherence" in metrics else ""] * judged
-        name = f"**{row['method']}**" if row["kind"].startswith(("DDiT", "adapter")) else row["method"]
+        name = f"**{row['method']}**" if row["kind"].startswith(("DDiT", "adapter", "fitted")) else row["method"]
         lines.append(
             f"| {name.replace(f'@{steps}', '')} | {row['speedup']:.2f}x | {flops} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
+
+
+def options_table(results: dict) -> str:
+    """What single settings are worth, a line per kind of setting."""
+    kinds: dict[str, list[str]] = {}
+    for row in results["results"]:
+        if row["kind"] != "base":
+            # the kind says the rest
+            name = re.sub(r"^(residual|free-first|first|one-fine-in|cycle)-|-fine$", "", row["method"].split("@")[0])
+            found = f"{name}: {row['metrics']['psnr']:.1f} ({row['flops_speedup']:.2f}x)"
+            kinds.setdefault(row["kind"], []).append(found)
+    head = f"{len(results['plan']['prompts'])} prompts, no guidance; dB (FLOP ratio)."
+    rows = (f"| {kind} | {'; '.join(found)} |" for kind, found in kinds.items())
+    return "\n".join([head, "", "| setting | |", "|---|---|", *rows])
 
 
 SHOWN = {
@@ -174,6 +190,9 @@ def main() -> None:
         text = put(text, "evaluation-table", evaluation_table(results))
         if (EVALUATION / "pictures").is_dir():
             sheet(results, DOCS / "methods.png")
+    if (OPTIONS / "results.json").is_file():
+        results = json.loads((OPTIONS / "results.json").read_text(encoding="utf-8"))
+        text = put(text, "options-table", options_table(results))
     readme.write_text(text, encoding="utf-8")
 
 
