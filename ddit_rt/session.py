@@ -16,6 +16,7 @@ from .config import FREE, DDiTConfig, ScheduleFn, TeaCacheConfig
 from .errors import ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Adapter, Geometry, check_fit, make_path
+from .preconditions import check_finite, check_scheduler, check_unshared
 from .rows import Cached, Forwards, Rows, Visit
 from .run import Run
 from .runtime import (
@@ -118,7 +119,7 @@ class Session:
                     "or leave cache=None to keep that one."
                 )
         for owner in (*self._modules.values(), self.pipe.scheduler):
-            _check_unshared(owner)
+            check_unshared(owner)
         try:
             if isinstance(self.config.cache, TeaCacheConfig):
                 for module in map(unwrap_module, self._modules.values()):
@@ -167,7 +168,7 @@ class Session:
         """Follows the pipeline's scheduler, which users exchange at will."""
         scheduler = self.pipe.scheduler
         check_scheduler(scheduler)
-        _check_unshared(scheduler)
+        check_unshared(scheduler)
         for patch in self._scheduler_patches:
             patch.remove()
         if self._scheduler is not None:
@@ -290,7 +291,7 @@ class Session:
         if run.index == 0:
             run.read_timesteps(scheduler)
             check_length(self.config.schedule, run.steps)
-            _check_finite(call)
+            check_finite(call)
             if isinstance(self.config.schedule, tuple) and self.config.schedule[0] == FREE:
                 raise ScheduleError("schedule[0]=0: the first step has no prediction to go on from; begin with 1.")
         if call is not None and run.shape != call.latent.shape:
@@ -419,36 +420,4 @@ class Session:
             config.backend,
             config.threshold,
             run.host,
-        )
-
-
-def _check_unshared(owner: Any) -> None:
-    if owner.__dict__.get("_ddit_session") is not None:
-        raise UnsupportedPipelineError(
-            f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
-            "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
-        )
-
-
-def _check_finite(call: Call | None) -> None:
-    """What can only be known once the call's latent is there, and must be known before its first step."""
-    if call is not None and not bool(torch.isfinite(call.latent).all()):
-        raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Refuses schedulers whose model output is no flow (velocity) prediction with σ in [0, 1].
-
-    Raises:
-        UnsupportedPipelineError: with the setting that makes a scheduler usable.
-    """
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or (
-        # without flow sigmas, σ is that of a variance-exploding process
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    if not flow or config.get("invert_sigmas") or not hasattr(scheduler, "sigmas"):
-        raise UnsupportedPipelineError(
-            f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
-            "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
         )
