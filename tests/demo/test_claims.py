@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, load_pipeline
+from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED, load_pipeline
 from ddit_rt.evaluate import generate, psnr
 from ddit_rt.evaluate.methods import one_in
+from ddit_rt.fitting import FittedSchedule
 
 SCHEDULE = one_in(50, 3, 2)
 
@@ -29,14 +30,35 @@ def test_the_detailed_prompt_gets_more_fine_steps_at_one_threshold(pipe: Any) ->
     assert fine["detailed"] > fine["plain"]
 
 
-def test_delta_beats_naive_by_12_db_and_reuse_at_the_same_schedule_on_average(pipe: Any) -> None:
-    quality: dict[str, list[float]] = {"delta": [], "naive": [], "reuse": []}
-    for name in ("plain", "two", "detailed"):
+NAMES, NOISES = ("plain", "detailed"), (0, 1)
+Frames = dict[tuple[str, int], Any]
+
+
+@pytest.fixture(scope="module")
+def plain(pipe: Any) -> Frames:
+    """Frames of the plain pipeline by prompt and noise."""
+    calls = {(name, seed): {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]} for name in NAMES for seed in NOISES}
+    return {key: generate(pipe, None, key[1], **call).frames for key, call in calls.items()}
+
+
+def test_delta_beats_naive_by_15_db_and_reuse_at_the_same_schedule(pipe: Any, plain: Frames) -> None:
+    for name in NAMES:
         call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]}
-        base = generate(pipe, None, 0, **call)
-        for coarse, values in quality.items():
+        mean = {}
+        for coarse in ("delta", "naive", "reuse"):
             settings = {"schedule": SCHEDULE, "coarse": coarse}
-            values.append(psnr(generate(pipe, settings, 0, **call).frames, base.frames))
-    means = {coarse: sum(values) / len(values) for coarse, values in quality.items()}
-    assert means["delta"] > means["naive"] + 12
-    assert means["delta"] > means["reuse"]
+            runs = [generate(pipe, settings, seed, **call).frames for seed in NOISES]
+            mean[coarse] = sum(psnr(frames, plain[name, seed]) for frames, seed in zip(runs, NOISES)) / len(NOISES)
+        assert mean["delta"] > mean["naive"] + 15, name
+        assert mean["delta"] > mean["reuse"], name
+
+
+def test_the_fitted_schedule_halves_the_flop_and_beats_half_the_steps(pipe: Any, plain: Frames) -> None:
+    schedule = FittedSchedule.load(FITTED[2]).schedule
+    for name in NAMES:
+        base = plain[name, 0]
+        call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]}
+        fast = generate(pipe, {"schedule": schedule}, 0, **call)
+        assert fast.report is not None and fast.report.speedup_estimate > 1.95
+        half = generate(pipe, None, 0, **{**call, "num_inference_steps": 25})
+        assert psnr(fast.frames, base) > psnr(half.frames, base) + 10, name
