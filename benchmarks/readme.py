@@ -15,6 +15,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ddit_rt.demo.pipeline import FITTED
+from ddit_rt.fitting import FittedSchedule
 from ddit_rt.schedule.plots import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +170,24 @@ def picture(result: dict, folder: Path, target: Path) -> None:
     figure.savefig(target, dpi=140)
 
 
+def fitted_picture(target: Path) -> None:
+    """The shipped schedules over the sensitivity they were found with."""
+    found = {speedup: FittedSchedule.load(path) for speedup, path in FITTED.items()}
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    curve, *strips = figure.subplots(1 + len(found), 1, sharex=True, height_ratios=(5, *[1] * len(found)))
+    sensitivity = next(iter(found.values())).sensitivity
+    curve.semilogy(range(len(sensitivity)), sensitivity, color="black")
+    curve.set_ylabel("an error comes out\nso many times larger", fontsize=8)
+    curve.grid(alpha=0.2)
+    for axes, (speedup, one) in zip(strips, found.items()):
+        colours = [COLOURS[k] for k in one.schedule]
+        axes.bar(range(len(one.schedule)), [1] * len(one.schedule), width=1, color=colours)
+        axes.set_yticks([])
+        axes.set_ylabel(f"{speedup}x", rotation=0, labelpad=12, va="center", fontsize=8)
+    strips[-1].set_xlabel("denoising step; blue p, yellow 2p, red 4p, grey: no model call", fontsize=8)
+    figure.savefig(target, dpi=110)
+
+
 def put(text: str, name: str, content: str) -> str:
     """``text`` with ``content`` between the markers of ``name``."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -185,6 +205,7 @@ def main() -> None:
         (DOCS / "demo.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         picture(result, folder, DOCS / "picture.png")
         text = put(text, "demo-table", table(result))
+    fitted_picture(DOCS / "fitted.png")
     if (EVALUATION / "results.json").is_file():
         results = json.loads((EVALUATION / "results.json").read_text(encoding="utf-8"))
         text = put(text, "evaluation-table", evaluation_table(results))
