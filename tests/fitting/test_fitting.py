@@ -189,6 +189,15 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
     assert FittedSchedule.load(found.save(tmp_path / "s.json")) == found
 
 
+def test_real_runs_choose_between_mixed_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = a_flux()
+    mixed, free = [1, 1, *[4] * (STEPS - 2)], [1, 1, *[0, 1] * 5]
+    monkeypatch.setattr(fit_module, "search", lambda outlook, speedup, kinds: mixed if 4 in kinds else free)
+    better = max((mixed, free), key=lambda s: fit_module.tried(pipe, s, ["a"], **call).psnr)
+    assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
+    assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
+
+
 def test_bad_requests_name_the_value(tmp_path: Path) -> None:
     pipe, call = a_flux()
     with pytest.raises(ConfigError, match=r"kinds=.*3 is none of"):
