@@ -49,3 +49,13 @@ def check_scheduler(scheduler: Any) -> None:
             f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
             "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
         )
+
+
+def check_speedup(speedup: float) -> None:
+    """Refuses a wanted speed-up that is none.
+
+    Raises:
+        ConfigError: it is not above 1.
+    """
+    if not speedup > 1:
+        raise ConfigError(f"speedup={speedup!r}: ask for a ratio above 1, as in 2.0.")

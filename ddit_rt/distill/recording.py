@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
-from ..runtime import MethodPatch
+from ..runtime import MethodPatch, installed
 
 _KEY = "ddit_recording"
 
@@ -169,16 +169,12 @@ def record(
         return result
 
     patches = [MethodPatch(module, "forward", forward), MethodPatch(scheduler, "step", step)]
-    try:
-        for patch in patches:
-            patch.ensure_outermost()
-        run()
-    except _EnoughError:
-        if hasattr(pipe, "maybe_free_model_hooks"):
-            pipe.maybe_free_model_hooks()
-    finally:
-        for patch in patches:
-            patch.remove()
+    with installed(patches):
+        try:
+            run()
+        except _EnoughError:
+            if hasattr(pipe, "maybe_free_model_hooks"):
+                pipe.maybe_free_model_hooks()
     begin = scheduler.begin_index or 0
     sigmas = scheduler.sigmas[begin : begin + len(latents) + 1].float().cpu()
     return Recording(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import DDiTConfig
 from ..errors import ConfigError, OutOfReachError
+from ..preconditions import check_speedup
 from ..schedule import Policy, Report
 from .metrics import psnr
 from .outcome import Outcome, generate
@@ -68,8 +69,7 @@ def calibrate(
         OutOfReachError: the other settings do not let the policy be that fast, whatever τ.
         ConfigError: ``speedup`` <= 1, or no prompt.
     """
-    if not speedup > 1:
-        raise ConfigError(f"speedup={speedup!r}: ask for a ratio above 1, as in 2.0.")
+    check_speedup(speedup)
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
     settings = dict(settings or {})

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..families import denoisers, family_of
-from ..runtime import MethodPatch
+from ..runtime import MethodPatch, installed
 
 
 @dataclass
@@ -59,10 +59,5 @@ def counted_flops(pipe: Any) -> Iterator[FlopCount]:
         return result
 
     patches = [MethodPatch(module, "forward", handle) for module in denoisers(pipe, family_of(pipe)).values()]
-    try:
-        for patch in patches:
-            patch.ensure_outermost()
+    with installed(patches):
         yield count
-    finally:
-        for patch in patches:
-            patch.remove()

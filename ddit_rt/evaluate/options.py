@@ -57,11 +57,11 @@ def read_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def read_integers(text: str, name: str) -> list[int]:
-    """Whole numbers from 1 on, with commas."""
+def read_integers(text: str, name: str, least: int = 1) -> list[int]:
+    """Whole numbers from ``least`` on, with commas."""
     numbers = read_numbers(text, name)
-    if not numbers or any(number != int(number) or number < 1 for number in numbers):
-        raise ConfigError(f"{name}={text!r}: whole numbers from 1 on, with commas.")
+    if not numbers or any(number != int(number) or number < least for number in numbers):
+        raise ConfigError(f"{name}={text!r}: whole numbers from {least} on, with commas.")
     return [int(number) for number in numbers]
 
 

@@ -40,19 +40,27 @@ TEACACHE_SPEEDUPS = (1.5, 2.0, 3.0)
 APART = 4
 """Prompts to calibrate and fit on."""
 
-FITTED: tuple[tuple[str, str, tuple[int, ...], tuple[float, ...]], ...] = (
-    ("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 2.5, 3, 4)),
-    ("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5, 2)),
-    ("fitted-free", "fitted, free only", (1, 0), (2, 3, 4)),
-)
-"""Name, curve, kinds of steps and FLOP ratios of the fitted schedules; the latter two show what either kind adds."""
 
-FITTED_BRIEFLY = (
-    ("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 3)),
-    ("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5,)),
-    ("fitted-free", "fitted, free only", (1, 0), (2, 3)),
+@dataclass(frozen=True)
+class FittedSpec:
+    """A family of fitted schedules: the kinds of steps they may use, and the FLOP ratios for which they are found.
+
+    ``further`` are those at step counts after the first.
+    """
+
+    name: str
+    kind: str
+    kinds: tuple[int, ...]
+    speedups: tuple[float, ...]
+    further: tuple[float, ...]
+
+
+FITTED = (
+    FittedSpec("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 2.5, 3, 4), (1.5, 2, 3)),
+    FittedSpec("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5, 2), (1.5,)),
+    FittedSpec("fitted-free", "fitted, free only", (1, 0), (2, 3, 4), (2, 3)),
 )
-"""For further step counts."""
+"""The latter two show what either kind of step adds."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def with_adapter(plan: Plan, adapter: str) -> Plan:
 
 def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:
     """The fitted methods of ``steps`` steps that may use every kind of step."""
-    return [method for method in methods if method.kind == FITTED[0][1] and method.steps == steps]
+    return [method for method in methods if method.kind == FITTED[0].kind and method.steps == steps]
 
 
 def _methods(
@@ -175,13 +183,13 @@ def _methods(
             methods += policy_methods(steps, f"{spec.name}+teacache", f"{spec.kind} + TeaCache", thresholds, both)
     outlook = measure(pipe, apart, (2, 4), 0, progress, **call)
     progress("searching schedules")
-    for name, kind, kinds, speedups in FITTED if full else FITTED_BRIEFLY:
+    for family in FITTED:
 
-        def schedule(speedup: float, kinds: Sequence[int] = kinds) -> list[int]:
+        def schedule(speedup: float, kinds: Sequence[int] = family.kinds) -> list[int]:
             return search(outlook, speedup, kinds)
 
-        schedules = _within_reach(name, steps, speedups, schedule)
-        methods += fitted_methods(steps, name, kind, schedules)
+        schedules = _within_reach(family.name, steps, family.speedups if full else family.further, schedule)
+        methods += fitted_methods(steps, family.name, family.kind, schedules)
     if adapter is not None:
         methods += adapter_methods(steps, str(adapter), _mixed(methods, steps))
     return methods

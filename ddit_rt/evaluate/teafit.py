@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import unwrap_module
 from ..accelerate import restore
 from ..errors import ConfigError
 from ..families import denoisers, family_of
-from ..runtime import MethodPatch
+from ..preconditions import check_speedup
+from ..runtime import MethodPatch, installed
 from ..runtime.teacache import polynomial, relative_change
 
 
@@ -49,8 +50,7 @@ class TeaCacheFit:
         Raises:
             ConfigError: ``speedup`` is not above 1.
         """
-        if not speedup > 1:
-            raise ConfigError(f"speedup={speedup!r}: ask for a ratio above 1, as in 2.0.")
+        check_speedup(speedup)
         low, high = 1e-6, 1e3
         for _ in range(50):
             middle = math.sqrt(low * high)
@@ -117,11 +117,6 @@ def _record(pipe: Any, retention: bool, call: dict[str, Any], seed: int) -> list
 
     patches = [MethodPatch(module, "forward", watch(module)) for module in denoisers(pipe, family).values()]
     patches.append(MethodPatch(pipe.scheduler, "step", next_step))
-    try:
-        for patch in patches:
-            patch.ensure_outermost()
+    with installed(patches):
         pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="latent")
-    finally:
-        for patch in patches:
-            patch.remove()
     return list(found.values())

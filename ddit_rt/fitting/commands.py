@@ -10,8 +10,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import ConfigError
-from ..evaluate.options import Arguments, Device, Dtype, Frames, Model, Prompts, Seed, Size, Steps, read_object
+from ..evaluate.options import (
+    Arguments,
+    Device,
+    Dtype,
+    Frames,
+    Model,
+    Prompts,
+    Seed,
+    Size,
+    Steps,
+    read_integers,
+    read_object,
+)
 
 console = Console()
 
@@ -50,7 +61,7 @@ def fit(
     given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     arguments = {**call_defaults(model), **read_object(call, "call")}
     arguments |= {name: value for name, value in given.items() if value is not None}
-    numbers = _kinds(kinds)
+    numbers = read_integers(kinds, "kinds", least=0)
     pipe = load_any(model, dtype, device)
     with console.status("fitting") as status:
         found = fit_schedule(pipe, chosen, speedup, numbers, seed, status.update, **arguments)
@@ -63,10 +74,3 @@ def fit(
         f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline, "
         f"mean of {found.prompts} prompts"
     )
-
-
-def _kinds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"kinds={text!r}: write multiples with commas, as in 1,2,4,0.") from None

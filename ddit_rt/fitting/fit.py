@@ -15,6 +15,8 @@ from ..config import FREE, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..evaluate.metrics import psnr
 from ..evaluate.outcome import generate
+from ..granularity import Trajectory
+from ..preconditions import check_speedup
 from .outlook import Outlook
 from .search import search
 from .traces import Trace, Tracer
@@ -97,9 +99,11 @@ def fit_schedule(
         OutOfReachError: no schedule of these kinds is that fast.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
     """
+    check_speedup(speedup)
+    _check_kinds(kinds)
     outlook = measure(pipe, prompts, [kind for kind in kinds if kind > 1], seed, progress, **call)
     progress("searching")
-    schedules = [search(outlook, speedup, _checked(kinds))]
+    schedules = [search(outlook, speedup, kinds)]
     if FREE in kinds and any(k > 1 for k in schedules[0]):
         # first order flatters coarse steps where steps are long: real runs choose
         schedules.append(search(outlook, speedup, (1, FREE)))
@@ -123,7 +127,7 @@ def measure(
     """
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
-    _checked(multiples)
+    _check_kinds(multiples)
     tracer = Tracer(pipe, call)
     sketch: _Sketch | None = None
     fine: list[torch.Tensor] = []
@@ -178,11 +182,10 @@ def tried(
     return FittedSchedule(list(schedule), float(np.mean(speedups)), float(np.mean(decibels)), len(prompts))
 
 
-def _checked(kinds: Sequence[int]) -> Sequence[int]:
+def _check_kinds(kinds: Sequence[int]) -> None:
     for kind in kinds:
         if kind != FREE and kind not in SUPPORTED_MULTIPLES:
             raise ConfigError(f"kinds={list(kinds)}: {kind} is none of {SUPPORTED_MULTIPLES}, nor {FREE}.")
-    return kinds
 
 
 def _places(steps: int) -> list[int]:
@@ -193,9 +196,10 @@ def _places(steps: int) -> list[int]:
 
 def _gain(tracer: Tracer, trace: Trace, t: int) -> float:
     """By how much the run multiplies the error that a free step at ``t`` makes."""
-    (a, b), sigma = trace.sigmas[t - 2 : t].tolist(), float(trace.sigmas[t])
-    share = 1.0 if a == b else min((sigma - b) / (b - a), 1.0)
-    error = trace.outputs[t - 1] * (1 + share) - trace.outputs[t - 2] * share - trace.outputs[t]
+    before = Trajectory()
+    for i in range(t):
+        before.add_run(float(trace.sigmas[i]), trace.outputs[i])
+    error = before.forecast(float(trace.sigmas[t])) - trace.outputs[t]
     made = abs(float(trace.sigmas[t + 1] - trace.sigmas[t])) * float(error.square().mean().sqrt())
     if made == 0:
         return 1.0

@@ -79,15 +79,11 @@ class Outlook:
                 runs = _with_newest(runs, (sigma, truth), bool(runs) and runs[-1][0] == sigma)
                 continue
             if multiple == FREE:
-                (older, before), (newest, last) = runs
-                share = min((sigma - newest) / (newest - older), 1.0)
-                guess = last + share * (last - before)
+                guess = _line(runs[0], runs[1], sigma)
             else:
-                a, b = fine
-                share = min((sigma - self.sigmas[b]) / (self.sigmas[b] - self.sigmas[a]), 1.0)
                 known = self.coarse[multiple]
-                residual = (self.fine[b] - known[b]) * (1 + share) - (self.fine[a] - known[a]) * share
-                guess = known[t] + residual
+                older, newest = ((float(self.sigmas[a]), self.fine[a] - known[a]) for a in fine)
+                guess = known[t] + _line(older, newest, sigma)
                 runs = _with_newest(runs, (sigma, guess), runs[-1][0] == sigma)
             total += np.float32(steps[t] * self.sensitivity[t]) * (guess - truth)
         return np.square(total).mean(-1)
@@ -95,6 +91,12 @@ class Outlook:
     def loss(self, schedule: Sequence[int]) -> float:
         """Mean over the runs of the logarithm of :meth:`error`; with errors below the floor counted as the floor."""
         return float(np.log(self.error(schedule) + self.floor).mean())
+
+
+def _line(older: tuple[float, Array], newest: tuple[float, Array], sigma: float) -> Array:
+    """:func:`ddit_rt.granularity.line` on arrays, which the search calls some ten thousand times."""
+    share = min((sigma - newest[0]) / (newest[0] - older[0]), 1.0)
+    return newest[1] + share * (newest[1] - older[1])
 
 
 def _with_newest(items: list[T], item: T, replaces: bool) -> list[T]:

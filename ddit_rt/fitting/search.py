@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from ..config import FREE
-from ..errors import ConfigError, OutOfReachError
+from ..errors import OutOfReachError
+from ..preconditions import check_speedup
 from .outlook import Outlook
 
 _SWEEPS = 6
@@ -24,8 +25,7 @@ def search(outlook: Outlook, speedup: float, kinds: Sequence[int] = (1, 2, 4, FR
         ConfigError: ``speedup`` <= 1.
         OutOfReachError: no schedule of these kinds is that fast.
     """
-    if not speedup > 1:
-        raise ConfigError(f"speedup={speedup!r}: ask for a ratio above 1, as in 2.0.")
+    check_speedup(speedup)
     budget = outlook.steps / speedup + 1e-6
     movable = [t for t in range(outlook.steps) if not outlook.must_be_fine(t)]
     schedule = [1] * outlook.steps

@@ -19,7 +19,7 @@ from ..accelerate import accelerated, report, restore
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Call, NotCoarseError, denoisers, family_of
 from ..granularity import bands, crop_to_latent, pad_to_grid
-from ..runtime import MethodPatch
+from ..runtime import MethodPatch, installed
 
 
 @dataclass
@@ -180,13 +180,8 @@ class Tracer:
         patches = [MethodPatch(self._pipe.scheduler, "step", _named(step))]
         if forward is not None:
             patches += [MethodPatch(m, "forward", _placed(forward, i)) for i, m in enumerate(self._modules)]
-        try:
-            for patch in patches:
-                patch.ensure_outermost()
+        with installed(patches):
             yield
-        finally:
-            for patch in patches:
-                patch.remove()
 
 
 def _placed(forward: Callable[..., Any], place: int) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from .decision import HostResults, PendingEvolution
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .parallel import agreed, sequence_ranks, undividable
-from .patching import MethodPatch
+from .patching import MethodPatch, installed
 from .teacache import CacheState, TeaCache, Trunk
 from .timing import stopwatch
 from .watch import wrapped_forward
@@ -20,6 +20,7 @@ __all__ = [
     "TeaCache",
     "Trunk",
     "agreed",
+    "installed",
     "make_runner",
     "sequence_ranks",
     "stopwatch",

@@ -8,7 +8,8 @@ checked at the start of every call and put back on top if it is no longer outerm
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 Handler = Callable[..., Any]
@@ -53,6 +54,18 @@ class MethodPatch:
                     del self.owner.__dict__[holder]
                 else:
                     setattr(self.owner, holder, link.inner)
+
+
+@contextmanager
+def installed(patches: Sequence[MethodPatch]) -> Iterator[None]:
+    """Puts patches on for the length of a ``with`` block."""
+    try:
+        for patch in patches:
+            patch.ensure_outermost()
+        yield
+    finally:
+        for patch in patches:
+            patch.remove()
 
 
 class _Link:

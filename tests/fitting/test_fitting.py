@@ -202,6 +202,8 @@ def test_bad_requests_name_the_value(tmp_path: Path) -> None:
     pipe, call = a_flux()
     with pytest.raises(ConfigError, match=r"kinds=.*3 is none of"):
         fit_schedule(pipe, ["a"], kinds=(1, 3), **call)
+    with pytest.raises(ConfigError, match="speedup=1"):
+        fit_schedule(pipe, ["a"], 1.0, **call)
     with pytest.raises(ConfigError, match="no prompts"):
         fit_schedule(pipe, [], **call)
     with pytest.raises(ConfigError, match="num_inference_steps=3"):
