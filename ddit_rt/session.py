@@ -87,7 +87,7 @@ class Session:
             for component, module in self._modules.items():
                 base = unwrap_module(module)
                 check_fit(
-                    adapter, family.name, family.ends(base), family.feed_forward(base), component, config.multiples
+                    adapter, family.name, family.ends(base), family.linear_layers(base), component, config.multiples
                 )
         self._teacaches: dict[int, TeaCache] = {}
         self._caches = config.cache is not None and not isinstance(config.cache, TeaCacheConfig)

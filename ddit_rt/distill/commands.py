@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from random import Random
@@ -23,8 +24,18 @@ Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a video.")]
 SamplingSteps = Annotated[int | None, typer.Option(help="Denoising steps of the pipeline.")]
 Guidance = Annotated[float | None, typer.Option(help="guidance_scale of the pipeline.")]
+Calls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call", help="Further arguments of the pipeline, as JSON; repeated, the recordings take them in turn."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; CUDA where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers with LoRA: feed-forward (default), attention, or a regular expression; repeatable."),
+]
 HeldOut = Annotated[int, typer.Option(help="Items kept for validation.")]
 Recordings = Annotated[Path | None, typer.Option(help="Folder of recordings, to share between runs; default: in OUT.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
@@ -67,10 +78,12 @@ def train(
     frames: Frames = None,
     sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
+    call: Calls = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 20_000,
     batch: Annotated[int, typer.Option(help="Samples per device and micro-step.")] = 1,
     accumulate: Annotated[int, typer.Option(help="Micro-steps per optimizer step.")] = 4,
     multiples: Annotated[str, typer.Option(help="Coarse sizes.")] = "2,4",
+    targets: Targets = None,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 32,
     shared: Annotated[bool, typer.Option("--shared", help="One LoRA for all sizes.")] = False,
     memory: Annotated[bool, typer.Option(help="Let the adapter see the last fine predictions.")] = True,
@@ -113,6 +126,7 @@ def train(
         batch=batch,
         accumulate=accumulate,
         multiples=tuple(int(k) for k in multiples.split(",")),
+        targets=tuple(targets or ("feed-forward",)),
         rank=rank,
         shared=shared,
         memory=memory,
@@ -136,16 +150,16 @@ def train(
         validate_every=validate_every,
         seed=seed,
     )
-    call = _call(model, height, width, frames, sampling_steps, guidance)
-    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, call, config.max_gap, seed)
+    calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
+    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], config.max_gap, seed)
     pipe = _load(model, dtype, device)
     _check_source(pipe, source)
     if dry_run:
-        typer.echo(str(estimate(pipe, source, call, config)))
+        typer.echo(str(estimate(pipe, source, calls, config)))
         return
     name = Path(model).name if Path(model).exists() else model  # a local path means nothing to others
     trainer = Trainer(
-        pipe, source, call, config, out, recordings=recordings, base_model=name, tensorboard=tensorboard, log=_say
+        pipe, source, calls, config, out, recordings=recordings, base_model=name, tensorboard=tensorboard, log=_say
     )
     trainer.train(resume=resume)
     _say(f"{out / 'adapter.safetensors'}: ddit_rt.accelerate(pipe, adapter={str(out / 'adapter.safetensors')!r})")
@@ -165,6 +179,7 @@ def record(
     frames: Frames = None,
     sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
+    call: Calls = None,
     max_gap: Annotated[int, typer.Option(help="As for train.")] = 6,
     held_out: HeldOut = 8,
     device: Device = None,
@@ -177,12 +192,12 @@ def record(
     from .config import DistillConfig
     from .trainer import Trainer
 
-    call = _call(model, height, width, frames, sampling_steps, guidance)
-    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, call, max_gap, seed)
+    calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
+    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], max_gap, seed)
     pipe = _load(model, dtype, device)
     _check_source(pipe, source)
     config = DistillConfig(held_out=held_out, max_gap=max_gap, seed=seed)
-    trainer = Trainer(pipe, source, call, config, recordings, recordings=recordings, log=_say)
+    trainer = Trainer(pipe, source, calls, config, recordings, recordings=recordings, log=_say)
     for index in tqdm(range(trainer.recorded.count), desc="record"):
         trainer.recorded.shard(index)
 
@@ -211,17 +226,25 @@ def _load(model: str, dtype: str | None, device: str | None) -> Any:
     return load_any(model, dtype, device)
 
 
-def _call(
-    model: str, height: int | None, width: int | None, frames: int | None, steps: int | None, guidance: float | None
-) -> dict[str, Any]:
+def _calls(
+    model: str,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    steps: int | None,
+    guidance: float | None,
+    further: Sequence[str],
+) -> list[dict[str, Any]]:
+    from ..evaluate.options import read_object
     from ..loading import call_defaults
 
     given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     given["guidance_scale"] = guidance
-    call = {**call_defaults(model), **{name: value for name, value in given.items() if value is not None}}
-    if int(call.get("num_inference_steps", 50)) < 4:
+    shared = {**call_defaults(model), **{name: value for name, value in given.items() if value is not None}}
+    calls = [{**shared, **read_object(text, "call")} for text in further]
+    if any(int(call.get("num_inference_steps", 50)) < 4 for call in calls):
         raise ConfigError("at least 4 denoising steps: a trajectory has to hold a step and two before it.")
-    return call
+    return calls
 
 
 def _source(

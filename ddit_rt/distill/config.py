@@ -25,6 +25,8 @@ class DistillConfig:
         batch: Samples per device and micro-step; all share one multiple.
         accumulate: Micro-steps per optimizer step; each draws its own multiple.
         multiples: Coarse sizes to train.
+        targets: Layers that get LoRA: ``"feed-forward"`` (the paper's), ``"attention"``, or regular expressions of
+            paths, as in ``r"blocks\.\d+\.attn1\.to_[qkv]"``; see :meth:`ddit_rt.families.Family.target_layers`.
         rank, alpha, shared, memory, positions: See :class:`ddit_rt.granularity.AdapterSpec`.
         objective: ``"direct"`` is the paper's equation 1, the squared distance to the frozen base's prediction;
             ``"delta"`` asks for the change since an earlier step of the trajectory, what ``coarse="adapter-delta"``
@@ -58,6 +60,7 @@ class DistillConfig:
     batch: int = 1
     accumulate: int = 4
     multiples: tuple[int, ...] = (2, 4)
+    targets: tuple[str, ...] = ("feed-forward",)
     rank: int = 32
     alpha: float | None = None
     shared: bool = False
@@ -85,6 +88,9 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiples", tuple(sorted(self.multiples)))
+        if isinstance(self.targets, str) or not self.targets:
+            raise ConfigError(f"targets={self.targets!r}: a tuple of names, as in ('feed-forward', 'attention').")
+        object.__setattr__(self, "targets", tuple(self.targets))
         for name in (
             "steps",
             "batch",
@@ -117,7 +123,7 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {**asdict(self), "multiples": list(self.multiples)}
+        return {**asdict(self), "multiples": list(self.multiples), "targets": list(self.targets)}
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate at ``step``."""

@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 
 from .config import DistillConfig
 from .data import Source
-from .recording import Library
+from .library import GROUP, Library
 from .samples import draw
-from .trainer import GROUP, Trainer
+from .trainer import Trainer
 
 _STEPS = 3
 
@@ -64,15 +64,18 @@ class Estimate:
         )
 
 
-def estimate(pipe: Any, source: Source, call: Mapping[str, Any], config: DistillConfig) -> Estimate:
+def estimate(
+    pipe: Any, source: Source, call: Mapping[str, Any] | Sequence[Mapping[str, Any]], config: DistillConfig
+) -> Estimate:
     """Records a few denoising steps and takes one training step per size; leaves nothing behind.
 
     Args:
-        pipe, source, call, config: As for :class:`ddit_rt.distill.Trainer`.
+        pipe, source, call, config: As for :class:`ddit_rt.distill.Trainer`; of several calls the first is measured.
     """
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(pipe, source, call, replace(config, fill=1.0), Path(directory), log=lambda _: None)
         transformer, device = trainer.transformer, trainer.accelerator.device
+        call = trainer.calls[0]
         total = int(call.get("num_inference_steps", 50))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -82,7 +85,7 @@ def estimate(pipe: Any, source: Source, call: Mapping[str, Any], config: Distill
         recording = source.record(pipe, trainer.family, call, group, config.seed, _STEPS)
         base_step = (time.perf_counter() - began) / len(recording.latents)
         steps = total if source.describe()["kind"] == "prompts" else int(source.describe()["steps"])
-        library = Library(Path(directory) / "probe", lambda _: recording, 1, {}, trainer.recorded.dtype)
+        library = Library(Path(directory) / "probe", lambda _: recording, 1, 0, {}, trainer.recorded.dtype)
         library.shard(0)
         shard_bytes = library.path(0).stat().st_size * steps / len(recording.latents)
         adapter = trainer.adapter.to(device)

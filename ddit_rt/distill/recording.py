@@ -1,14 +1,14 @@
 """The frozen base model's own trajectories: what one pipeline call showed its transformer, and what that answered.
 
 Everything is taken where the pipeline calls its transformer, so guidance, image conditions and scheduler are those of
-the real pipeline, whatever its class. Recordings are kept as sharded safetensors.
+the real pipeline, whatever its class.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..errors import ConfigError, UnsupportedPipelineError
+from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
 from ..runtime import MethodPatch, installed
 
@@ -185,50 +185,3 @@ def record(
         conditions[0],
         list(captions),
     )
-
-
-class Library:
-    """Recordings of a data source in a directory, made when they are first asked for.
-
-    Args:
-        directory: Of the shards; a manifest in it says what they were made from.
-        make: Shard number -> its recording.
-        count: Shards in all.
-        manifest: JSON-ready description of model, call and data.
-        dtype: Of stored latents and predictions.
-
-    Raises:
-        ConfigError: the directory holds recordings of something else.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        make: Callable[[int], Recording],
-        count: int,
-        manifest: Mapping[str, Any],
-        dtype: torch.dtype,
-    ) -> None:
-        self.count = count
-        self.dtype = dtype
-        self._directory, self._make = directory, make
-        self._open: dict[int, Shard] = {}
-        directory.mkdir(parents=True, exist_ok=True)
-        path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ConfigError(
-                f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "
-                "directory, or delete it."
-            )
-        path.write_text(text, encoding="utf-8")
-
-    def path(self, index: int) -> Path:
-        return self._directory / f"shard-{index:06d}.safetensors"
-
-    def shard(self, index: int) -> Shard:
-        """Opens a shard, recording it first if it is not there."""
-        if index not in self._open:
-            if not self.path(index).exists():
-                self._make(index).save(self.path(index), self.dtype)
-            self._open[index] = Shard(self.path(index))
-        return self._open[index]

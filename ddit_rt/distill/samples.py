@@ -10,7 +10,8 @@ import torch
 from ..families import Call, Family
 from ..granularity import Geometry, line
 from .config import DistillConfig
-from .recording import Library, Shard
+from .library import Library
+from .recording import Shard
 
 
 @dataclass

@@ -19,16 +19,15 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..families import denoisers, family_of, fresh_adapter
-from ..granularity import Adapter, fingerprint, save_adapter
+from ..granularity import Adapter, save_adapter
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
+from .library import open_library
 from .objective import Student
-from .recording import Library
 from .samples import Batch, draw
 
 Log = Callable[[str], None]
-GROUP = 4  # items recorded by one pipeline call
 
 
 @dataclass
@@ -62,7 +61,8 @@ class Trainer:
     Args:
         pipe: A plain (not accelerated) pipeline with one transformer; its weights are read, never changed.
         source: What the base model is shown.
-        call: Arguments of the pipeline that fix size, steps and guidance.
+        call: Arguments of the pipeline that fix size, steps and guidance; or several such calls of one size, which the
+            recordings take in turn. An adapter serves best where it was trained. Pictures are drawn with the first.
         config: Settings.
         out: Directory of the run: checkpoint, adapter, log, and recordings if ``recordings`` is None.
         recordings: Directory of the recordings, to share between runs.
@@ -78,7 +78,7 @@ class Trainer:
         self,
         pipe: Any,
         source: Source,
-        call: Mapping[str, Any],
+        call: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         config: DistillConfig,
         out: Path,
         *,
@@ -87,7 +87,8 @@ class Trainer:
         tensorboard: bool = False,
         log: Log = print,
     ) -> None:
-        self.pipe, self.source, self.call, self.config, self.out = pipe, source, dict(call), config, out
+        self.pipe, self.source, self.config, self.out = pipe, source, config, out
+        self.calls = [dict(one) for one in ([call] if isinstance(call, Mapping) else call)]
         self.family = family_of(pipe)
         self.transformer = unwrap_module(next(iter(denoisers(pipe, self.family).values())))
         self.accelerator = Accelerator(
@@ -96,16 +97,13 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._log: Log = log if self.accelerator.is_main_process else lambda _: None
-        items = len(source.captions)
-        if items <= config.held_out:
-            raise ConfigError(
-                f"{items} items, {config.held_out} of them held out for validation: none is left to train on."
-            )
+        self.recorded = open_library(
+            recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
+        )
         self.adapter = self._fresh(base_model)
         self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
         self.transformer.requires_grad_(False).eval()
-        self.recorded = self._make_library(recordings or out / "recordings")
         self.step = 0
         self._tensorboard = tensorboard
         self._resumed_seconds = 0.0
@@ -120,6 +118,7 @@ class Trainer:
                 self.family,
                 self.transformer,
                 multiples=config.multiples,
+                targets=config.targets,
                 rank=config.rank,
                 alpha=config.alpha,
                 shared=config.shared,
@@ -127,33 +126,6 @@ class Trainer:
                 positions=config.positions,
                 base_model=base_model,
             )
-
-    def _make_library(self, directory: Path) -> Library:
-        items, held = len(self.source.captions), self.config.held_out
-        groups = [list(range(start, min(start + GROUP, items - held))) for start in range(0, items - held, GROUP)]
-        groups += [list(range(start, min(start + GROUP, items))) for start in range(items - held, items, GROUP)]
-        self._held_groups = -(-held // GROUP)
-        seed = self.config.seed
-
-        def make(index: int) -> Any:
-            return self.source.record(self.pipe, self.family, self.call, groups[index], seed)
-
-        manifest = {
-            "family": self.family.name,
-            "model": list(fingerprint(self.family.ends(self.transformer), 8)),
-            "call": {name: value for name, value in self.call.items() if name != "generator"},
-            "data": self.source.describe(),
-            "held_out": held,
-            "seed": seed,
-        }
-        dtype = next(self.transformer.parameters()).dtype
-        # half precision keeps 3 digits, finer than what is learned; float16 the most of them
-        return Library(directory, make, len(groups), manifest, torch.float16 if dtype == torch.float32 else dtype)
-
-    @property
-    def training_shards(self) -> range:
-        """Shards that are trained on; those after them are held out."""
-        return range(self.recorded.count - self._held_groups)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config, parameters = self.config, list(self.adapter.parameters())
@@ -174,10 +146,8 @@ class Trainer:
 
     def available(self, step: int) -> Sequence[int]:
         """Training shards of this process at ``step``: their number grows while recording is spread over the run."""
-        own = (
-            self.training_shards[self.accelerator.process_index :: self.accelerator.num_processes]
-            or self.training_shards
-        )
+        training = self.recorded.training
+        own = training[self.accelerator.process_index :: self.accelerator.num_processes] or training
         filled = self.config.fill * self.config.steps
         share = 1.0 if step >= filled else (step + 1) / filled
         return own[: max(1, math.ceil(share * len(own)))]
@@ -298,7 +268,6 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, batches: int = 4) -> Evaluation:
         """Compares the average with the fresh adapter on held-out trajectories, the same ones every time."""
-        held = range(self.recorded.count - self._held_groups, self.recorded.count)
         losses: dict[str, dict[int, float]] = {"trained": {}, "untrained": {}}
         forecast = 0.0
         dtype = next(self.transformer.parameters()).dtype
@@ -309,7 +278,7 @@ class Trainer:
                 total = forecast = 0.0  # the same batches for every k: the forecast does not depend on it
                 for index in range(batches):
                     generator = torch.Generator().manual_seed(index)
-                    batch = draw(self.recorded, held, self.family, adapter.spec.patch, one, generator)
+                    batch = draw(self.recorded, self.recorded.held_out, self.family, adapter.spec.patch, one, generator)
                     forecast += float((batch.forecast() - batch.target.prediction).square().mean()) / batches
                     with student.coarse(k), self.accelerator.autocast():
                         total += float(student(batch.to(self.accelerator.device, dtype)))
@@ -332,7 +301,7 @@ class Trainer:
         captions = list(self.source.captions[-self.config.held_out :])
         values |= {f"gain_over_forecast_db/{k}p": value for k, value in result.gain_over_forecast_db.items()}
         sheet = self.out / "pictures" / f"{self.step:07d}.png"
-        values |= pictures(self.pipe, self.average, self.call, captions, sheet, self.config.objective)
+        values |= pictures(self.pipe, self.average, self.calls[0], captions, sheet, self.config.objective)
         self._write(writer, values, began)
 
     def _record_all(self) -> None:
@@ -351,6 +320,7 @@ class Trainer:
             "step": self.step,
             "hours": round(seconds / 3600, 3),
             **self.source.describe(),
+            "calls": self.recorded.calls,
         }
         state = {
             "step": self.step,

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..errors import ConfigError
 from ..granularity import Ends, Geometry, PatchEmbedding
 from ..granularity.bands import Scalar
+from ..granularity.lora import is_fused
 from ..runtime import Trunk
 
 
@@ -53,8 +55,8 @@ class Family(ABC):
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``."""
-    feed_forward_names: ClassVar[str]
-    """Regular expression for the paths of the feed-forward's linear layers."""
+    layer_groups: ClassVar[dict[str, str]]
+    """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
     """Tensor arguments without a batch dimension."""
 
@@ -105,13 +107,38 @@ class Family(ABC):
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
         return PatchEmbedding.from_base(self.ends(module), multiple)
 
-    def feed_forward(self, module: nn.Module) -> dict[str, tuple[int, int]]:
-        """The linear layers of every block's feed-forward: path -> (in_features, out_features)."""
+    def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
+        """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
         return {
-            name: (layer.in_features, layer.out_features)
+            name: (layer.in_features, layer.out_features)  # type: ignore[misc]
             for name, layer in module.named_modules()
-            if re.fullmatch(self.feed_forward_names, name) and hasattr(layer, "in_features")
+            if hasattr(layer, "in_features") and hasattr(layer, "out_features") and not is_fused(module, name)
         }
+
+    def target_layers(self, module: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The linear layers that ``targets`` name, in the model's order: path -> (in_features, out_features).
+
+        Args:
+            targets: Groups of :attr:`layer_groups`, or regular expressions that match whole paths (as peft's
+                ``target_modules`` does with a string).
+
+        Raises:
+            ConfigError: one of them is no expression, or matches no linear layer.
+        """
+        layers = self.linear_layers(module)
+        chosen: set[str] = set()
+        for target in targets:
+            try:
+                found = {name for name in layers if re.fullmatch(self.layer_groups.get(target, target), name)}
+            except re.error as error:
+                raise ConfigError(f"targets: {target!r} is no regular expression ({error}).") from None
+            if not found:
+                raise ConfigError(
+                    f"targets: {target!r} matches no linear layer. Groups are {', '.join(self.layer_groups)}; "
+                    f"layers are named like {', '.join(list(layers)[-3:])}."
+                )
+            chosen |= found
+        return {name: sizes for name, sizes in layers.items() if name in chosen}
 
     @abstractmethod
     def run_patches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
@@ -24,9 +24,11 @@ class Flux(Family):
     pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
     end_names = ("x_embedder", "proj_out")
     time_scale = 1.0
-    feed_forward_names = (
-        r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.proj_(mlp|out)"
-    )
+    layer_groups: ClassVar[dict[str, str]] = {
+        "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
+        r"|single_transformer_blocks\.\d+\.proj_(mlp|out)",
+        "attention": r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
+    }
     shared_arguments = frozenset({"txt_ids", "img_ids"})
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
@@ -17,6 +18,7 @@ def fresh_adapter(
     transformer: nn.Module,
     *,
     multiples: tuple[int, ...] = (2, 4),
+    targets: Sequence[str] = ("feed-forward",),
     rank: int = 32,
     alpha: float | None = None,
     shared: bool = False,
@@ -30,6 +32,7 @@ def fresh_adapter(
     Args:
         family: Of the model.
         transformer: The model; it is read, not changed.
+        targets: Layers that get LoRA, see :meth:`Family.target_layers`; the feed-forward's are the paper's.
         multiples, rank, alpha, shared, memory, positions, base_model, training: See
             :class:`ddit_rt.granularity.AdapterSpec`; ``alpha`` None is the rank (a scale of 1).
 
@@ -51,7 +54,7 @@ def fresh_adapter(
         condition=ends.embed_weight.shape[1] - ends.channels,
         width=ends.embed_weight.shape[0],
         patch=ends.embed_weight.shape[2],
-        layers=family.feed_forward(base),
+        layers=family.target_layers(base, targets),
         rank=rank,
         alpha=float(rank if alpha is None else alpha),
         shared=shared,

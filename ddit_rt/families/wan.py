@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
@@ -26,7 +26,10 @@ class Wan(Family):
     components = ("transformer", "transformer_2")
     end_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
-    feed_forward_names = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
+    layer_groups: ClassVar[dict[str, str]] = {
+        "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
+        "attention": r"blocks\.\d+\.attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)",
+    }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
         if arguments["timestep"].ndim != 1:

@@ -122,7 +122,7 @@ def model_card(adapter: Adapter, repo_id: str) -> str:
         f'ddit_rt.accelerate(pipe, adapter="{repo_id}")',
         "```",
         "",
-        f"LoRA rank {spec.rank} on {len(spec.layers)} feed-forward layers.",
+        f"LoRA rank {spec.rank} on {len(spec.layers)} layers.",
         f"Training: `{json.dumps(dict(spec.training))}`",
     ]
     return "\n".join(lines) + "\n"
@@ -142,7 +142,7 @@ def check_fit(
         adapter: The adapter.
         family: Name of the model's family.
         ends: Of the model.
-        layers: Feed-forward layers of the model, path -> (in_features, out_features).
+        layers: Linear layers of the model, path -> (in_features, out_features).
         component: Name of the model inside its pipeline, for the message.
         multiples: Sizes that are asked of the adapter; 1 is the base model's own.
 
@@ -169,7 +169,7 @@ def check_fit(
         if layers.get(path) != tuple(sizes):
             raise AdapterMismatchError(
                 f"the adapter's LoRA for {path} is {tuple(sizes)} (in, out), {component} has "
-                f"{layers.get(path, 'no such feed-forward layer')}."
+                f"{layers.get(path, 'no such layer in use')}."
             )
     missing = [k for k in multiples if k != 1 and k not in spec.multiples]
     if missing:

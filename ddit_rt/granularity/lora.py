@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import AdapterMismatchError
 from .swap import swapped
+
+_FUSED = frozenset({"to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"})
 
 
 class LowRank(nn.Module):
@@ -69,12 +72,26 @@ class LoraSet(nn.Module):
         """Context in which the layers of ``transformer`` compute with the additions.
 
         A backward pass through checkpointed blocks runs them again, so it belongs inside the context too.
+
+        Raises:
+            AdapterMismatchError: one of the layers is there, but not used.
         """
         forwards: dict[str, Callable[..., Any]] = {}
         for name, pair in self.pairs.items():
             path = name.replace("/", ".")
+            if is_fused(transformer, path):
+                raise AdapterMismatchError(
+                    f"the adapter's LoRA for {path} would have no effect: the model's projections are fused. Call "
+                    "unfuse_qkv_projections() on it."
+                )
             forwards[path] = _adding(transformer.get_submodule(path).forward, pair)
         return swapped(transformer, **forwards)
+
+
+def is_fused(transformer: nn.Module, path: str) -> bool:
+    """Whether diffusers' ``fuse_qkv_projections`` runs another layer in place of the one at ``path``."""
+    parent, _, leaf = path.rpartition(".")
+    return leaf in _FUSED and bool(getattr(transformer.get_submodule(parent), "fused_projections", False))
 
 
 def _adding(forward: Callable[..., torch.Tensor], pair: nn.Module) -> Callable[..., torch.Tensor]:

@@ -33,6 +33,9 @@ def test_train_resume_and_dry_run(model, tmp_path):
     out = tmp_path / "run"
     options = [model, "--prompts", model / "prompts.txt", *size(), "--device", "cpu", "--steps", 2, "--rank", 2]
     options += ["--optimizer", "adamw", "--fill", 1.0, "--recordings", tmp_path / "recordings"]
+    options += ["--targets", "attention", "--targets", "feed-forward"]
+    turns = ["--call", "{}", "--call", '{"true_cfg_scale": 2.0, "negative_prompt": ""}']
+    options += turns
     result = distill("train", *options, "--out", out, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "trained parameters" in result.output and "estimated" in result.output
@@ -41,7 +44,7 @@ def test_train_resume_and_dry_run(model, tmp_path):
     result = distill("record", model, tmp_path / "x", "--help")
     assert result.exit_code == 0
     result = distill(
-        "record", model, "--recordings", tmp_path / "recordings", "--prompts", model / "prompts.txt", *size()
+        "record", model, "--recordings", tmp_path / "recordings", "--prompts", model / "prompts.txt", *size(), *turns
     )
     assert result.exit_code == 0, (result.output, result.exception)
     assert len(list((tmp_path / "recordings").glob("*.safetensors"))) == 3
@@ -50,6 +53,7 @@ def test_train_resume_and_dry_run(model, tmp_path):
     assert result.exit_code == 0, (result.output, result.exception)
     adapter = ddit_rt.load_adapter(out)
     assert adapter.spec.base_model == model.name and adapter.spec.rank == 2
+    assert any("attn.to_q" in path for path in adapter.spec.layers) and len(adapter.spec.training["calls"]) == 2
     result = distill("train", *options, "--out", out, "--resume")
     assert result.exit_code == 0, (result.output, result.exception)
 
@@ -62,6 +66,8 @@ def test_train_resume_and_dry_run(model, tmp_path):
         (["--pictures", "."], "pictures need --height"),
         (["--prompts", "a", "--steps", "0"], "steps=0"),
         (["--prompts", "a", "--sampling-steps", "3"], "at least 4 denoising steps"),
+        (["--prompts", "a", "--call", "{}", "--call", '{"num_inference_steps": 3}'], "at least 4 denoising steps"),
+        (["--prompts", "a", "--call", "guidance_scale=2"], "is no JSON"),
     ],
 )
 def test_errors_come_before_the_model_is_loaded(options, match, tmp_path):

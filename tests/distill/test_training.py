@@ -122,7 +122,7 @@ def test_resumed_is_uninterrupted(tmp_path, recordings, optimizer):
 def test_recording_on_the_fly_is_recording_first(tmp_path, recordings):
     config = replace(SMALL, fill=1.0, steps=4)
     fresh = trainer(tmp_path / "a", None, config)
-    assert len(fresh.available(0)) == 1 and len(fresh.available(3)) == len(fresh.training_shards)
+    assert len(fresh.available(0)) == 1 and len(fresh.available(3)) == len(fresh.recorded.training)
     a = fresh.train()
     b = trainer(tmp_path / "b", recordings, config).train()
     assert equal(a.state_dict(), b.state_dict())
@@ -258,6 +258,26 @@ def test_training_sees_what_inference_computes(tmp_path, recordings, objective):
 
 def run_coarse(run, batch):
     return run.adapter.lora(batch.multiple).active(run.transformer)
+
+
+def test_recordings_take_calls_in_turn(tmp_path):
+    short = {**CALL, "num_inference_steps": 5}
+    guided = {**CALL, "true_cfg_scale": 2.0, "negative_prompt": ""}
+    config = replace(SMALL, held_out=5, steps=4)
+    prompts = [*PROMPTS, *(f"more {i}" for i in range(9))]
+    run = Trainer(pipeline(), Prompts(prompts), [CALL, short, guided], config, tmp_path, log=lambda _: None)
+    shards = [run.recorded.shard(index) for index in (*run.recorded.training, *run.recorded.held_out)]
+    own = CALL["num_inference_steps"]
+    turns = [(own, 1), (5, 1), (own, 2)]
+    count = len(run.recorded.training)
+    assert count > len(turns) and len(run.recorded.held_out) == 2
+    expected = [*(turns[i % 3] for i in range(count)), *turns[:2]]
+    assert [(shard.steps, shard.streams) for shard in shards] == expected
+    run.train()
+    other = tmp_path / "other"
+    with pytest.raises(ddit_rt.ConfigError, match="height is 32, 48"):
+        Trainer(pipeline(), Prompts(prompts), [CALL, {**CALL, "height": 48}], config, other, log=lambda _: None)
+    assert not (other / "recordings").exists()
 
 
 class Embeds:

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 import ddit_rt
-from ddit_rt import DDiTConfig
+from ddit_rt import AdapterMismatchError, ConfigError, DDiTConfig
 from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.granularity import Adapter
 
@@ -155,6 +155,61 @@ def test_style_lora_that_comes_and_goes_while_accelerated():
         assert not torch.allclose(tiny.latents_of(pipe, inputs), before)
         pipe.transformer.unload_lora()
         assert torch.equal(tiny.latents_of(pipe, inputs), before)
+
+
+TARGETS = {
+    "feed-forward": {"ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"},
+    "attention": {
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    },
+    r".*\.0\.attn\.to_[qv]": {"attn.to_q", "attn.to_v"},
+}
+
+
+@pytest.mark.parametrize(
+    "targets", [("feed-forward",), ("attention",), ("attention", r".*\.0\.attn\.to_[qv]"), (*TARGETS,)]
+)
+def test_lora_goes_where_it_is_wanted(targets):
+    pipe, inputs = CASES["flux"]()
+    adapter = fresh(pipe, targets=targets)
+    blocks = {path.split(".", 2)[2] for path in adapter.spec.layers}
+    assert blocks == set().union(*(TARGETS[target] for target in targets))
+    assert all(path.split(".")[0].endswith("transformer_blocks") for path in adapter.spec.layers)
+    before = run(pipe, inputs, coarse="adapter", adapter=adapter)
+    for path in adapter.spec.layers:
+        weight = adapter.lora(2).pairs[path.replace(".", "/")].lora_B.weight.detach()
+        weight.fill_(0.05)
+        assert not torch.equal(run(pipe, inputs, coarse="adapter", adapter=adapter), before), path
+        weight.zero_()
+
+
+def test_lora_on_the_attention_of_a_video_model():
+    pipe, inputs = CASES["wan-image"]()
+    adapter = trained(pipe, targets=("attention",))
+    assert {path.split(".", 2)[2] for path in adapter.spec.layers} >= {"attn1.to_q", "attn2.to_v", "attn2.to_out.0"}
+    plain = run(pipe, inputs, coarse="adapter", adapter=fresh(pipe, targets=("attention",)))
+    assert not torch.equal(run(pipe, inputs, coarse="adapter", adapter=adapter), plain)
+
+
+@pytest.mark.parametrize(("target", "match"), [("atention", "matches no linear layer"), ("(", "no regular expression")])
+def test_unknown_targets(target, match):
+    with pytest.raises(ConfigError, match=match):
+        fresh(tiny.flux(), targets=("feed-forward", target))
+
+
+def test_lora_on_layers_that_are_fused_away_is_refused():
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe, targets=("attention",))
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, coarse="adapter", adapter=adapter):
+        expected = tiny.latents_of(pipe, inputs)
+        pipe.transformer.fuse_qkv_projections()
+        with pytest.raises(AdapterMismatchError, match="unfuse_qkv_projections"):
+            tiny.latents_of(pipe, inputs)
+    with pytest.raises(AdapterMismatchError, match="no such layer in use"):
+        ddit_rt.accelerate(pipe, coarse="adapter", adapter=adapter)
+    pipe.transformer.unfuse_qkv_projections()
+    torch.testing.assert_close(run(pipe, inputs, coarse="adapter", adapter=adapter), expected)
 
 
 def test_half_precision():

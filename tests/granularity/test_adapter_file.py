@@ -120,7 +120,7 @@ def test_other_models(path):
     for pipe, match in (
         (tiny.wan(), "for flux models, transformer is wan"),
         (other_width(), "width=32, transformer has width=64"),
-        (other_blocks(), "no such feed-forward layer"),
+        (other_blocks(), "no such layer in use"),
         (other_weights(), "other weights"),
     ):
         with pytest.raises(ddit_rt.AdapterMismatchError, match=match):

@@ -1,0 +1,134 @@
+"""Recordings of a data source on disk, made when they are first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import unwrap_module
+
+from ..errors import ConfigError
+from ..families import Family, denoisers
+from ..granularity import fingerprint
+from .data import Source
+from .recording import Recording, Shard
+
+GROUP = 4  # items recorded by one pipeline call
+_SIZE = ("height", "width", "num_frames")
+
+
+class Library:
+    """Shards of recordings in a directory.
+
+    Args:
+        directory: Of the shards; a manifest in it says what they were made from.
+        make: Shard number -> its recording.
+        count: Shards in all.
+        held: Of these, at the end, for validation.
+        manifest: JSON-ready description of model, calls and data.
+        dtype: Of stored latents and predictions.
+
+    Attributes:
+        training: Numbers of the shards that are trained on.
+        held_out: Of those that are kept for validation.
+        calls: Arguments of the pipeline calls that were recorded.
+
+    Raises:
+        ConfigError: the directory holds recordings of something else.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        make: Callable[[int], Recording],
+        count: int,
+        held: int,
+        manifest: Mapping[str, Any],
+        dtype: torch.dtype,
+    ) -> None:
+        self.count = count
+        self.training, self.held_out = range(count - held), range(count - held, count)
+        self.dtype = dtype
+        self._directory, self._make = directory, make
+        self._open: dict[int, Shard] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        self.calls = manifest.get("calls", [])
+        path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "
+                "directory, or delete it."
+            )
+        path.write_text(text, encoding="utf-8")
+
+    def path(self, index: int) -> Path:
+        return self._directory / f"shard-{index:06d}.safetensors"
+
+    def shard(self, index: int) -> Shard:
+        """Opens a shard, recording it first if it is not there."""
+        if index not in self._open:
+            if not self.path(index).exists():
+                self._make(index).save(self.path(index), self.dtype)
+            self._open[index] = Shard(self.path(index))
+        return self._open[index]
+
+
+def open_library(
+    directory: Path,
+    pipe: Any,
+    family: Family,
+    source: Source,
+    calls: Sequence[Mapping[str, Any]],
+    held_out: int,
+    seed: int,
+) -> Library:
+    """The recordings of ``source``, in groups of items.
+
+    Args:
+        directory: Of the shards.
+        pipe: A plain pipeline with one transformer.
+        family: Of the transformer.
+        source: What the base model is shown.
+        calls: Arguments of the pipeline, all of one size; the groups take turns.
+        held_out: Items at the end that are kept for validation.
+        seed: Of the noise.
+
+    Raises:
+        ConfigError: nothing is left to train on, the calls differ in size, or the directory holds something else.
+    """
+    items = len(source.captions)
+    if items <= held_out:
+        raise ConfigError(f"{items} items, {held_out} of them held out for validation: none is left to train on.")
+    for name in _SIZE:
+        values = list(dict.fromkeys(call.get(name) for call in calls))
+        if len(values) > 1:
+            raise ConfigError(f"{name} is {', '.join(map(str, values))}: calls that take turns have one size.")
+    first, last = _groups(0, items - held_out), _groups(items - held_out, items)
+    groups = first + last
+
+    def make(index: int) -> Recording:
+        # counted from the beginning of either part, so that both hold every call
+        turn = index if index < len(first) else index - len(first)
+        return source.record(pipe, family, calls[turn % len(calls)], groups[index], seed)
+
+    (module,) = denoisers(pipe, family).values()
+    base = unwrap_module(module)
+    manifest = {
+        "family": family.name,
+        "model": list(fingerprint(family.ends(base), 8)),
+        "calls": [{name: value for name, value in call.items() if name != "generator"} for call in calls],
+        "data": source.describe(),
+        "held_out": held_out,
+        "seed": seed,
+    }
+    # half precision keeps 3 digits, finer than what is learned; float16 the most of them
+    dtype = next(base.parameters()).dtype
+    stored = torch.float16 if dtype == torch.float32 else dtype
+    return Library(directory, make, len(groups), len(last), manifest, stored)
+
+
+def _groups(start: int, stop: int) -> list[list[int]]:
+    return [list(range(i, min(i + GROUP, stop))) for i in range(start, stop, GROUP)]
