@@ -61,11 +61,24 @@ class _Key:
     switches: tuple[Hashable, ...]
     ambient: Hashable
 
+    def __post_init__(self) -> None:
+        # looked up several times a step while the device waits
+        values = (self.modules, self.label, self.structure, self.values, self.tensors, self.switches, self.ambient)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
+
+# indices of inputs, and the static tensors that take them
+_Groups = list[tuple[list[int], list[torch.Tensor]]]
+
 
 @dataclass(frozen=True)
 class _Entry:
-    captured: Captured
-    groups: list[tuple[list[int], list[torch.Tensor]]]  # indices of inputs, and the static tensors that take them
+    key: _Key
+    captured: Captured | None  # None: capturing failed, do not try again
+    groups: _Groups
 
 
 class GraphRunner:
@@ -79,21 +92,21 @@ class GraphRunner:
     def __init__(self, capture: CaptureBackend, limit: int) -> None:
         self._capture = capture
         self._limit = limit
-        # None: capturing failed, do not try again
-        self._entries: OrderedDict[_Key, _Entry | None] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._watches: dict[int, ModelWatch] = {}
         self._versions: dict[int, int] = {}
         self._logged: set[str] = set()
         self._lock = threading.RLock()
+        self._ambient: Hashable = None
 
     def __len__(self) -> int:
-        return sum(entry is not None for entry in self._entries.values())
+        return sum(entry.captured is not None for entry in self._entries.values())
 
     def look(self, *modules: nn.Module) -> None:
         """Notices what changed in ``modules`` since their last look; do this before :meth:`run`.
 
         It is apart from :meth:`run` so that it can happen while the device is busy and the host would only wait.
-        Graphs that read weights from where they are no longer are dropped.
+        Graphs that read weights from where they are no longer are dropped. Settings of the process are read, too.
         """
         with self._lock:
             for module in modules:
@@ -105,6 +118,7 @@ class GraphRunner:
                 if self._versions.get(id(module), watch.version) != watch.version:
                     self._drop(id(module))
                 self._versions[id(module)] = watch.version
+            self._ambient = ambient()
 
     def run(
         self,
@@ -132,17 +146,16 @@ class GraphRunner:
         obstacle = obstacle or self._obstacle(modules, tensors)
         if not obstacle:
             values = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
-            key = _Key(
-                tuple(map(id, modules)),
-                label,
-                structure,
-                values,
-                tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
-                tuple(self._watches[id(module)].switches for module in modules),
-                ambient(),
-            )
             try:
-                hash(key)
+                key = _Key(
+                    tuple(map(id, modules)),
+                    label,
+                    structure,
+                    values,
+                    tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
+                    tuple(self._watches[id(module)].switches for module in modules),
+                    self._ambient,
+                )
             except TypeError:
                 kinds = {type(v).__name__ for v in values if type(v).__hash__ is None}
                 obstacle = f"an argument of type {', '.join(sorted(kinds)) or 'unknown'} cannot select a graph"
@@ -151,9 +164,9 @@ class GraphRunner:
             return function(inputs), False
         with self._lock, torch.no_grad():
             entry = self._entry(key, function, leaves, structure)
-            if entry is not None:
+            if entry.captured is not None:
                 self._capture.follow(tensors[0].device)
-                _fill(entry, tensors)
+                _fill(entry.groups, tensors)
                 entry.captured.replay()
                 return pytree.tree_map_only(torch.Tensor, torch.clone, entry.captured.outputs), True
         return function(inputs), False
@@ -174,25 +187,29 @@ class GraphRunner:
             any(t.requires_grad for t in tensors) or any(p.requires_grad for m in modules for p in m.parameters())
         ):
             return "autograd records; use torch.no_grad()"
-        return next(filter(None, (self._watches[id(module)].obstacle() for module in modules)), "")
+        return next(filter(None, (self._watches[id(module)].obstacle for module in modules)), "")
 
     def _entry(
         self, key: _Key, function: Callable[[Any], Any], leaves: list[Any], structure: pytree.TreeSpec
-    ) -> _Entry | None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+    ) -> _Entry:
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(entry.key)  # the key itself: an equal one would be compared again
+            return entry
         while len(self._entries) >= self._limit:
             self._release(self._entries.popitem(last=False)[1])
         try:
-            self._entries[key] = self._captured(function, leaves, structure)
+            entry = self._captured(key, function, leaves, structure)
         except Exception as error:
             # eager execution may well succeed, and if it does not, it raises the error where the user expects it
             self._log(f"capture failed with {type(error).__name__}: {error}")
-            self._entries[key] = None
-        return self._entries[key]
+            entry = _Entry(key, None, [])
+        self._entries[key] = entry
+        return entry
 
-    def _captured(self, function: Callable[[Any], Any], leaves: list[Any], structure: pytree.TreeSpec) -> _Entry:
+    def _captured(
+        self, key: _Key, function: Callable[[Any], Any], leaves: list[Any], structure: pytree.TreeSpec
+    ) -> _Entry:
         static: list[Any] = list(leaves)
         groups: dict[Hashable, tuple[list[int], list[torch.Tensor]]] = {}
         position = 0
@@ -208,20 +225,19 @@ class GraphRunner:
                 position += 1
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         device = tensors[0].device
-        pending = _Entry(Captured(lambda: None, None), list(groups.values()))
         self._capture.follow(device)
-        _fill(pending, tensors)
+        _fill(list(groups.values()), tensors)
         # unflattened anew for every call: forwards are free to take things out of the dicts they are given
         captured = self._capture.capture(lambda: function(pytree.tree_unflatten(static, structure)), device)
-        return _Entry(captured, pending.groups)
+        return _Entry(key, captured, list(groups.values()))
 
     def _drop(self, module: int | None = None) -> None:
         """Drops the graphs that read a module, given by its id, or all."""
         for key in [key for key in self._entries if module is None or module in key.modules]:
             self._release(self._entries.pop(key))
 
-    def _release(self, entry: _Entry | None) -> None:
-        if entry is not None:
+    def _release(self, entry: _Entry) -> None:
+        if entry.captured is not None:
             self._capture.release(entry.captured)
 
     def _log(self, reason: str) -> None:
@@ -230,8 +246,8 @@ class GraphRunner:
             logger.warning("runs without a CUDA graph: %s", reason)
 
 
-def _fill(entry: _Entry, tensors: Sequence[torch.Tensor]) -> None:
-    for positions, statics in entry.groups:
+def _fill(groups: _Groups, tensors: Sequence[torch.Tensor]) -> None:
+    for positions, statics in groups:
         torch._foreach_copy_(statics, [tensors[position] for position in positions])
 
 

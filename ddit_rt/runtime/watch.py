@@ -30,18 +30,20 @@ class ModelWatch:
             no longer theirs.
         switches: What the forward reads from Python: LoRA state, attention processors and backends. A graph captured
             under other switches is right again when they are back.
+        obstacle: Why the module cannot be captured as it is now; empty if it can.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.version = 0
         self.switches: Hashable = ()
+        self.obstacle = ""
         self._addresses: list[object] = []
         self._walk()
         self.look()
 
     def look(self) -> None:
-        """Brings ``version`` and ``switches`` up to date."""
+        """Brings ``version``, ``switches`` and ``obstacle`` up to date."""
         tree, tensors = _values(self._children), _values(self._holders)
         if tree != self._tree or not _same_objects(tensors, self._tensors):
             self._walk()
@@ -53,6 +55,7 @@ class ModelWatch:
             tuple(map(_adapter_state, self._adapters)),
             tuple(_processor_state(layer.processor) for layer in self._attentions),
         )
+        self.obstacle = self._obstacle()
 
     def _walk(self) -> None:
         named = dict(self.module.named_modules())
@@ -71,11 +74,8 @@ class ModelWatch:
         self._attentions = [module for module in modules if getattr(module, "processor", None) is not None]
         self._addresses = []  # equal to none: the version grows
 
-    def obstacle(self) -> str:
-        """Why the module cannot be captured as it is now; empty if it can.
-
-        Hooks and replaced forwards decide in Python, or move weights, at every call; a replay would not run them.
-        """
+    def _obstacle(self) -> str:
+        """Hooks and replaced forwards decide in Python, or move weights, at every call; a replay would not run them."""
         if any("forward" in attributes for attributes in self._attributes[1:]) or "_hf_hook" in self._attributes[0]:
             for name, attributes in zip(self._names, self._attributes):
                 reason = _wrapped(attributes, own=not name)

@@ -32,7 +32,7 @@ def test_nothing_changes_by_itself_or_in_place(make):
     model.proj_out.weight.mul_(2)
     model.eval()
     model.to("cpu")
-    assert seen(watch) == before and watch.obstacle() == ""
+    assert seen(watch) == before and watch.obstacle == ""
 
 
 def set_data(model):
@@ -107,7 +107,7 @@ def test_attention_backends_are_switches():
     before = seen(watch)
     with attention_backend("native"):  # also sets the process's own, so that is put back
         model.set_attention_backend("_native_math")
-        assert seen(watch)[1] != before[1] and seen(watch)[2] != before[2] and watch.obstacle() == ""
+        assert seen(watch)[1] != before[1] and seen(watch)[2] != before[2] and watch.obstacle == ""
         model.reset_attention_backend()
     assert seen(watch) == before
     with attention_backend("_native_math"):
@@ -165,33 +165,33 @@ def test_offload_hooks_are_obstacles_until_they_are_gone():
         module = model if child is None else model.get_submodule(child)
         add_hook_to_module(module, CpuOffload(execution_device="cpu"))
         watch.look()
-        assert "accelerate" in watch.obstacle() and (child or "FluxTransformer2DModel") in watch.obstacle()
+        assert "accelerate" in watch.obstacle and (child or "FluxTransformer2DModel") in watch.obstacle
         remove_hook_from_module(module)
         watch.look()
-        assert watch.obstacle() == ""
+        assert watch.obstacle == ""
 
 
 def test_hooks_of_diffusers_are_obstacles_until_they_are_gone():
     model, watch = watched(flux_transformer())
     with model.cache_context("cond"):  # makes an empty registry, as every pipeline does
-        assert watch.obstacle() == ""
+        assert watch.obstacle == ""
     model.enable_cache(FirstBlockCacheConfig())
     watch.look()
-    assert "hooks of diffusers" in watch.obstacle()
+    assert "hooks of diffusers" in watch.obstacle
     model.disable_cache()
     watch.look()
-    assert watch.obstacle() == ""
+    assert watch.obstacle == ""
 
 
 def test_forward_hooks_and_replaced_forwards_are_obstacles():
     model, watch = watched(wan_transformer())
     handle = model.blocks[1].register_forward_hook(lambda *args: None)
     watch.look()
-    assert watch.obstacle() == "blocks.1 has forward hooks"
+    assert watch.obstacle == "blocks.1 has forward hooks"
     handle.remove()
     model.blocks[0].forward = lambda *args: args[0]
     watch.look()
-    assert watch.obstacle().startswith("blocks.0 has its forward replaced")
+    assert watch.obstacle.startswith("blocks.0 has its forward replaced")
 
 
 def test_foreign_attention_processors_are_obstacles():
@@ -202,7 +202,7 @@ def test_foreign_attention_processors_are_obstacles():
     model, watch = watched(flux_transformer())
     model.transformer_blocks[0].attn.processor = Mine()
     watch.look()
-    assert "Mine" in watch.obstacle()
+    assert "Mine" in watch.obstacle
 
 
 def test_the_forward_itself_may_be_the_class_s_own_or_compiled():
