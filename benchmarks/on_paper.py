@@ -48,7 +48,7 @@ def step_table(model: str) -> str:
     """Milliseconds of a step per size, and of the mixed run, on every GPU."""
     steps = MODELS[model].steps
     lines = [
-        f"{MODELS[model].title}: ms a step (both calls of guidance), and seconds of {steps} steps.",
+        f"{MODELS[model].title}: ms a step{' (two calls)' if GUIDED[model] > 1 else ''}, and s of {steps} steps.",
         "",
         "| GPU | eager p / 2p / 4p | graphs, compiled p / 2p / 4p | 2p, 4p against p | with every wave full | "
         f"{steps} plain steps, eager / compiled | mixed, eager / graphs, compiled |",
@@ -95,9 +95,9 @@ def text() -> str:
     """All tables."""
     names = ", ".join(f"{gpu.name} {gpu.flops / 1e12:.0f} TFLOP/s {gpu.bandwidth / 1e12:.2f} TB/s" for gpu in GPUS)
     parts = [
-        f"Computed, not measured. bf16, batch 1; data sheets: {names}. Shares of the peak: matrix products {MATMUL:.0%} "
-        f"(in whole waves of tiles), attention {ATTENTION:.0%}, memory {MEMORY:.0%}; a kernel takes at least "
-        f"{KERNEL * 1e6:g} µs, and {HOST * 1e6:g} µs of the host to issue."
+        f"Computed, not measured. bf16, batch 1; data sheets: {names}. Shares of the peak: matrix products "
+        f"{MATMUL:.0%} (in whole waves of tiles), attention {ATTENTION:.0%}, memory {MEMORY:.0%}; a kernel takes at "
+        f"least {KERNEL * 1e6:g} µs, and {HOST * 1e6:g} µs of the host to issue."
     ]
     parts += [step_table(model) for model in MODELS]
     parts += [

@@ -36,11 +36,11 @@ def _made(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _flux(device: torch.device, dtype: torch.dtype, tiny: bool) -> Built:
+def _flux(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> Built:
     small = {
         "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
+        "num_layers": 19 if deep else 1,
+        "num_single_layers": 38 if deep else 1,
         "attention_head_dim": 16,
         "num_attention_heads": 2,
         "joint_attention_dim": 24,
@@ -65,11 +65,11 @@ def _flux(device: torch.device, dtype: torch.dtype, tiny: bool) -> Built:
     }
 
 
-def _wan(device: torch.device, dtype: torch.dtype, tiny: bool) -> Built:
+def _wan(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> Built:
     small = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
     real = {"num_attention_heads": 12, "ffn_dim": 8960, "qk_norm": "rms_norm_across_heads"}
     with _made(device, dtype):
-        transformer = WanTransformer3DModel(num_layers=1 if tiny else 30, **(small if tiny else real))
+        transformer = WanTransformer3DModel(num_layers=1 if tiny and not deep else 30, **(small if tiny else real))
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipe = WanPipeline(None, None, None, scheduler, transformer)
     embeds = torch.randn(1, 6 if tiny else 512, transformer.config.text_dim, device=device, dtype=dtype)
@@ -94,7 +94,7 @@ class Model:
 
     title: str
     transformer: type[torch.nn.Module]
-    make: Callable[[torch.device, torch.dtype, bool], Built]
+    make: Callable[[torch.device, torch.dtype, bool, bool], Built]
     steps: int
     more_steps: int | None
 
@@ -105,10 +105,17 @@ MODELS = {
 }
 
 
-def build(model: str, device: torch.device, tiny: bool) -> Built:
-    """A pipeline without encoders and decoder, and the arguments of its call; the number of steps is left open."""
+def build(model: str, device: torch.device, tiny: bool, deep: bool = False) -> Built:
+    """A pipeline without encoders and decoder, and the arguments of its call; the number of steps is left open.
+
+    Args:
+        model: Key of :data:`MODELS`.
+        device: Where weights are made.
+        tiny: Narrow, with a layer of each kind, in float32.
+        deep: If tiny, with all layers.
+    """
     dtype = torch.float32 if tiny else torch.bfloat16
-    pipe, inputs = MODELS[model].make(device, dtype, tiny)
+    pipe, inputs = MODELS[model].make(device, dtype, tiny, deep)
     kept = set(pipe.transformer._keep_in_fp32_modules or ())
     for name, parameter in pipe.transformer.named_parameters():
         if kept.intersection(name.split(".")):
