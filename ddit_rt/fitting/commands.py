@@ -37,6 +37,7 @@ def fit(
     output: Annotated[Path, typer.Option(help="File for the schedule.")] = Path("schedule.json"),
     speedup: Annotated[float, typer.Option(help="Wanted ratio of FLOP, fine over accelerated.")] = 2.0,
     kinds: Annotated[str, typer.Option(help="Multiples that steps may run at, 0: no model call.")] = "1,2,4,0",
+    adapter: Annotated[str | None, typer.Option(help="What coarse steps run: a file, or a hub id.")] = None,
     prompts: Prompts = "demo",
     count: Annotated[int, typer.Option("--count", help="How many of the prompts; each costs about 8 runs.")] = 4,
     steps: Steps = 50,
@@ -64,7 +65,7 @@ def fit(
     numbers = read_integers(kinds, "kinds", least=0)
     pipe = load_any(model, dtype, device)
     with console.status("fitting") as status:
-        found = fit_schedule(pipe, chosen, speedup, numbers, seed, status.update, **arguments)
+        found = fit_schedule(pipe, chosen, speedup, numbers, seed, status.update, adapter, **arguments)
     found.save(output)
     if as_json:
         typer.echo(json.dumps(asdict(found)))

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..config import FREE, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..evaluate.metrics import psnr
 from ..evaluate.outcome import generate
-from ..granularity import Trajectory
+from ..granularity import Adapter, Trajectory, load_adapter
 from ..preconditions import check_speedup
-from .outlook import Outlook
+from .outlook import Array, Outlook
 from .search import search
-from .traces import Trace, Tracer
+from .traces import Errors, Trace, Tracer
 
 SENSITIVITY_AT = (0.04, 0.1, 0.16, 0.24, 0.34, 0.48, 0.64, 0.84, 0.98)
 """Shares of a run at which its sensitivity is measured; it falls by orders of magnitude, most of them early."""
+
+LEARNED_EVERY = (2, 3, 5)
+"""Distances from fine step to fine step at which an adapter's errors are measured."""
 
 _NUMBERS = 512
 _FLOOR = 1e-3
@@ -78,9 +83,10 @@ def fit_schedule(
     kinds: Sequence[int] = (1, 2, 4, FREE),
     seed: int = 0,
     progress: Progress = lambda text: None,
+    adapter: str | Path | Adapter | None = None,
     **call: Any,
 ) -> FittedSchedule:
-    """Finds the schedule of untrained steps that stays nearest to the plain pipeline at a wanted ratio of FLOP.
+    """Finds the schedule that stays nearest to the plain pipeline at a wanted ratio of FLOP.
 
     The better, in real runs, of the one that may use every kind and the one without coarse steps.
 
@@ -91,6 +97,7 @@ def fit_schedule(
         kinds: Multiples that steps may run at, 0 for no model call.
         seed: Of the first prompt's noise; the i-th prompt takes seed + i.
         progress: Called with a line of text before every run.
+        adapter: What coarse steps run, as for :func:`ddit_rt.accelerate`; None fits untrained ones.
         **call: Arguments of the pipeline; the schedule holds for this ``num_inference_steps`` alone, and for about
             this size and guidance.
 
@@ -98,16 +105,23 @@ def fit_schedule(
         ConfigError: a kind is unknown, there is no prompt, or there are too few steps.
         OutOfReachError: no schedule of these kinds is that fast.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
+        AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
     check_speedup(speedup)
     _check_kinds(kinds)
-    outlook = measure(pipe, prompts, [kind for kind in kinds if kind > 1], seed, progress, **call)
+    multiples = [kind for kind in kinds if kind > 1]
+    settings: dict[str, Any] = {}
+    if adapter is not None:
+        adapter = load_adapter(adapter)
+        settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, *multiples)}
+    outlook = measure(pipe, prompts, multiples, seed, progress, adapter, **call)
     progress("searching")
     schedules = [search(outlook, speedup, kinds)]
     if FREE in kinds and any(k > 1 for k in schedules[0]):
         # first order flatters coarse steps where steps are long: real runs choose
         schedules.append(search(outlook, speedup, (1, FREE)))
-    found = max((tried(pipe, s, prompts, seed, progress, **call) for s in schedules), key=lambda found: found.psnr)
+    runs = (tried(pipe, s, prompts, seed, progress, settings, **call) for s in schedules)
+    found = max(runs, key=lambda found: found.psnr)
     return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in outlook.sensitivity])
 
 
@@ -117,6 +131,7 @@ def measure(
     multiples: Sequence[int] = (2, 4),
     seed: int = 0,
     progress: Progress = lambda text: None,
+    adapter: Adapter | None = None,
     **call: Any,
 ) -> Outlook:
     """Measures what :func:`~ddit_rt.fitting.search.search` needs; one measurement serves any number of searches.
@@ -124,6 +139,7 @@ def measure(
     Args:
         pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
         multiples: Of the coarse steps.
+        adapter: What they run; None for delta.
     """
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
@@ -134,6 +150,7 @@ def measure(
     floor: list[float] = []
     coarse: dict[int, list[torch.Tensor]] = {k: [] for k in multiples}
     shares: dict[int, float] = {}
+    left: dict[int, list[Errors]] = {k: [] for k in multiples if adapter is not None}
     gains: list[list[float]] = []
     for i, prompt in enumerate(prompts):
         progress(f"plain run: {prompt}")
@@ -144,8 +161,13 @@ def measure(
         floor.append(_FLOOR**2 * float(trace.latents[-1].float().square().mean()))
         for k in multiples:
             progress(f"{k}p along it: {prompt}")
-            found, shares[k] = tracer.coarse(trace, k, sketch)
-            coarse[k].append(torch.stack(found))
+            if adapter is None:
+                found, shares[k] = tracer.coarse(trace, k, sketch)
+                coarse[k].append(torch.stack(found))
+                continue
+            for every in LEARNED_EVERY:
+                errors, shares[k] = tracer.learned(trace, adapter, k, every)
+                left[k].append(errors)
         progress(f"sensitivity: {prompt}")
         at = _places(trace.steps)
         gains.append([_gain(tracer, trace, t) for t in at])
@@ -154,11 +176,12 @@ def measure(
     return Outlook(
         sigmas=trace.sigmas.numpy(),
         fine=torch.stack(fine, 1).numpy(),
-        coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items()},
+        coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items() if found},
         shares=shares,
         sensitivity=np.exp(np.interp(np.arange(trace.steps), at, logs)),
         transformers=tuple(trace.transformers),
         floor=np.array(floor),
+        left={k: _left(found, trace.steps) for k, found in left.items()},
     )
 
 
@@ -168,14 +191,15 @@ def tried(
     prompts: Sequence[str],
     seed: int = 0,
     progress: Progress = lambda text: None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     **call: Any,
 ) -> FittedSchedule:
-    """Runs a schedule and the plain pipeline on ``prompts``."""
+    """Runs a schedule, with further ``settings``, and the plain pipeline on ``prompts``."""
     speedups, decibels = [], []
     for i, prompt in enumerate(prompts):
         progress(f"trying: {prompt}")
         plain = generate(pipe, None, seed + i, **{**call, "prompt": prompt})
-        fast = generate(pipe, {"schedule": list(schedule)}, seed + i, **{**call, "prompt": prompt})
+        fast = generate(pipe, {"schedule": list(schedule), **settings}, seed + i, **{**call, "prompt": prompt})
         assert fast.report is not None
         speedups.append(fast.report.speedup_estimate)
         decibels.append(psnr(fast.frames, plain.frames))
@@ -204,6 +228,22 @@ def _gain(tracer: Tracer, trace: Trace, t: int) -> float:
     if made == 0:
         return 1.0
     return float((tracer.disturbed(trace, t, error) - trace.latents[-1].float()).square().mean().sqrt()) / made
+
+
+def _left(found: Sequence[Errors], steps: int) -> Array:
+    """(S, G): what the adapter leaves of a line's error; drawn between the steps where it was measured."""
+    reach = max(distance for errors in found for _, distance in errors)
+    table = np.ones((steps, reach), np.float32)
+    for distance in range(1, reach + 1):
+        sums: dict[int, NDArray[np.float64]] = {}
+        for errors in found:
+            for (step, since), pair in errors.items():
+                if since == distance:
+                    sums[step] = sums.get(step, np.zeros(2)) + pair
+        at = sorted(sums)
+        shares = [float(np.sqrt(sums[step][0] / max(sums[step][1], 1e-30))) for step in at]
+        table[:, distance - 1] = np.interp(np.arange(steps), at, shares)
+    return table
 
 
 class _Sketch:

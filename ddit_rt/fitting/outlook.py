@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +27,8 @@ class Outlook:
         sensitivity: (S,) by how much the rest of the run multiplies an error made at a step.
         transformers: (S,) which transformer makes a step.
         floor: (N,) mean square below which an error does not count.
+        left: Multiple -> (S, G), with an adapter: the share of a straight line's error that is left at a step, up to G
+            steps after the last fine one; beyond, all of it. ``coarse`` does not count then.
     """
 
     sigmas: Array
@@ -36,6 +38,7 @@ class Outlook:
     sensitivity: Array
     transformers: tuple[int, ...]
     floor: Array
+    left: Mapping[int, Array] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -54,7 +57,7 @@ class Outlook:
                 total += 1
                 anchors = [anchors[1], t]
             elif multiple != FREE:
-                needed = {(anchor, multiple) for anchor in anchors} - probed
+                needed = set() if self.left else {(anchor, multiple) for anchor in anchors} - probed
                 total += self.shares[multiple] * (1 + len(needed))
                 probed |= needed
         return total
@@ -64,7 +67,8 @@ class Outlook:
 
         Errors of the steps add up as vectors, each times its step in σ and its sensitivity: those of neighbouring steps
         meet the same rest of the run and may cancel. A free step lies on the line through the last two model runs; a
-        coarse one on the line through the last two fine ones, plus what the coarse model says beyond its own line.
+        coarse one on the line through the last two fine ones, plus what the coarse model says beyond its own line, or
+        less what an adapter makes good.
         """
         steps = np.diff(self.sigmas)
         total = np.zeros_like(self.fine[0])
@@ -81,12 +85,21 @@ class Outlook:
             if multiple == FREE:
                 guess = _line(runs[0], runs[1], sigma)
             else:
-                known = self.coarse[multiple]
-                older, newest = ((float(self.sigmas[a]), self.fine[a] - known[a]) for a in fine)
-                guess = known[t] + _line(older, newest, sigma)
+                guess = self._learned(t, multiple, fine) if self.left else self._delta(t, multiple, fine)
                 runs = _with_newest(runs, (sigma, guess), runs[-1][0] == sigma)
             total += np.float32(steps[t] * self.sensitivity[t]) * (guess - truth)
         return np.square(total).mean(-1)
+
+    def _delta(self, t: int, multiple: int, fine: Sequence[int]) -> Array:
+        known = self.coarse[multiple]
+        older, newest = ((float(self.sigmas[a]), self.fine[a] - known[a]) for a in fine)
+        return known[t] + _line(older, newest, float(self.sigmas[t]))
+
+    def _learned(self, t: int, multiple: int, fine: Sequence[int]) -> Array:
+        left, distance = self.left[multiple], t - fine[-1]
+        older, newest = ((float(self.sigmas[a]), self.fine[a]) for a in fine)
+        share = left[t, distance - 1] if distance <= left.shape[1] else np.float32(1.0)
+        return self.fine[t] + share * (_line(older, newest, float(self.sigmas[t])) - self.fine[t])
 
     def loss(self, schedule: Sequence[int]) -> float:
         """Mean over the runs of the logarithm of :meth:`error`; with errors below the floor counted as the floor."""

@@ -6,7 +6,7 @@ scheduler's arithmetic are those of the real pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,11 @@ from diffusers.utils.torch_utils import unwrap_module
 from ..accelerate import accelerated, report, restore
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Call, NotCoarseError, denoisers, family_of
-from ..granularity import bands, crop_to_latent, pad_to_grid
+from ..granularity import Adapter, bands, crop_to_latent, line, pad_to_grid
 from ..runtime import MethodPatch, installed
+
+# (step, steps since the last fine one) -> mean squared error of an adapter and of a straight line
+Errors = dict[tuple[int, int], tuple[float, float]]
 
 
 @dataclass
@@ -125,22 +128,75 @@ class Tracer:
         found: list[Any] = []
         geometry = trace.call.geometry
 
-        def step(inner: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-            result = inner(output, timestep, sample, *args, **kwargs)
-            padded = pad_to_grid(self.canonical(trace, output.cpu()), geometry, multiple)
+        def see(index: int, output: torch.Tensor) -> None:
+            padded = pad_to_grid(self.canonical(trace, output), geometry, multiple)
             low = bands.up(bands.down(padded, multiple), multiple)
             found.append(keep(crop_to_latent(low, geometry)))
-            return _with_sample(result, trace.latents[len(found) - 1])
 
-        schedule = [multiple] * trace.steps
-        with accelerated(self._pipe, coarse="band-split", schedule=schedule, cuda_graphs=False):
+        return found, self._along(trace, [multiple] * trace.steps, see, coarse="band-split")
+
+    def learned(self, trace: Trace, adapter: Adapter, multiple: int, every: int) -> tuple[Errors, float]:
+        """How far off an adapter is at the trace's latents, one fine step in ``every``, and how far a straight line.
+
+        Args:
+            trace: A plain run.
+            adapter: Of the pipeline's transformer.
+            multiple: Of the patch size.
+            every: Steps from one fine step to the next, >= 2.
+
+        Returns:
+            (step, steps since the last fine one) -> mean squares of both errors; and the FLOP of a coarse step over
+            those of a fine one.
+
+        Raises:
+            ConfigError: the pipeline cannot run at this multiple.
+            AdapterMismatchError: the adapter was made for another model.
+        """
+        first = {trace.transformers.index(place) for place in trace.transformers}
+        schedule = [1 if {i, i - 1} & first or i % every == 0 else multiple for i in range(trace.steps)]
+        found: Errors = {}
+
+        def see(index: int, output: torch.Tensor) -> None:
+            if schedule[index] == 1:
+                return
+            older, newest = [i for i in range(index) if schedule[i] == 1][-2:]
+            points = [(float(trace.sigmas[i]), trace.outputs[i]) for i in (older, newest)]
+            truth = trace.outputs[index]
+            ahead = line(points[0], points[1], float(trace.sigmas[index]))
+            own, free = (float((guess.float() - truth).square().mean()) for guess in (output, ahead))
+            found[index, index - newest] = own, free
+
+        sizes = (1, multiple)
+        share = self._along(trace, schedule, see, coarse="adapter", adapter=adapter, multiples=sizes)
+        return found, share
+
+    def _along(
+        self, trace: Trace, schedule: Sequence[int], see: Callable[[int, torch.Tensor], None], **settings: Any
+    ) -> float:
+        """Runs by ``schedule``, but on the trace's latents; FLOP of a coarse step over those of a fine one.
+
+        Args:
+            see: Called after every step with its index and prediction, on the CPU in the scheduler's layout.
+            settings: Of :func:`ddit_rt.accelerate`.
+        """
+        index = 0
+
+        def step(inner: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal index
+            result = inner(output, timestep, sample, *args, **kwargs)
+            see(index, output.cpu())
+            index += 1
+            return _with_sample(result, trace.latents[index - 1])
+
+        with accelerated(self._pipe, schedule=list(schedule), cuda_graphs=False, **settings):
             with self._watched(None, step):
                 self._run(trace.prompt, trace.noise)
             steps = report(self._pipe).steps
-        for record in steps:
+        for record, multiple in zip(steps, schedule):
             if record.multiple != multiple:
                 raise ConfigError(f"multiples: {multiple} cannot be run here: {record.note}. Leave it out.")
-        return found, sum(s.flops for s in steps) / max(sum(s.fine_flops for s in steps), 1.0)
+        coarse = [record for record in steps if record.multiple > 1]
+        return sum(record.flops for record in coarse) / max(sum(record.fine_flops for record in coarse), 1.0)
 
     def disturbed(self, trace: Trace, index: int, error: torch.Tensor) -> torch.Tensor:
         """The last latent, float32, if the prediction of step ``index`` is off by ``error`` (the scheduler's layout).

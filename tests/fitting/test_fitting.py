@@ -12,11 +12,13 @@ import torch
 from tiny import flux, smooth, wan
 from typer.testing import CliRunner
 
-from ddit_rt import ConfigError, accelerated, report
+from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
+from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.fitting import FittedSchedule, Outlook, fit_schedule, measure, search
 from ddit_rt.fitting import fit as fit_module
 from ddit_rt.fitting.traces import Tracer
+from ddit_rt.granularity import Adapter
 from ddit_rt.runtime import MethodPatch
 
 STEPS = 12
@@ -48,7 +50,19 @@ def a_wan(two: bool = False) -> tuple[Any, dict[str, Any]]:
 MODELS = {"flux": a_flux, "wan": a_wan}
 
 
-def outputs_of(pipe: Any, schedule: list[int], prompt: str, call: dict[str, Any]) -> list[torch.Tensor]:
+def an_adapter(pipe: Any, multiples: tuple[int, ...] = (2, 4)) -> Adapter:
+    """With every weight moved, as training would."""
+    adapter = fresh_adapter(family_of(pipe), pipe.transformer, rank=2, multiples=multiples)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return adapter
+
+
+def outputs_of(
+    pipe: Any, schedule: list[int], prompt: str, call: dict[str, Any], **settings: Any
+) -> list[torch.Tensor]:
     """Predictions as the scheduler gets them in a run by ``schedule``."""
     seen: list[torch.Tensor] = []
 
@@ -56,7 +70,7 @@ def outputs_of(pipe: Any, schedule: list[int], prompt: str, call: dict[str, Any]
         seen.append(output.clone())
         return inner(output, *args, **kwargs)
 
-    with accelerated(pipe, schedule=schedule):
+    with accelerated(pipe, schedule=schedule, **settings):
         patch = MethodPatch(pipe.scheduler, "step", step)
         patch.ensure_outermost()
         try:
@@ -101,6 +115,65 @@ def test_flop_are_foretold_as_they_are_counted(model: str) -> None:
         pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
         counted = report(pipe).speedup_estimate
     assert STEPS / outlook.cost(schedule) == pytest.approx(counted, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
+    pipe, call = MODELS[model]()
+    adapter = an_adapter(pipe)
+    tracer = Tracer(pipe, call)
+    trace = tracer.plain("a", 0)
+    found, share = tracer.learned(trace, adapter, 2, every=4)
+    assert {key for key in found if key[0] < 8} == {(2, 1), (3, 2), (5, 1), (6, 2), (7, 3)}
+    settings = {"coarse": "adapter", "adapter": adapter}
+    # up to its first coarse step a run is on the trace
+    schedule = [1, 1, 2] + [1] * (STEPS - 3)
+    runs = outputs_of(pipe, schedule, "a", call, **settings), outputs_of(pipe, [1, 1, 0, *schedule[3:]], "a", call)
+    wanted = [float((run[2] - trace.outputs[2]).square().mean()) for run in runs]
+    assert found[2, 1] == pytest.approx(wanted, rel=1e-4) and min(wanted) > 0
+    with accelerated(pipe, schedule=schedule, **settings):
+        pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
+        step = report(pipe).steps[2]
+    assert share == pytest.approx(step.flops / step.fine_flops, rel=1e-6)
+
+
+def test_what_an_adapter_leaves_is_drawn_between_the_steps_that_were_measured() -> None:
+    found = [{(2, 1): (1.0, 4.0), (3, 2): (9.0, 9.0)}, {(2, 1): (3.0, 12.0), (6, 1): (4.0, 4.0)}]
+    table = fit_module._left(found, 8)
+    assert table.shape == (8, 2) and table[:, 1] == pytest.approx([1.0] * 8)
+    assert table[:, 0] == pytest.approx([0.5, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0])
+
+
+def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
+    every = set(range(0, 20, 2))
+    plain = planted(every)
+    free = search(plain, 3.0, (1, 0))
+
+    def with_left(share: float) -> Outlook:
+        return Outlook(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}})
+
+    good, bad = (search(with_left(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
+    assert 4 in good and with_left(0.1).error(good)[0] < plain.error(free)[0] / 2
+    assert bad.count(4) < good.count(4)
+    one = [1] * 10 + [4] + [1] * 9
+    as_free = [0 if k == 4 else k for k in one]
+    assert with_left(0.1).error(one)[0] == pytest.approx(plain.error(as_free)[0] / 100, rel=1e-3)
+    # no probes; and out of reach nothing is made good
+    assert with_left(0.1).cost(one) == pytest.approx(19.1)
+    far = [1] * 10 + [0, 0, 0, 4] + [1] * 6
+    assert with_left(0.1).error(far)[0] == pytest.approx(plain.error([0 if k == 4 else k for k in far])[0])
+
+
+def test_fit_with_an_adapter() -> None:
+    pipe, call = a_flux()
+    adapter = an_adapter(pipe, multiples=(4,))
+    found = fit_schedule(pipe, ["a"], 1.5, (1, 4, 0), adapter=adapter, **call)
+    settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, 4)}
+    again = fit_module.tried(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)
+    assert (again.speedup, again.psnr) == (found.speedup, found.psnr)
+    with pytest.raises(AdapterMismatchError, match="the adapter has no 2"):
+        fit_schedule(pipe, ["a"], 1.5, (1, 2, 0), adapter=adapter, **call)
+    assert "forward" not in pipe.transformer.__dict__
 
 
 def test_a_run_from_the_trace_is_the_run_and_costs_only_what_comes_after() -> None:
