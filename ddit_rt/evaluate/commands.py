@@ -63,6 +63,7 @@ def evaluate(
     """
     from ..loading import load_any
     from .metrics import PAIRED
+    from .prompts import load_prompts
     from .standard import APART, standard_plan, with_adapter
     from .sweep import PLAN, Plan, read_rows, run_sweep
 
@@ -78,15 +79,17 @@ def evaluate(
         if plan.model != model:
             raise ConfigError(f"{output} holds an evaluation of {plan.model}: choose another --output.")
         if adapter is not None:
-            plan = with_adapter(plan, str(adapter))
+            others = [
+                prompt for prompt in load_prompts(prompts, len(plan.prompts) + APART) if prompt not in plan.prompts
+            ]
+            with console.status("fitting") as status:
+                plan = with_adapter(plan, str(adapter), pipe, others[:APART] or plan.prompts[:APART], status.update)
             plan.write(output)
         console.print(
             f"continuing {output}: the plan in it is kept, --adapter adds to it; other options that would change it "
             "are not looked at"
         )
     else:
-        from .prompts import load_prompts
-
         given = {"height": height, "width": width, "num_frames": frames}
         sizes = {name: value for name, value in given.items() if value is not None}
         usable = _usable(paired, PAIRED)

@@ -137,14 +137,19 @@ def fixed_methods(steps: int, full: bool = True) -> list[Method]:
     return methods
 
 
-def fitted_methods(steps: int, name: str, kind: str, schedules: Mapping[str, Sequence[int]]) -> list[Method]:
+def fitted_methods(
+    steps: int, name: str, kind: str, schedules: Mapping[str, Sequence[int]], coarse: str = "delta", **settings: Any
+) -> list[Method]:
     """Schedules that were fitted to the model.
 
     Args:
         name: Begins the methods' names.
         schedules: Label -> schedule.
+        coarse, settings: What coarse steps run.
     """
-    return [_fixed(f"{name}-{label}", kind, steps, found, coarse="delta") for label, found in schedules.items()]
+    return [
+        _fixed(f"{name}-{label}", kind, steps, found, coarse=coarse, **settings) for label, found in schedules.items()
+    ]
 
 
 def adapter_methods(steps: int, adapter: str, fitted: Sequence[Method] = ()) -> list[Method]:

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from diffusers.utils.torch_utils import unwrap_module
 
+from ..config import FREE
 from ..errors import OutOfReachError
 from ..families import denoisers, family_of
 from ..fitting import measure, search
+from ..granularity import load_adapter
 from ..loading import DEMO, call_defaults
 from ..runtime.teacache import THRESHOLDS
 from .calibrate import calibrate
@@ -61,6 +63,8 @@ FITTED = (
     FittedSpec("fitted-free", "fitted, free only", (1, 0), (2, 3, 4), (2, 3)),
 )
 """The latter two show what either kind of step adds."""
+
+FITTED_ADAPTER = FittedSpec("fitted-adapter", "fitted to the adapter", (1, 2, 4, 0), (1.5, 2, 3, 4), (2, 3))
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,49 @@ def standard_plan(
     return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
 
 
-def with_adapter(plan: Plan, adapter: str) -> Plan:
-    """The plan and, where it lacks them, the methods with an adapter that :func:`standard_plan` would have listed."""
+def with_adapter(
+    plan: Plan,
+    adapter: str,
+    pipe: Any,
+    apart: Sequence[str],
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The plan and, where it lacks them, the methods with an adapter that :func:`standard_plan` would have listed.
+
+    Args:
+        plan: Without them, or with some.
+        adapter: Path of the trained adapter.
+        pipe, apart, progress: As for :func:`standard_plan`.
+    """
     known = {method.name for method in plan.methods}
     references = [method.steps for method in plan.methods if method.is_reference]
-    listed = [m for steps in references for m in adapter_methods(steps, adapter, _mixed(plan.methods, steps))]
+    listed: list[Method] = []
+    for number, steps in enumerate(references):
+        call = {**plan.call, "num_inference_steps": steps}
+        listed += _with_adapter(pipe, adapter, apart, steps, call, plan.methods, number == 0, progress)
     return replace(plan, methods=[*plan.methods, *(method for method in listed if method.name not in known)])
+
+
+def _with_adapter(
+    pipe: Any,
+    adapter: str,
+    apart: Sequence[str],
+    steps: int,
+    call: Mapping[str, Any],
+    methods: Sequence[Method],
+    full: bool,
+    progress: Callable[[str], None],
+) -> list[Method]:
+    """Fixed schedules, those fitted to delta, and those fitted to the adapter itself."""
+    spec = FITTED_ADAPTER
+    trained = load_adapter(adapter)
+    outlook = measure(pipe, apart, trained.spec.multiples, 0, progress, trained, **call)
+    progress("searching the adapter's schedules")
+    kinds = [kind for kind in spec.kinds if kind in (1, *trained.spec.multiples, FREE)]
+    speedups = spec.speedups if full else spec.further
+    schedules = _within_reach(spec.name, steps, speedups, lambda speedup: search(outlook, speedup, kinds))
+    own = fitted_methods(steps, spec.name, spec.kind, schedules, adapter=adapter, coarse="adapter")
+    return [*adapter_methods(steps, adapter, _mixed(methods, steps)), *own]
 
 
 def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:
@@ -191,7 +232,7 @@ def _methods(
         schedules = _within_reach(family.name, steps, family.speedups if full else family.further, schedule)
         methods += fitted_methods(steps, family.name, family.kind, schedules)
     if adapter is not None:
-        methods += adapter_methods(steps, str(adapter), _mixed(methods, steps))
+        methods += _with_adapter(pipe, str(adapter), apart, steps, call, methods, full, progress)
     return methods
 
 

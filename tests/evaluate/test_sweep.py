@@ -10,6 +10,8 @@ from ddit_rt.evaluate import Method, Plan, run_sweep, summarise, sweep
 from ddit_rt.evaluate.flops import counted_flops
 from ddit_rt.evaluate.standard import with_adapter
 from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
+from ddit_rt.families import family_of, fresh_adapter
+from ddit_rt.granularity import save_adapter
 
 METHODS = [
     Method("base", "base", 6, 6),
@@ -52,10 +54,16 @@ def test_a_folder_takes_further_methods_and_nothing_else(tmp_path):
     assert Plan.read(tmp_path) == more
 
 
-def test_an_adapter_joins_a_plan_once():
-    joined = with_adapter(plan(), "a.safetensors")
-    assert {method.settings["adapter"] for method in joined.methods[len(METHODS) :]} == {"a.safetensors"}
-    assert with_adapter(joined, "a.safetensors") == joined
+def test_an_adapter_joins_a_plan_once(pipe, tmp_path):
+    fresh = fresh_adapter(family_of(pipe), pipe.transformer, rank=2)
+    path = str(save_adapter(fresh, tmp_path / "a.safetensors"))
+    joined = with_adapter(plan(), path, pipe, ["g h"])
+    added = joined.methods[len(METHODS) :]
+    assert {method.settings["adapter"] for method in added} == {path}
+    (own,) = [method for method in added if method.name == "fitted-adapter-1.5x@6"]
+    assert own.settings["coarse"] == "adapter" and own.settings["schedule"][:2] == [1, 1]
+    assert with_adapter(joined, path, pipe, ["g h"]) == joined
+    sweep.generate(pipe, own.arguments(), 0, prompt="a b", **CALL, num_inference_steps=6)
 
 
 def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
