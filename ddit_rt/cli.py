@@ -87,7 +87,7 @@ def generate(
     """Generates a picture or video with any supported pipeline."""
     from .config import DDiTConfig
     from .evaluate import outcome, psnr, ssim
-    from .loading import call_defaults, check_size, load_any
+    from .loading import call_arguments, check_size, load_any
 
     settings: dict[str, Any] = {"threshold": threshold, "quantile": quantile, "order": order, "coarse": coarse}
     if schedule is not None:
@@ -95,10 +95,8 @@ def generate(
     DDiTConfig(**settings)  # refuse bad settings before a large model is loaded
     if adapter is not None:
         settings["adapter"] = adapter
-    call: dict[str, Any] = {**call_defaults(model), "prompt": prompt}
-    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    given |= {"guidance_scale": guidance, "negative_prompt": negative_prompt}
-    call |= {name: value for name, value in given.items() if value is not None}
+    words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
+    call = call_arguments(model, height, width, frames, steps, words)
     if steps is not None and steps < 1:
         raise ConfigError(f"steps={steps}: at least one denoising step.")
     pipe = load_any(model, dtype, device)
@@ -190,11 +188,9 @@ def calibrate(
     from dataclasses import asdict
 
     from .evaluate.calibrate import calibrate as search
-    from .loading import call_defaults, load_any
+    from .loading import call_arguments, load_any
 
-    call = call_defaults(model)
-    given = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    call |= {name: value for name, value in given.items() if value is not None}
+    call = call_arguments(model, height, width, frames, steps)
     prompts = prompt or _default_prompts(model)
     settings = {"quantile": quantile, "order": order, "coarse": coarse}
     pipe = load_any(model, dtype, device)

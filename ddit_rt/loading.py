@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,6 +59,28 @@ def call_defaults(model: str) -> dict[str, Any]:
 
         return dict(CALL_DEFAULTS)
     return {}
+
+
+def call_arguments(
+    model: str,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    further: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Arguments of a call of ``model``: its :func:`call_defaults`, and over them whatever is given and not None.
+
+    Args:
+        model: As for :func:`load_any`.
+        height, width: Pixels.
+        frames: Of a video.
+        steps: Denoising steps.
+        further: Arguments by the pipeline's own names.
+    """
+    sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
+    given = {name: value for name, value in {**further, **sizes}.items() if value is not None}
+    return {**call_defaults(model), **given}
 
 
 def check_size(pipe: Any, height: int, width: int) -> None:

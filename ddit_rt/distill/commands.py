@@ -236,11 +236,9 @@ def _calls(
     further: Sequence[str],
 ) -> list[dict[str, Any]]:
     from ..evaluate.options import read_object
-    from ..loading import call_defaults
+    from ..loading import call_arguments
 
-    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    given["guidance_scale"] = guidance
-    shared = {**call_defaults(model), **{name: value for name, value in given.items() if value is not None}}
+    shared = call_arguments(model, height, width, frames, steps, {"guidance_scale": guidance})
     calls = [{**shared, **read_object(text, "call")} for text in further]
     if any(int(call.get("num_inference_steps", 50)) < 4 for call in calls):
         raise ConfigError("at least 4 denoising steps: a trajectory has to hold a step and two before it.")

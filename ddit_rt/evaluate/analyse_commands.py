@@ -129,14 +129,13 @@ def _analysis(
     tau_is_given: bool = False,
 ) -> Any:  # fmt: skip
     """The pipeline with prompts and settings; ``tau`` is τ itself if given, else the FLOP ratio to find it for."""
-    from ..loading import call_defaults, load_any
+    from ..loading import call_arguments, load_any
     from .analyses import Analysis
     from .calibrate import calibrate
     from .prompts import load_prompts
 
     chosen = load_prompts(prompts, count) if isinstance(prompts, str) else list(prompts)
-    given = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    call = {**call_defaults(model), **{name: value for name, value in given.items() if value is not None}}
+    call = call_arguments(model, height, width, frames, steps)
     pipe = load_any(model, dtype, device)
     settings: dict[str, Any] = {"coarse": coarse}
     if tau is not None and tau_is_given:

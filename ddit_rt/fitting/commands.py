@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -55,13 +55,11 @@ def fit(
     It holds for this model and number of steps; `ddit-rt generate --schedule FILE` or accelerate(schedule=...) runs it.
     """
     from ..evaluate.prompts import load_prompts
-    from ..loading import call_defaults, load_any
+    from ..loading import call_arguments, load_any
     from .fit import fit_schedule
 
     chosen = load_prompts(prompts, count)
-    given: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    arguments = {**call_defaults(model), **read_object(call, "call")}
-    arguments |= {name: value for name, value in given.items() if value is not None}
+    arguments = call_arguments(model, height, width, frames, steps, read_object(call, "call"))
     numbers = read_integers(kinds, "kinds", least=0)
     pipe = load_any(model, dtype, device)
     with console.status("fitting") as status:
