@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,21 +12,20 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from .config import FREE, DDiTConfig, ScheduleFn, TeaCacheConfig
+from .caching import StepCaches
+from .config import FREE, DDiTConfig, ScheduleFn
 from .errors import ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
 from .families import Call, Family, NotCoarseError, denoisers
 from .granularity import Adapter, Geometry, check_fit, make_path
 from .preconditions import check_finite, check_scheduler, check_unshared
-from .rows import Cached, Forwards, Rows, Visit
+from .rows import Rows, Visit
 from .run import Run
 from .runtime import (
-    CacheState,
     CaptureBackend,
     GraphRunner,
     HostResults,
     MethodPatch,
     PendingEvolution,
-    TeaCache,
     agreed,
     make_runner,
     sequence_ranks,
@@ -89,8 +88,7 @@ class Session:
                 check_fit(
                     adapter, family.name, family.ends(base), family.linear_layers(base), component, config.multiples
                 )
-        self._teacaches: dict[int, TeaCache] = {}
-        self._caches = config.cache is not None and not isinstance(config.cache, TeaCacheConfig)
+        self._caches = StepCaches(config.cache, family, self._modules)
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
         ]
@@ -113,22 +111,11 @@ class Session:
                     f"{name}.compile() hides its forward. Use {name}.compile_repeated_blocks() or "
                     f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
                 )
-            if self._caches and module.is_cache_enabled:
-                raise ConfigError(
-                    f"cache={self.config.cache!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "
-                    "or leave cache=None to keep that one."
-                )
+        self._caches.check()
         for owner in (*self._modules.values(), self.pipe.scheduler):
             check_unshared(owner)
         try:
-            if isinstance(self.config.cache, TeaCacheConfig):
-                for module in map(unwrap_module, self._modules.values()):
-                    self._teacaches[id(module)] = TeaCache(
-                        self.config.cache, self.family.trunk(module), module, self.family.bind
-                    )
-            elif self._caches:
-                for module in self._modules.values():
-                    module.enable_cache(self.config.cache)
+            self._caches.enable()
             for module in self._modules.values():
                 module.__dict__["_ddit_session"] = self
             for patch in self._forward_patches:
@@ -156,10 +143,7 @@ class Session:
         for owner in (*self._modules.values(), self._scheduler):
             if owner is not None:
                 owner.__dict__.pop("_ddit_session", None)
-        if self._caches:
-            for module in self._modules.values():
-                if module.is_cache_enabled:
-                    module.disable_cache()
+        self._caches.disable()
         self._scheduler, self._scheduler_patches = None, []
         if self._rows.graphs is not None:
             self._rows.graphs.clear()
@@ -231,9 +215,7 @@ class Session:
             patch.ensure_outermost()
 
     def _begin_run(self) -> None:
-        for module in self._modules.values():
-            if getattr(module, "is_cache_enabled", False):
-                module._reset_stateful_cache()
+        self._caches.reset()
         self._local.run = Run(self.config)
         self._report = Report(self._local.run.records, self.config.to_dict())
 
@@ -263,10 +245,10 @@ class Session:
         record, ordinal = run.record, run.calls
         assert record is not None
         run.calls += 1
-        at, obstacle = self._cached(run, base, inner, ordinal), wrapped_forward(inner, base)
+        at, obstacle = self._caches.forwards(run, base, inner, ordinal), wrapped_forward(inner, base)
         if getattr(base, "is_cache_enabled", False):
             obstacle = "a cache of diffusers decides inside the transformer"
-        visit = Visit(run, base, arguments, call, at, obstacle, self._teacache(run, base, ordinal))
+        visit = Visit(run, base, arguments, call, at, obstacle, self._caches.teacache(run, base, ordinal))
         # guidance that begins in mid-run has a second call without a fine step, where the first call has one
         trajectory = run.trajectory(base, ordinal)
         lost = ordinal > 0 and self._lost(run, base, ordinal)
@@ -356,33 +338,6 @@ class Session:
             return False
         # a schedule given by hand may do without the anchor where the path can
         return self._path.needs_anchor or (self.coarse == "delta" and self.config.schedule is None)
-
-    def _cached(self, run: Run, base: nn.Module, inner: Any, ordinal: int) -> Forwards:
-        """Multiple -> the forward to call, in the context of diffusers' cache if there is one.
-
-        A cache keeps one state per model call and multiple: residuals of different token counts never meet. A probe,
-        which runs the coarse model at an earlier step's latent, has a state of its own.
-        """
-        step, sigma = run.index, run.sigma
-
-        def at(multiple: int) -> Callable[..., Any]:
-            probe = run.index != step
-
-            def in_context(*args: Any, **kwargs: Any) -> Any:
-                name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
-                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=run.steps):
-                    return inner(*args, **kwargs)
-
-            return in_context if getattr(base, "is_cache_enabled", False) else inner
-
-        return at
-
-    def _teacache(self, run: Run, base: nn.Module, ordinal: int) -> Cached | None:
-        """Multiple -> the rule and what it remembers for this call of the step; None without TeaCache."""
-        teacache = self._teacaches.get(id(base))
-        if teacache is None:
-            return None
-        return lambda multiple: (teacache, run.cache_states.setdefault((id(base), ordinal, multiple), CacheState()))
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         run: Run | None = getattr(self._local, "run", None)
