@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .families import Call, Family
-from .granularity import Adapter, Anchor, CoarsePath, Models, PatchEmbedding, Trajectory
+from .granularity import Adapter, Anchor, CoarsePath, MergedSet, Models, PatchEmbedding, Trajectory
 from .granularity.bands import Scalar
 from .run import Run
 from .runtime import CacheState, GraphRunner, TeaCache
@@ -67,22 +67,39 @@ class Rows:
         native: See ``DDiTConfig.positions``.
         adapter: Of the path, or None.
         graphs: Runner, or None to run eagerly.
+        merged: Multiples whose LoRA is merged into copies of the weights.
     """
 
     def __init__(
-        self, family: Family, path: CoarsePath, native: bool, adapter: Adapter | None, graphs: GraphRunner | None
+        self,
+        family: Family,
+        path: CoarsePath,
+        native: bool,
+        adapter: Adapter | None,
+        graphs: GraphRunner | None,
+        merged: Sequence[int] = (),
     ) -> None:
         self.graphs = graphs
         self._family = family
         self._path = path
         self._native = native
         self._adapter = adapter
+        self._merged_sizes = tuple(merged)
+        self._merged: dict[tuple[int, int], MergedSet] = {}
         self._embeddings: dict[tuple[int, int], tuple[tuple[tuple[int, int], ...], PatchEmbedding]] = {}
 
-    def look(self, base: nn.Module, call: Call | None) -> None:
-        """Notices changed weights and switches; for the time before the decision, when the host only waits."""
+    def look(self, base: nn.Module, call: Call | None, first: bool = False) -> None:
+        """Notices changed weights and switches; for the time before the decision, when the host only waits.
+
+        Args:
+            base: The transformer.
+            call: What it is called with.
+            first: Whether this is the first call of the pipeline's.
+        """
         if self._adapter is not None and call is not None:
             self._adapter.place(call.latent.device, call.latent.dtype)
+            for multiple in self._merged_sizes:
+                self._merged_set(base, self._adapter, multiple).refresh(always=first)
         if self.graphs is not None:
             self.graphs.look(base, *(() if self._adapter is None else (self._adapter,)))
 
@@ -229,7 +246,18 @@ class Rows:
         return self._embeddings[key][1].to(like.device, like.dtype)
 
     def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
-        return nullcontext() if self._adapter is None else self._adapter.lora(multiple).active(base)
+        if self._adapter is None:
+            return nullcontext()
+        if multiple in self._merged_sizes:
+            return self._merged_set(base, self._adapter, multiple).active()
+        return self._adapter.lora(multiple).active(base)
+
+    def _merged_set(self, base: nn.Module, adapter: Adapter, multiple: int) -> MergedSet:
+        lora = adapter.lora(multiple)  # one for all multiples, if the adapter shares it
+        key = (id(base), id(lora))
+        if key not in self._merged:
+            self._merged[key] = MergedSet(lora, base)
+        return self._merged[key]
 
     def _count(self, visit: Visit, call: Call, multiple: int) -> None:
         """Adds a model run to the step's FLOP.
@@ -247,7 +275,8 @@ class Rows:
         record.executed = "graph" if visit.run.replayed else "eager"
         flops = self._family.flops(visit.base, call.geometry, multiple, call.text_tokens)
         if self._adapter is not None and multiple > 1:
-            flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens)
+            merged = multiple in self._merged_sizes
+            flops += self._adapter.flops(multiple, call.geometry.tokens(multiple), call.text_tokens, merged)
         record.flops += batch * flops
 
     def fine_flops(self, base: nn.Module, call: Call) -> float:

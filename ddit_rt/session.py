@@ -68,13 +68,16 @@ class Session:
             raise ConfigError(f"coarse={name!r} needs adapter=...: pass an adapter, or coarse='delta'.")
         self.coarse = name
         adapter = adapter if learned else None
+        if config.merge_adapter and adapter is None:
+            raise ConfigError("merge_adapter=True: there is no adapter to merge; pass adapter=..., or leave it out.")
         self._path = make_path(name, config.residual, adapter, config.high_band)
         trained = adapter.spec.positions if adapter is not None else "native"
         positions = ("interpolated" if name == "naive" else trained) if config.positions == "auto" else config.positions
         graphs = make_runner(config.cuda_graphs, config.max_graphs) if capture is None else None
         if capture is not None:
             graphs = GraphRunner(capture, config.max_graphs)
-        self._rows = Rows(family, self._path, positions == "native", adapter, graphs)
+        sizes = [k for k in config.multiples if k > 1] if config.merge_adapter else []
+        self._rows = Rows(family, self._path, positions == "native", adapter, graphs, sizes)
         by_signal = (len(config.multiples) > 1 and config.threshold > 0) or config.free_below > 0
         self._may_coarsen = config.schedule is not None or by_signal
         self._local = threading.local()
@@ -239,7 +242,7 @@ class Session:
             call = self.family.parse(base, arguments)
         except NotCoarseError as error:
             reason = str(error)
-        self._rows.look(base, call)
+        self._rows.look(base, call, first=run.index == 0)
         if run.record is None:
             self._begin_step(run, base, call, reason)
         record, ordinal = run.record, run.calls

@@ -6,6 +6,7 @@ from .coarse import Anchor, CoarsePath, Models, Trajectory, line
 from .geometry import Geometry, coarse_centres, crop_to_latent, pad_to_grid, patchify, unpatchify
 from .learned import Learned
 from .lora import LoraSet
+from .merged import MergedSet
 from .paths import make_path
 from .swap import swapped
 
@@ -18,6 +19,7 @@ __all__ = [
     "Geometry",
     "Learned",
     "LoraSet",
+    "MergedSet",
     "Models",
     "PatchEmbedding",
     "Trajectory",

@@ -280,13 +280,14 @@ class Adapter(nn.Module):
         if one.device != device or one.dtype != dtype:
             self.to(device=device, dtype=dtype)
 
-    def flops(self, multiple: int, image_tokens: int, text_tokens: int) -> float:
+    def flops(self, multiple: int, image_tokens: int, text_tokens: int, merged: bool = False) -> float:
         """What the learned parts add per sample to a run of the base model at ``multiple`` (2 per multiply-add).
 
-        Counts every layer with LoRA as seeing all tokens, an upper bound where text has layers of its own.
+        Counts every layer with LoRA as seeing all tokens, an upper bound where text has layers of its own; none if the
+        LoRA is ``merged``.
         """
         spec = self.spec
-        lora = sum(spec.rank * (inputs + outputs) for inputs, outputs in spec.layers.values())
+        lora = 0 if merged else sum(spec.rank * (inputs + outputs) for inputs, outputs in spec.layers.values())
         area = (multiple * spec.patch) ** 2
         features, channels = (spec.channels + spec.extra) * area, spec.channels * area
         ends = (features + spec.condition * area + 2 * channels) * spec.width

@@ -63,10 +63,28 @@ class LoraSet(nn.Module):
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
         """Path -> (in_features, out_features)."""
-        return {
-            name.replace("/", "."): (pair.lora_A.in_features, pair.lora_B.out_features)
-            for name, pair in self.pairs.items()
-        }
+        return {path: (pair.lora_A.in_features, pair.lora_B.out_features) for path, pair in self.by_layer.items()}
+
+    @property
+    def by_layer(self) -> dict[str, LowRank]:
+        """Path -> its addition."""
+        return {name.replace("/", "."): pair for name, pair in self.pairs.items()}  # type: ignore[misc]
+
+    def forwards(self, transformer: nn.Module) -> dict[str, Callable[..., torch.Tensor]]:
+        """Path -> the layer's forward with its addition.
+
+        Raises:
+            AdapterMismatchError: one of the layers is there, but not used.
+        """
+        found: dict[str, Callable[..., torch.Tensor]] = {}
+        for path, pair in self.by_layer.items():
+            if is_fused(transformer, path):
+                raise AdapterMismatchError(
+                    f"the adapter's LoRA for {path} would have no effect: the model's projections are fused. Call "
+                    "unfuse_qkv_projections() on it."
+                )
+            found[path] = _adding(transformer.get_submodule(path).forward, pair)
+        return found
 
     def active(self, transformer: nn.Module) -> AbstractContextManager[None]:
         """Context in which the layers of ``transformer`` compute with the additions.
@@ -74,18 +92,9 @@ class LoraSet(nn.Module):
         A backward pass through checkpointed blocks runs them again, so it belongs inside the context too.
 
         Raises:
-            AdapterMismatchError: one of the layers is there, but not used.
+            AdapterMismatchError: see :meth:`forwards`.
         """
-        forwards: dict[str, Callable[..., Any]] = {}
-        for name, pair in self.pairs.items():
-            path = name.replace("/", ".")
-            if is_fused(transformer, path):
-                raise AdapterMismatchError(
-                    f"the adapter's LoRA for {path} would have no effect: the model's projections are fused. Call "
-                    "unfuse_qkv_projections() on it."
-                )
-            forwards[path] = _adding(transformer.get_submodule(path).forward, pair)
-        return swapped(transformer, **forwards)
+        return swapped(transformer, **self.forwards(transformer))
 
 
 def is_fused(transformer: nn.Module, path: str) -> bool:

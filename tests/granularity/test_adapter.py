@@ -157,6 +157,56 @@ def test_style_lora_that_comes_and_goes_while_accelerated():
         assert torch.equal(tiny.latents_of(pipe, inputs), before)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["flux-batch-odd", "wan-image"])
+def test_merged_weights_compute_the_same(name, shared):
+    pipe, inputs = CASES[name]()
+    before = {name: weight.clone() for name, weight in pipe.transformer.state_dict().items()}
+    adapter = trained(pipe, shared=shared)
+    beside = run(pipe, inputs, adapter=adapter)
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, adapter=adapter, merge_adapter=True):
+        merged = tiny.latents_of(pipe, inputs)
+        spent = ddit_rt.report(pipe).steps[3].flops
+        assert all(torch.equal(weight, before[name]) for name, weight in pipe.transformer.state_dict().items())
+    torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-4)
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, adapter=adapter):
+        tiny.latents_of(pipe, inputs)
+        assert spent < ddit_rt.report(pipe).steps[3].flops
+    assert not torch.allclose(merged, run(pipe, inputs, adapter=fresh(pipe, shared=shared)))
+
+
+CHANGES = {
+    "in place": lambda pipe: pipe.transformer.transformer_blocks[0].ff.net[2].weight.detach().mul_(1.5),
+    "without a trace": lambda pipe: pipe.transformer.transformer_blocks[0].ff.net[2].weight.data.mul_(1.5),
+    "a style lora": lambda pipe: add_style(pipe),
+    "a fused one": lambda pipe: (add_style(pipe), pipe.fuse_lora()),
+    "a fused one, unloaded": lambda pipe: (add_style(pipe), pipe.fuse_lora(), pipe.transformer.unload_lora()),
+    "a hook": lambda pipe: pipe.transformer.single_transformer_blocks[0].proj_mlp.register_forward_hook(
+        lambda module, args, output: output * 1.5
+    ),
+    "another dtype": lambda pipe: pipe.transformer.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_merged_weights_follow_the_models(change):
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    if change == "another dtype":
+        inputs = {name: value.double() if torch.is_tensor(value) else value for name, value in inputs.items()}
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, adapter=adapter, merge_adapter=True):
+        before = None if change == "another dtype" else tiny.latents_of(pipe, inputs)
+        CHANGES[change](pipe)
+        after = tiny.latents_of(pipe, inputs)
+    assert before is None or not torch.allclose(after, before)
+    torch.testing.assert_close(after, run(pipe, inputs, adapter=adapter), rtol=1e-4, atol=1e-4)
+
+
+def test_merging_needs_an_adapter():
+    with pytest.raises(ConfigError, match="no adapter to merge"):
+        ddit_rt.accelerate(tiny.flux(), merge_adapter=True)
+
+
 TARGETS = {
     "feed-forward": {"ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"},
     "attention": {
