@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from adapters import trained
 from cases import ALL
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
@@ -42,6 +43,25 @@ def test_replays_are_eager_execution_bit_for_bit(name, coarse, positions):
     ddit_rt.restore(pipe)
     assert not recording.live
     assert torch.equal(eager(pipe, other, **settings), second) and not torch.equal(second, wanted)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("name", ["flux-odd", "wan-image"])
+def test_replays_with_an_adapter_are_eager_execution_bit_for_bit(name, merge):
+    pipe, inputs = ALL[name]()
+    settings = {"adapter": trained(pipe, targets=("feed-forward", "attention")), "merge_adapter": merge}
+    settings["schedule"] = SCHEDULE
+    wanted = eager(pipe, inputs, **settings)
+    recording = recorded(pipe, **settings)
+    assert torch.equal(latents_of(pipe, inputs), wanted) and set(executed(pipe)) == {"graph"}
+    captures = recording.captures
+    for block in getattr(pipe.transformer, "transformer_blocks", None) or pipe.transformer.blocks:
+        for weight in block.parameters():
+            weight.detach().mul_(1.1)
+    changed = latents_of(pipe, inputs)
+    assert recording.captures == captures and set(executed(pipe)) == {"graph"}
+    ddit_rt.restore(pipe)
+    assert torch.equal(eager(pipe, inputs, **settings), changed) and not torch.equal(changed, wanted)
 
 
 def test_fine_steps_are_the_plain_pipeline_bit_for_bit():

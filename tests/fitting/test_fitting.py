@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters import trained
 from tiny import flux, smooth, wan
 from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
-from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.fitting import FittedSchedule, Outlook, fit_schedule, measure, search
 from ddit_rt.fitting import fit as fit_module
 from ddit_rt.fitting.traces import Tracer
-from ddit_rt.granularity import Adapter
 from ddit_rt.runtime import MethodPatch
 
 STEPS = 12
@@ -48,16 +47,6 @@ def a_wan(two: bool = False) -> tuple[Any, dict[str, Any]]:
 
 
 MODELS = {"flux": a_flux, "wan": a_wan}
-
-
-def an_adapter(pipe: Any, multiples: tuple[int, ...] = (2, 4)) -> Adapter:
-    """With every weight moved, as training would."""
-    adapter = fresh_adapter(family_of(pipe), pipe.transformer, rank=2, multiples=multiples)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    return adapter
 
 
 def outputs_of(
@@ -120,7 +109,7 @@ def test_flop_are_foretold_as_they_are_counted(model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
     pipe, call = MODELS[model]()
-    adapter = an_adapter(pipe)
+    adapter = trained(pipe)
     tracer = Tracer(pipe, call)
     trace = tracer.plain("a", 0)
     found, share = tracer.learned(trace, adapter, 2, every=4)
@@ -164,9 +153,9 @@ def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
     assert with_left(0.1).error(far)[0] == pytest.approx(plain.error([0 if k == 4 else k for k in far])[0])
 
 
-def test_fit_with_an_adapter() -> None:
+def test_fit_with_trained() -> None:
     pipe, call = a_flux()
-    adapter = an_adapter(pipe, multiples=(4,))
+    adapter = trained(pipe, multiples=(4,))
     found = fit_schedule(pipe, ["a"], 1.5, (1, 4, 0), adapter=adapter, **call)
     settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, 4)}
     again = fit_module.tried(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)

@@ -5,29 +5,13 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from adapters import fresh, trained
 from peft import LoraConfig
 
 import ddit_rt
 from ddit_rt import AdapterMismatchError, ConfigError, DDiTConfig
-from ddit_rt.families import family_of, fresh_adapter
-from ddit_rt.granularity import Adapter
 
 SCHEDULE = [1, 1, 1, 2, 4, 1, 2, 4]
-
-
-def fresh(pipe, **options) -> Adapter:
-    torch.manual_seed(0)
-    return fresh_adapter(family_of(pipe), pipe.transformer, rank=options.pop("rank", 4), **options)
-
-
-def trained(pipe, **options) -> Adapter:
-    """Every weight moved, as training would."""
-    adapter = fresh(pipe, **options)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    return adapter
 
 
 def run(pipe, inputs, **settings):

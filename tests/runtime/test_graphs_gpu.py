@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from adapters import trained
 from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
 
 import ddit_rt
@@ -52,6 +53,16 @@ def test_teacache_decides_between_replays(name, coarse):
     replayed, replays = run(pipe, inputs, cuda_graphs=True, **settings)
     assert replays == {"graph" if one == "eager" else one for one in executed}
     assert torch.equal(replayed, eager)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_replay_with_an_adapter_is_eager_execution_bit_for_bit(name, merge):
+    pipe, inputs = on_device(name)
+    settings = {"adapter": trained(pipe), "merge_adapter": merge, "schedule": [1, 1, 2, 4, 1, 2, 4, 2]}
+    eager, _ = run(pipe, inputs, cuda_graphs=False, **settings)
+    replayed, executed = run(pipe, inputs, cuda_graphs=True, **settings)
+    assert executed == {"graph"} and torch.equal(replayed, eager)
 
 
 def test_fine_replays_are_the_plain_pipeline_bit_for_bit():
