@@ -22,6 +22,7 @@ from ddit_rt.schedule.plots import COLOURS
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "demo"
 EVALUATION = ROOT / "benchmarks" / "results" / "demo"
+GUIDED = ROOT / "benchmarks" / "results" / "demo-guided"
 OPTIONS = ROOT / "benchmarks" / "results" / "demo-options"
 
 
@@ -211,6 +212,9 @@ def main() -> None:
         text = put(text, "evaluation-table", evaluation_table(results))
         if (EVALUATION / "pictures").is_dir():
             sheet(results, DOCS / "methods.png")
+    if (GUIDED / "results.json").is_file():
+        results = json.loads((GUIDED / "results.json").read_text(encoding="utf-8"))
+        text = put(text, "guided-table", evaluation_table(results))
     if (OPTIONS / "results.json").is_file():
         results = json.loads((OPTIONS / "results.json").read_text(encoding="utf-8"))
         text = put(text, "options-table", options_table(results))

@@ -32,8 +32,13 @@ CALL_DEFAULTS: dict[str, Any] = {
 ADAPTER = MODEL_DIR / "adapter.safetensors"
 """The trained adapter that ships with the model."""
 
-FITTED = {speedup: Path(__file__).parent / "schedules" / f"50-steps-{speedup}x.json" for speedup in (2, 3)}
+_SCHEDULES = Path(__file__).parent / "schedules"
+
+FITTED = {speedup: _SCHEDULES / f"50-steps-{speedup}x.json" for speedup in (2, 3)}
 """Ratio of FLOP -> the schedule of 50 steps that `ddit-rt fit demo --speedup ...` found."""
+
+FITTED_ADAPTER = {speedup: _SCHEDULES / f"50-steps-{speedup}x-adapter.json" for speedup in (2, 3)}
+"""The same with `--adapter`, for the adapter's coarse steps."""
 
 DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""

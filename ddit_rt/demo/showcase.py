@@ -22,13 +22,12 @@ from ..evaluate.methods import one_in
 from ..evaluate.outcome import save
 from ..fitting import FittedSchedule
 from ..schedule.plots import plot_reports
-from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED
+from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED, FITTED_ADAPTER
 
 SHOWN = ("plain", "detailed")
 
 RIVALS: dict[str, dict[str, Any]] = {
     "adapter (trained)": {"coarse": "adapter", "adapter": ADAPTER},
-    "adapter with delta": {"coarse": "adapter-delta", "adapter": ADAPTER},
     "delta (default without an adapter)": {"coarse": "delta"},
     "band-split": {"coarse": "band-split"},
     "naive PI-resize": {"coarse": "naive"},
@@ -37,7 +36,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 }
 """Row -> settings; one schedule for all: an eighth of the steps fine, then one in three, the others at 2p."""
 
-FITTED_ROW = "fitted schedule, {}x (ddit-rt fit)"
+FITTED_ROW, FITTED_ADAPTER_ROW = "fitted schedule, {}x (ddit-rt fit)", "fitted to the adapter, {}x (ddit-rt fit)"
 
 RIVAL_SEEDS = 2
 """Noises to average the rivals over: from one to the next their order changes."""
@@ -143,21 +142,25 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
     }
 
 
-def _fitted(steps: int) -> dict[int, list[int]]:
-    """Ratio of FLOP -> shipped schedule; they hold for one number of steps."""
-    found = {speedup: FittedSchedule.load(path).schedule for speedup, path in FITTED.items()}
-    return {speedup: schedule for speedup, schedule in found.items() if len(schedule) == steps}
+def _fitted(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Row -> name of its pictures, and settings, of the shipped schedules; they hold for one number of steps."""
+    adapter = {"coarse": "adapter", "adapter": ADAPTER}
+    found = {}
+    for row, paths, settings in ((FITTED_ROW, FITTED, {}), (FITTED_ADAPTER_ROW, FITTED_ADAPTER, adapter)):
+        for speedup, path in paths.items():
+            schedule = FittedSchedule.load(path).schedule
+            if len(schedule) == steps:
+                found[row.format(speedup)] = (path.stem, {**settings, "schedule": schedule})
+    return found
 
 
-def _rivals(run: Runner, output: Path, steps: int, fitted: Mapping[int, list[int]]) -> dict[str, Any]:
+def _rivals(run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """What else could fill the coarse steps of one schedule, fitted ones, and fewer steps, over several noises."""
     schedule = one_in(steps, 3, 2)
     fine = schedule.count(1)
     fewer = f"plain pipeline, {fine} steps (as many fine ones)"
     # row -> name of its pictures, and settings
-    ways: dict[str, tuple[str, dict[str, Any]]] = {
-        FITTED_ROW.format(n): (f"fitted-{n}x", {"schedule": found}) for n, found in fitted.items()
-    }
+    ways = dict(fitted)
     ways |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in RIVALS.items()}
     ways[fewer] = (f"{fine}-steps", {"multiples": (1,)})
     rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in ways}

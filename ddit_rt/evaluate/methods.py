@@ -152,22 +152,22 @@ def fitted_methods(
     ]
 
 
-def adapter_methods(steps: int, adapter: str, fitted: Sequence[Method] = ()) -> list[Method]:
+def adapter_methods(steps: int, adapter: str, fitted: Sequence[Method] = (), full: bool = True) -> list[Method]:
     """Fixed schedules whose coarse steps run a trained adapter.
 
     Args:
         adapter: Its path.
         fitted: Methods of :func:`fitted_methods`, whose schedules the adapter runs too.
+        full: False for the few that a second step count is shown with.
     """
-    cycles = {"2p-3": [1, 2, 2], "4p-3": [1, 4, 4], "4p-6": [1, 4, 4, 4, 4, 4], "mix-100400": [1, 0, 0, 4, 0, 0]}
-    methods = []
-    for coarse, names in (("adapter", list(cycles)), ("adapter-delta", ["2p-3", "4p-3"])):
-        for name in names:
-            schedule = pattern(steps, cycles[name])
-            methods.append(_fixed(f"{coarse}-{name}", coarse, steps, schedule, adapter=str(adapter), coarse=coarse))
+    cycles = {"2p-3": [1, 2, 2], "4p-3": [1, 4, 4]}
+    if full:
+        cycles |= {"4p-6": [1, 4, 4, 4, 4, 4], "mix-100400": [1, 0, 0, 4, 0, 0]}
+    run = {"adapter": str(adapter), "coarse": "adapter"}
+    methods = [_fixed(f"adapter-{name}", "adapter", steps, pattern(steps, cycles[name]), **run) for name in cycles]
     for method in fitted:
         assert method.settings is not None
-        settings = {**method.settings, "adapter": str(adapter), "coarse": "adapter"}
+        settings = {**method.settings, **run}
         methods.append(Method(f"adapter-{method.name}", "adapter, fitted", steps, steps, settings))
     return methods
 

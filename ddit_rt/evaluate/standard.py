@@ -176,7 +176,10 @@ def _with_adapter(
     speedups = spec.speedups if full else spec.further
     schedules = _within_reach(spec.name, steps, speedups, lambda speedup: search(outlook, speedup, kinds))
     own = fitted_methods(steps, spec.name, spec.kind, schedules, adapter=adapter, coarse="adapter")
-    return [*adapter_methods(steps, adapter, _mixed(methods, steps)), *own]
+    # side by side with those that were fitted to delta at the same ratio
+    beside = {f"{FITTED[0].name}-{label}@{steps}" for label in schedules}
+    deltas = [method for method in _mixed(methods, steps) if method.name in beside]
+    return [*adapter_methods(steps, adapter, deltas, full), *own]
 
 
 def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:

@@ -36,7 +36,8 @@ def test_standard_methods_are_valid_settings():
             DDiTConfig(**method.arguments())
     names = [method.name for method in methods]
     assert {"base@50", "25-steps@50", "extrapolate-3@50", "delta-2p-3@50", "base@28"} <= set(names)
-    assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 6
+    assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 4
+    assert [m.name for m in adapter_methods(28, "a", full=False)] == ["adapter-2p-3@28", "adapter-4p-3@28"]
     fitted = fitted_methods(50, "fitted", "DDiT, fitted", {"2x": [1, 1] + [0, 4] * 24})
     (joined,) = [m for m in adapter_methods(50, "a.safetensors", fitted) if m.name == "adapter-fitted-2x@50"]
     assert joined.settings["coarse"] == "adapter" and joined.settings["schedule"] == fitted[0].settings["schedule"]
