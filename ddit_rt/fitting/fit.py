@@ -88,7 +88,8 @@ def fit_schedule(
 ) -> FittedSchedule:
     """Finds the schedule that stays nearest to the plain pipeline at a wanted ratio of FLOP.
 
-    The better, in real runs, of the one that may use every kind and the one without coarse steps.
+    The best, in real runs, of the one that may use every kind and the one without coarse steps; with an adapter also
+    of the one that would be found if its coarse steps erred as delta's do.
 
     Args:
         pipe: A supported pipeline; left plain.
@@ -117,10 +118,13 @@ def fit_schedule(
     outlook = measure(pipe, prompts, multiples, seed, progress, adapter, **call)
     progress("searching")
     schedules = [search(outlook, speedup, kinds)]
-    if FREE in kinds and any(k > 1 for k in schedules[0]):
-        # first order flatters coarse steps where steps are long: real runs choose
+    # first order flatters coarse steps where steps are long, and an adapter where its errors add up: real runs choose
+    if outlook.left:
+        schedules.append(search(replace(outlook, left={}), speedup, kinds))
+    if FREE in kinds:
         schedules.append(search(outlook, speedup, (1, FREE)))
-    runs = (tried(pipe, s, prompts, seed, progress, settings, **call) for s in schedules)
+    different = [s for i, s in enumerate(schedules) if s not in schedules[:i]]
+    runs = (tried(pipe, s, prompts, seed, progress, settings, **call) for s in different)
     found = max(runs, key=lambda found: found.psnr)
     return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in outlook.sensitivity])
 
@@ -139,7 +143,7 @@ def measure(
     Args:
         pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
         multiples: Of the coarse steps.
-        adapter: What they run; None for delta.
+        adapter: What they run; None for delta, which is measured in any case.
     """
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
@@ -161,9 +165,9 @@ def measure(
         floor.append(_FLOOR**2 * float(trace.latents[-1].float().square().mean()))
         for k in multiples:
             progress(f"{k}p along it: {prompt}")
+            found, shares[k] = tracer.coarse(trace, k, sketch)
+            coarse[k].append(torch.stack(found))
             if adapter is None:
-                found, shares[k] = tracer.coarse(trace, k, sketch)
-                coarse[k].append(torch.stack(found))
                 continue
             for every in LEARNED_EVERY:
                 errors, shares[k] = tracer.learned(trace, adapter, k, every)
@@ -176,12 +180,13 @@ def measure(
     return Outlook(
         sigmas=trace.sigmas.numpy(),
         fine=torch.stack(fine, 1).numpy(),
-        coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items() if found},
+        coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items()},
         shares=shares,
         sensitivity=np.exp(np.interp(np.arange(trace.steps), at, logs)),
         transformers=tuple(trace.transformers),
         floor=np.array(floor),
         left={k: _left(found, trace.steps) for k, found in left.items()},
+        probes=adapter is None,
     )
 
 

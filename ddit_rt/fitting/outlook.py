@@ -29,6 +29,7 @@ class Outlook:
         floor: (N,) mean square below which an error does not count.
         left: Multiple -> (S, G), with an adapter: the share of a straight line's error that is left at a step, up to G
             steps after the last fine one; beyond, all of it. ``coarse`` does not count then.
+        probes: Whether a coarse step needs coarse runs at its anchors, as delta does and an adapter does not.
     """
 
     sigmas: Array
@@ -39,6 +40,7 @@ class Outlook:
     transformers: tuple[int, ...]
     floor: Array
     left: Mapping[int, Array] = field(default_factory=dict)
+    probes: bool = True
 
     @property
     def steps(self) -> int:
@@ -49,7 +51,7 @@ class Outlook:
         return any(i < 0 or self.transformers[i] != self.transformers[index] for i in (index - 1, index - 2))
 
     def cost(self, schedule: Sequence[int]) -> float:
-        """FLOP of a schedule in fine steps; probes, the coarse runs at anchors that delta needs, included."""
+        """FLOP of a schedule in fine steps, probes included."""
         total, anchors = 0.0, [0, 0]
         probed: set[tuple[int, int]] = set()
         for t, multiple in enumerate(schedule):
@@ -57,7 +59,7 @@ class Outlook:
                 total += 1
                 anchors = [anchors[1], t]
             elif multiple != FREE:
-                needed = set() if self.left else {(anchor, multiple) for anchor in anchors} - probed
+                needed = {(anchor, multiple) for anchor in anchors} - probed if self.probes else set()
                 total += self.shares[multiple] * (1 + len(needed))
                 probed |= needed
         return total

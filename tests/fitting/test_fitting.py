@@ -139,7 +139,7 @@ def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
     free = search(plain, 3.0, (1, 0))
 
     def with_left(share: float) -> Outlook:
-        return Outlook(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}})
+        return Outlook(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}, "probes": False})
 
     good, bad = (search(with_left(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
     assert 4 in good and with_left(0.1).error(good)[0] < plain.error(free)[0] / 2
@@ -258,6 +258,22 @@ def test_real_runs_choose_between_mixed_and_free(monkeypatch: pytest.MonkeyPatch
     better = max((mixed, free), key=lambda s: fit_module.tried(pipe, s, ["a"], **call).psnr)
     assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
+
+
+def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = a_flux()
+    adapter = trained(pipe)
+    found = {"left": [1, 1, *[4] * (STEPS - 2)], "delta": [1, 1, *[2, 1] * 5], "free": [1, 1, *[0, 1] * 5]}
+
+    def search_for(outlook: Outlook, speedup: float, kinds: tuple[int, ...]) -> list[int]:
+        assert not outlook.probes
+        return found["free" if 4 not in kinds else "left" if outlook.left else "delta"]
+
+    monkeypatch.setattr(fit_module, "search", search_for)
+    settings = {"coarse": "adapter", "adapter": adapter}
+    runs = [fit_module.tried(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
+    best = max(runs, key=lambda run: run.psnr)
+    assert fit_schedule(pipe, ["a"], 1.5, adapter=adapter, **call).schedule == best.schedule
 
 
 def test_bad_requests_name_the_value(tmp_path: Path) -> None:
