@@ -97,12 +97,12 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._log: Log = log if self.accelerator.is_main_process else lambda _: None
-        self.recorded = open_library(
-            recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
-        )
         self.adapter = self._fresh(base_model)
         self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
+        self.recorded = open_library(
+            recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
+        )
         self.transformer.requires_grad_(False).eval()
         self.step = 0
         self._tensorboard = tensorboard

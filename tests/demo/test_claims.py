@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED, load_pipeline
+from ddit_rt.demo.pipeline import (
+    ADAPTER,
+    CALL_DEFAULTS,
+    DEMO_PROMPTS,
+    DEMO_THRESHOLD,
+    FITTED,
+    FITTED_ADAPTER,
+    load_pipeline,
+)
 from ddit_rt.evaluate import generate, psnr
 from ddit_rt.evaluate.methods import one_in
 from ddit_rt.fitting import FittedSchedule
@@ -62,3 +70,16 @@ def test_the_fitted_schedule_halves_the_flop_and_beats_half_the_steps(pipe: Any,
         assert fast.report is not None and fast.report.speedup_estimate > 1.95
         half = generate(pipe, None, 0, **{**call, "num_inference_steps": 25})
         assert psnr(fast.frames, base) > psnr(half.frames, base) + 10, name
+
+
+def test_the_adapter_gains_in_the_schedule_fitted_to_it(pipe: Any, plain: Frames) -> None:
+    trained = {"coarse": "adapter", "adapter": ADAPTER}
+    gains = []
+    for name in NAMES:
+        call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]}
+        ways = ((FITTED_ADAPTER[3], trained), (FITTED[3], {}))
+        runs = [generate(pipe, {"schedule": FittedSchedule.load(p).schedule, **more}, 0, **call) for p, more in ways]
+        assert all(run.report is not None and run.report.speedup_estimate > 2.95 for run in runs)
+        own, delta = (psnr(run.frames, plain[name, 0]) for run in runs)
+        gains.append(own - delta)
+    assert sum(gains) / len(gains) > 1

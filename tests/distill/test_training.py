@@ -277,7 +277,9 @@ def test_recordings_take_calls_in_turn(tmp_path):
     other = tmp_path / "other"
     with pytest.raises(ddit_rt.ConfigError, match="height is 32, 48"):
         Trainer(pipeline(), Prompts(prompts), [CALL, {**CALL, "height": 48}], config, other, log=lambda _: None)
-    assert not (other / "recordings").exists()
+    with pytest.raises(ddit_rt.ConfigError, match="matches no linear layer"):
+        Trainer(pipeline(), Prompts(prompts), CALL, replace(config, targets=("none",)), other, log=lambda _: None)
+    assert not other.exists()
 
 
 class Embeds:
