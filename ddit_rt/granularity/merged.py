@@ -52,7 +52,8 @@ class MergedSet:
                 continue
             weight = layer.weight
             parts = (weight, pair.lora_A.weight, pair.lora_B.weight)
-            stamp = tuple((part.data_ptr(), part._version, part.dtype) for part in parts)
+            # weights loaded in inference mode count no versions
+            stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parts)
             if self._stamps.get(path) == stamp and not always:
                 continue
             merged = self._weights.get(path)

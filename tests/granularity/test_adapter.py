@@ -186,6 +186,15 @@ def test_merged_weights_follow_the_models(change):
     torch.testing.assert_close(after, run(pipe, inputs, adapter=adapter), rtol=1e-4, atol=1e-4)
 
 
+def test_merging_in_inference_mode():
+    with torch.inference_mode():
+        pipe, inputs = CASES["flux"]()
+        beside = run(pipe, inputs, adapter=trained(pipe))
+        torch.testing.assert_close(
+            run(pipe, inputs, adapter=trained(pipe), merge_adapter=True), beside, rtol=1e-4, atol=1e-4
+        )
+
+
 def test_merging_needs_an_adapter():
     with pytest.raises(ConfigError, match="no adapter to merge"):
         ddit_rt.accelerate(tiny.flux(), merge_adapter=True)
