@@ -11,10 +11,10 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import ConfigError
-from ..families import Family, denoisers
+from ..families import Family
 from ..granularity import fingerprint
 from .data import Source
-from .recording import Recording, Shard
+from .recording import Recording, Shard, sole_transformer
 
 GROUP = 4  # items recorded by one pipeline call
 _SIZE = ("height", "width", "num_frames")
@@ -114,8 +114,7 @@ def open_library(
         turn = index if index < len(first) else index - len(first)
         return source.record(pipe, family, calls[turn % len(calls)], groups[index], seed)
 
-    (module,) = denoisers(pipe, family).values()
-    base = unwrap_module(module)
+    base = unwrap_module(sole_transformer(pipe, family))
     manifest = {
         "family": family.name,
         "model": list(fingerprint(family.ends(base), 8)),

@@ -104,6 +104,21 @@ class _EnoughError(Exception):
     """Ends a pipeline call once the steps that were asked for are recorded."""
 
 
+def sole_transformer(pipe: Any, family: Family) -> Any:
+    """The pipeline's transformer, with whatever wraps it.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline has two.
+    """
+    modules = denoisers(pipe, family)
+    if len(modules) != 1:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: an adapter serves one. "
+            "Distill a pipeline with a single transformer."
+        )
+    return next(iter(modules.values()))
+
+
 @torch.no_grad()
 def record(
     pipe: Any,
@@ -125,13 +140,7 @@ def record(
         UnsupportedPipelineError: the pipeline has two transformers, or calls its transformer in a way that coarse
             tokens cannot carry.
     """
-    modules = denoisers(pipe, family)
-    if len(modules) != 1:
-        raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} has {' and '.join(modules)} with weights of their own: an adapter serves one. "
-            "Distill a pipeline with a single transformer."
-        )
-    (module,) = modules.values()
+    module = sole_transformer(pipe, family)
     base, scheduler = unwrap_module(module), pipe.scheduler
     latents: list[torch.Tensor] = []
     predictions: list[list[torch.Tensor]] = []

@@ -18,13 +18,14 @@ from diffusers.utils.torch_utils import unwrap_module
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..families import denoisers, family_of, fresh_adapter
+from ..families import family_of, fresh_adapter
 from ..granularity import Adapter, save_adapter
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
 from .library import open_library
 from .objective import Student
+from .recording import sole_transformer
 from .samples import Batch, draw
 
 Log = Callable[[str], None]
@@ -90,7 +91,7 @@ class Trainer:
         self.pipe, self.source, self.config, self.out = pipe, source, config, out
         self.calls = [dict(one) for one in ([call] if isinstance(call, Mapping) else call)]
         self.family = family_of(pipe)
-        self.transformer = unwrap_module(next(iter(denoisers(pipe, self.family).values())))
+        self.transformer = unwrap_module(sole_transformer(pipe, self.family))
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             cpu=next(self.transformer.parameters()).device.type == "cpu",
