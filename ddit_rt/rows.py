@@ -88,18 +88,14 @@ class Rows:
         self._merged: dict[tuple[int, int], MergedSet] = {}
         self._embeddings: dict[tuple[int, int], tuple[tuple[tuple[int, int], ...], PatchEmbedding]] = {}
 
-    def look(self, base: nn.Module, call: Call | None, first: bool = False) -> None:
-        """Notices changed weights and switches; for the time before the decision, when the host only waits.
-
-        Args:
-            base: The transformer.
-            call: What it is called with.
-            first: Whether this is the first call of the pipeline's.
-        """
+    def look(self, base: nn.Module, call: Call | None, run: Run) -> None:
+        """Notices changed weights and switches; for the time before the decision, when the host only waits."""
         if self._adapter is not None and call is not None:
             self._adapter.place(call.latent.device, call.latent.dtype)
-            for multiple in self._merged_sizes:
-                self._merged_set(base, self._adapter, multiple).refresh(always=first)
+            adapter = self._adapter
+            for merged in dict.fromkeys(self._merged_set(base, adapter, k) for k in self._merged_sizes):
+                merged.refresh(always=id(base) not in run.renewed)
+            run.renewed.add(id(base))
         if self.graphs is not None:
             self.graphs.look(base, *(() if self._adapter is None else (self._adapter,)))
 

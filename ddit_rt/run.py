@@ -30,6 +30,7 @@ class Run:
         host: Where decisions arrive from a CUDA device.
         shape: Of the latent in canonical layout.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
+        renewed: Transformers whose merged weights were renewed in this call, by id.
         skipped: TeaCache skipped the blocks of the latest model run.
         replayed: Everything in the current step came from captured graphs so far.
     """
@@ -48,6 +49,7 @@ class Run:
         self.geometry: Geometry | None = None
         self.shape: torch.Size | None = None
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
+        self.renewed: set[int] = set()
         self.skipped = False
         self.replayed = True
         self.stop: Callable[[], Callable[[], float]] | None = None

@@ -242,7 +242,7 @@ class Session:
             call = self.family.parse(base, arguments)
         except NotCoarseError as error:
             reason = str(error)
-        self._rows.look(base, call, first=run.index == 0)
+        self._rows.look(base, call, run)
         if run.record is None:
             self._begin_step(run, base, call, reason)
         record, ordinal = run.record, run.calls

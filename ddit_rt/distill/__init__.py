@@ -2,8 +2,8 @@
 
 from .config import DistillConfig
 from .data import BadDataError, Checked, Pictures, Prompts, picture_dataset, picture_folder, read_prompts
-from .library import Library
 from .recording import Recording, record
+from .recordings import Library
 from .trainer import Evaluation, Trainer
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 
 from .config import DistillConfig
 from .data import Source
-from .library import GROUP, Library
+from .recordings import GROUP, Library
 from .samples import draw
 from .trainer import Trainer
 

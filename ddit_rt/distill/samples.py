@@ -10,8 +10,8 @@ import torch
 from ..families import Call, Family
 from ..granularity import Geometry, line
 from .config import DistillConfig
-from .library import Library
 from .recording import Shard
+from .recordings import Library
 
 
 @dataclass

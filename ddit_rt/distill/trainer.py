@@ -23,9 +23,9 @@ from ..granularity import Adapter, save_adapter
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
-from .library import open_library
 from .objective import Student
 from .recording import sole_transformer
+from .recordings import open_library
 from .samples import Batch, draw
 
 Log = Callable[[str], None]
