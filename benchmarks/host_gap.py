@@ -20,10 +20,10 @@ import torch
 from pipe_models import MODELS, build
 
 import ddit_rt
-from ddit_rt import session
+from ddit_rt.pipeline import accelerated_pipeline
 from ddit_rt.runtime import Captured, GraphRunner, PendingEvolution
 
-_DECISION, _LOOK = PendingEvolution.decision, GraphRunner.look
+_DECISION, _REFRESH = PendingEvolution.decision, GraphRunner.refresh
 
 
 class Stamps:
@@ -61,16 +61,16 @@ def gaps(model: str, steps: int) -> tuple[list[float], list[float]]:
     pipe, inputs = build(model, torch.device("cpu"), tiny=True, deep=True)
     stamps, looks = Stamps(), []
 
-    def look(runner: GraphRunner, *modules: torch.nn.Module) -> None:
+    def refresh(runner: GraphRunner, *modules: torch.nn.Module) -> None:
         began = time.perf_counter()
-        _LOOK(runner, *modules)
+        _REFRESH(runner, *modules)
         looks.append(time.perf_counter() - began)
 
     with (
-        patch.object(session, "make_runner", lambda *_: GraphRunner(stamps, 16)),
+        patch.object(accelerated_pipeline, "make_runner", lambda *_: GraphRunner(stamps, 16)),
         patch.object(PendingEvolution, "decision", lambda pending: stamps.decide(pending)),
-        patch.object(GraphRunner, "look", look),
-        ddit_rt.accelerated(pipe, threshold=1e-30),  # below which nothing lies: every step decides, and stays fine
+        patch.object(GraphRunner, "refresh", refresh),
+        ddit_rt.accelerated(pipe, threshold=1e-30),  # below which nothing lies: every step decides, and stays full
         torch.no_grad(),
     ):
         for _ in range(2):

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ddit_rt.families import family_of
-from ddit_rt.granularity import Anchor, Models, Trajectory
-from ddit_rt.granularity.coarse import BandSplit
+from ddit_rt.granularity import Anchor, Models, PredictionHistory
+from ddit_rt.granularity.paths.band_split import BandSplitPath
 
 MATMUL, ATTENTION, MEMORY = 0.75, 0.55, 0.8  # of the peak, reached by large kernels
 TILES = ((128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.75), (64, 64, 0.6))  # rows, columns, share of MATMUL
@@ -213,7 +213,7 @@ def rows(model: str) -> dict[int, Row]:
     with _noted() as found[1]:
         raw = base(**arguments)
     call = family.parse(base, arguments)
-    fine = family.output(base, call, raw)
+    full = family.output(base, call, raw)
     for k in (2, 4):
 
         def low(latent: torch.Tensor, sigma: Any, multiple: int) -> torch.Tensor:
@@ -221,12 +221,12 @@ def rows(model: str) -> dict[int, Row]:
             return family.low_output(base, call, base(**given), multiple).float()
 
         models = Models(low=low, tokens=low)
-        path = BandSplit(delta=True, extrapolate=True, line=True)
-        trajectory = Trajectory()
+        path = BandSplitPath(delta=True, extrapolate=True, line=True)
+        trajectory = PredictionHistory()
         for sigma in (0.9, 0.8):
-            anchor = Anchor(sigma, call.latent, fine, models)
+            anchor = Anchor(sigma, call.latent, full, models)
             anchor.residuals[k] = path.missed(anchor, k, call.geometry)
-            trajectory.add_fine(anchor)
+            trajectory.add_full(anchor)
         with _noted() as found[k]:
             prediction = path.predict(trajectory, call.latent, 0.7, k, call.geometry, models)
             family.wrap(base, call, prediction.to(call.latent.dtype))

@@ -23,7 +23,7 @@ class Plan:
         name: Of the schedule.
         steps: Denoising steps.
         multiples: Size of every step; None lets the policy decide, with a τ below which nothing lies: every step stays
-            fine, after a decision.
+            full, after a decision.
         coarse: What a coarse step computes.
     """
 
@@ -53,9 +53,9 @@ class Plan:
 
 
 def speedup(multiples: Sequence[int], flops: Mapping[int, float]) -> float:
-    """FLOP of as many fine steps over the FLOP of ``multiples`` on the delta path, as a report estimates it.
+    """FLOP of as many full steps over the FLOP of ``multiples`` on the delta path, as a report estimates it.
 
-    A coarse step needs the coarse model's residual at the last two fine steps; each that is not there yet costs a run.
+    A coarse step needs the coarse model's residual at the last two full steps; each that is not there yet costs a run.
     """
     spent = 0.0
     anchors: deque[set[int]] = deque(maxlen=2)
@@ -71,17 +71,17 @@ def speedup(multiples: Sequence[int], flops: Mapping[int, float]) -> float:
 
 
 def mixed(steps: int, flops: Mapping[int, float], target: float = PAPER_SPEEDUP) -> tuple[int, ...]:
-    """A schedule of all sizes that needs ``target`` times fewer FLOP than fine steps, as nearly as steps allow.
+    """A schedule of all sizes that needs ``target`` times fewer FLOP than full steps, as nearly as steps allow.
 
-    The first eighth is fine, as the policy leaves it; fine steps refresh the rest at even distances, the last one among
+    The first eighth is full, as the policy leaves it; full steps refresh the rest at even distances, the last one among
     them; between them 4p comes first, then 2p. Of equally near schedules, the one that uses both most evenly.
     """
-    warm_up = math.ceil(steps / 8)
-    rest = steps - warm_up
+    initial_full_steps = math.ceil(steps / 8)
+    rest = steps - initial_full_steps
     found = []
-    for fine in range(1, rest - 1):
-        refreshed = {warm_up + round(i * rest / fine) - 1 for i in range(1, fine + 1)}
-        places = [i for i in range(warm_up, steps) if i not in refreshed]
+    for full in range(1, rest - 1):
+        refreshed = {initial_full_steps + round(i * rest / full) - 1 for i in range(1, full + 1)}
+        places = [i for i in range(initial_full_steps, steps) if i not in refreshed]
         for coarsest in range(1, len(places)):
             multiples = [1] * steps
             for order, place in enumerate(places):
@@ -105,7 +105,7 @@ def plans(provider: str, steps: int, more_steps: int | None, flops: Mapping[int,
     few = min(steps, SIZE_STEPS)
     sizes = {k: Plan("p" if k == 1 else f"{k}p", few, (k,) * few) for k in (1, 2, 4)}
     found = [Plan("mixed", steps, mixed(steps, flops)), sizes[4], sizes[2]]
-    if provider == "ours":  # eager fine steps are those of the plain pipeline
+    if provider == "ours":  # eager full steps are those of the plain pipeline
         return found
     found.append(sizes[1])
     if provider == "ours+graphs":

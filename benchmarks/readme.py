@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ddit_rt.demo.pipeline import FITTED
-from ddit_rt.fitting import FittedSchedule
+from ddit_rt.schedule.fitted import FittedSchedule
 from ddit_rt.schedule.plots import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,26 +34,26 @@ def table(result: dict) -> str:
     lines = [
         f"Demo model, 128 x 128 pixels, 256 tokens at p, {where}.",
         "",
-        "| prompt | plain, s | accelerated, s | by the clock | by FLOP | PSNR, dB | SSIM | fine steps |",
+        "| prompt | plain, s | accelerated, s | wall-clock | by FLOP | PSNR, dB | SSIM | full steps |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in result["prompts"].values():
         plain, fast = (statistics.median(entry[f"seconds_{side}"]) for side in ("plain", "accelerated"))
         lines.append(
-            f"| {entry['prompt']} | {plain:.2f} | {fast:.2f} | {entry['speedup_clock']:.2f}x | "
-            f"{entry['speedup_flop']:.2f}x | {entry['psnr']:.1f} | {entry['ssim']:.3f} | {entry['fine_steps']} |"
+            f"| {entry['prompt']} | {plain:.2f} | {fast:.2f} | {entry['speedup_wall_clock']:.2f}x | "
+            f"{entry['speedup_flop']:.2f}x | {entry['psnr']:.1f} | {entry['ssim']:.3f} | {entry['full_steps']} |"
         )
-    rivals = result["rivals"]
+    baselines = result["baselines"]
     names = [entry["prompt"] for entry in result["prompts"].values()]
     lines += [
         "",
-        f"Fitted schedules, and one fixed one ({rivals['schedule'].count(1)} fine steps, the others at 2p) filled in "
-        f"different ways; mean PSNR in dB over {rivals['seeds']} noises (lowest to highest):",
+        f"Fitted schedules, and one fixed one ({baselines['schedule'].count(1)} full steps, the others at 2p) filled "
+        f"in different ways; mean PSNR in dB over {baselines['seeds']} seeds (lowest to highest):",
         "",
         "| steps by | by FLOP | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),
     ]
-    for row, values in rivals["rows"].items():
+    for row, values in baselines["rows"].items():
         cells = (
             f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
             for decibels in values["psnr"].values()
@@ -63,7 +63,7 @@ def table(result: dict) -> str:
         "",
         "Every step at one size (band-split):",
         "",
-        "| size | tokens | GFLOP a step | ms a step | by the clock | by FLOP | PSNR, dB |",
+        "| size | tokens | GFLOP a step | ms a step | wall-clock | by FLOP | PSNR, dB |",
         "|---|---|---|---|---|---|---|",
     ]
     for size in result["sizes"]:
@@ -71,7 +71,7 @@ def table(result: dict) -> str:
         quality = "" if size["psnr"] is None else f"{size['psnr']:.1f}"
         lines.append(
             f"| {name} | {size['tokens']} | {size['gflop_per_step']:.2f} | {size['seconds_per_step'] * 1e3:.1f} | "
-            f"{size['speedup_clock']:.2f}x | {size['speedup_flop']:.2f}x | {quality} |"
+            f"{size['speedup_wall_clock']:.2f}x | {size['speedup_flop']:.2f}x | {quality} |"
         )
     return "\n".join(lines)
 
@@ -84,9 +84,9 @@ def evaluation_table(results: dict) -> str:
     call, prompts = results["plan"]["call"], results["plan"]["prompts"]
     lines = [
         f"{len(prompts)} prompts, {steps} steps, guidance {call.get('true_cfg_scale', 1):g} (1: none), "
-        "one CPU thread per run; by the clock: median over the prompts of a whole call's time beside the plain call's.",
+        "one CPU thread per run; wall-clock: median over the prompts of a whole call's time beside the plain call's.",
         "",
-        "| method | by the clock | by FLOP | PSNR, dB | SSIM |" + (" prompt adherence |" if judged else ""),
+        "| method | wall-clock | by FLOP | PSNR, dB | SSIM |" + (" prompt adherence |" if judged else ""),
         "|---|---|---|---|---|" + ("---|" if judged else ""),
     ]
     for row in rows:
@@ -108,7 +108,7 @@ def options_table(results: dict) -> str:
     for row in results["results"]:
         if row["kind"] != "base":
             # the kind says the rest
-            name = re.sub(r"^(residual|free-first|first|one-fine-in|cycle)-|-fine$", "", row["method"].split("@")[0])
+            name = re.sub(r"^(residual|free-first|first|one-full-in|cycle)-|-full$", "", row["method"].split("@")[0])
             found = f"{name}: {row['metrics']['psnr']:.1f} ({row['flops_speedup']:.2f}x)"
             kinds.setdefault(row["kind"], []).append(found)
     head = f"{len(results['plan']['prompts'])} prompts, no guidance; dB (FLOP ratio)."
@@ -154,7 +154,7 @@ def picture(result: dict, folder: Path, target: Path) -> None:
     figure = Figure(figsize=(4.6 * len(prompts), 3.1), layout="constrained")
     grid = figure.subplots(2, 2 * len(prompts), height_ratios=(8, 1), squeeze=False)
     for i, (name, entry) in enumerate(prompts.items()):
-        notes = ("plain", f"accelerated, {entry['speedup_clock']:.1f}x faster, {entry['psnr']:.0f} dB")
+        notes = ("plain", f"accelerated, {entry['speedup_wall_clock']:.1f}x faster, {entry['psnr']:.0f} dB")
         for j, (side, note) in enumerate(zip(("plain", "accelerated"), notes)):
             axes = grid[0][2 * i + j]
             axes.imshow(Image.open(folder / f"{name}-{side}.png"))

@@ -69,7 +69,7 @@ def folder_of(out: Path, described: dict[str, Any]) -> Path:
 
 
 class Store:
-    """Rows of measurements in one file, written anew after every row.
+    """StepExecutor of measurements in one file, written anew after every row.
 
     Args:
         path: JSON file; what it holds is kept.

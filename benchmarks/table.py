@@ -2,9 +2,8 @@
 
     python benchmarks/table.py [--into README.md]
 
-Kernels beside their rivals, pipelines beside the records of others and the project's targets. ``--into`` replaces what
-stands between ``<!-- gpu-table -->`` and ``<!-- /gpu-table -->`` in a file, so that numbers there are generated, never
-typed. Results of dry runs are ignored.
+Kernels beside their baselines, pipelines beside the records of others and the project's targets. Results of dry runs
+are ignored.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def pipeline(model: str, content: dict[str, Any]) -> str:
     lines = [
         f"{content['what']['title']}: {_where(content)}; {content['what']['weights']} weights, denoising only.",
         "",
-        "| provider | schedule | steps | s | by the clock | by FLOP | ms a step | between steps, µs | GiB | graphs |",
+        "| provider | schedule | steps | s | wall-clock | by FLOP | ms a step | between steps, µs | GiB | graphs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

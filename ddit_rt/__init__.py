@@ -1,14 +1,19 @@
 """Diffusion transformers that choose their patch size anew at every denoising step (DDiT, arXiv 2602.16968)."""
 
-from . import ops, resize
-from .accelerate import accelerate, accelerated, report, restore
-from .config import DDiTConfig, TeaCacheConfig
-from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
-from .granularity import Adapter, load_adapter, push_to_hub, save_adapter
-from .schedule import Report, StepRecord
-from .warmup import warmup
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from . import ops, resize
+    from .api import accelerate, accelerated, fit, report, restore, warmup
+    from .config import DDiTConfig, TeaCacheConfig
+    from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
+    from .granularity import Adapter, load_adapter, push_to_hub, save_adapter
+    from .schedule import FittedSchedule, Report, StepRecord
 
 __all__ = [
     "Adapter",
@@ -16,6 +21,7 @@ __all__ = [
     "ConfigError",
     "DDiTConfig",
     "DDiTError",
+    "FittedSchedule",
     "Report",
     "ScheduleError",
     "StepRecord",
@@ -23,6 +29,7 @@ __all__ = [
     "UnsupportedPipelineError",
     "accelerate",
     "accelerated",
+    "fit",
     "load_adapter",
     "ops",
     "push_to_hub",
@@ -32,3 +39,27 @@ __all__ = [
     "save_adapter",
     "warmup",
 ]
+
+# loaded when first asked for, so that the command line answers without importing torch and diffusers
+_SOURCES = {
+    "api": ("accelerate", "accelerated", "fit", "report", "restore", "warmup"),
+    "config": ("DDiTConfig", "TeaCacheConfig"),
+    "errors": ("AdapterMismatchError", "ConfigError", "DDiTError", "ScheduleError", "UnsupportedPipelineError"),
+    "granularity": ("Adapter", "load_adapter", "push_to_hub", "save_adapter"),
+    "schedule": ("FittedSchedule", "Report", "StepRecord"),
+}
+_SOURCE_OF = {name: module for module, names in _SOURCES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ops", "resize"):
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _SOURCE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_SOURCE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from .errors import ConfigError, ScheduleError
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
 SUPPORTED_MULTIPLES = (1, 2, 4)
-FREE = 0  # in a schedule, a step that makes no model call
+SKIP = 0  # in a schedule, a step that makes no model call
 COARSE_PATHS = ("auto", "adapter", "adapter-delta", "delta", "band-split", "naive", "extrapolate", "reuse")
 POSITIONS = ("auto", "native", "interpolated")
 BACKENDS = ("auto", "triton", "torch")
@@ -67,27 +67,27 @@ class DDiTConfig:
             ``(step index, {multiple: sigma_k}) -> multiple``. A 0 makes no model call: its prediction lies on the
             straight line through the last two that the model made.
         coarse: What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since
-            the last fine step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing
+            the last full step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing
             else; ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the
-            change; ``"extrapolate"`` and ``"reuse"``: the rivals that make no model call. ``"auto"``: adapter if one is
-            given, else delta.
-        residual: With the two deltas: ``"constant"`` keeps the residual of the last fine step, ``"linear"``
+            change; ``"extrapolate"`` and ``"reuse"``: the baselines that make no model call. ``"auto"``: adapter if one
+            is given, else delta.
+        residual: With the two deltas: ``"constant"`` keeps the residual of the last full step, ``"linear"``
             extrapolates it from the last two.
         high_band: With ``"delta"``, what coarse tokens cannot see: ``"line"`` follows the straight line through the
-            last two fine predictions, ``"clean"`` is the noise left over the clean latent of the last one.
+            last two full predictions, ``"clean"`` is the noise left over the clean latent of the last one.
         positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
-            (centres of the coarse patches on the fine grid). ``"auto"``: interpolated for naive, an adapter as
+            (centres of the coarse patches on the full grid). ``"auto"``: interpolated for naive, an adapter as
             it was trained, else native.
-        max_coarse_run: Longest run of coarse steps the policy may make before a fine step refreshes it; None: no limit.
-            ``"auto"``: 2 where coarse steps lean on the last fine one without training (delta, extrapolate, reuse), the
-            longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules are taken as
-            they are.
-        warm_up: First steps that the policy leaves fine, at least the ``order`` steps that fill its history: a share
-            of the run's steps if below 1, else their number. Early predictions change most while the latent, in small
-            steps, shows little of it.
-        free_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
+        max_consecutive_coarse: Longest run of coarse steps the policy may make before a full step refreshes it; None:
+            no limit. ``"auto"``: 2 where coarse steps lean on the last full one without training (delta, extrapolate,
+            reuse), the longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules
+            are taken as they are.
+        initial_full_steps: First steps that the policy leaves full, at least the ``order`` steps that fill its history:
+            a share of the run's steps if below 1, else their number. Early predictions change most while the latent, in
+            small steps, shows little of it.
+        skip_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
             never.
-        max_free_run: Longest run of such steps.
+        max_consecutive_skipped: Longest run of such steps.
         backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
         cuda_graphs: Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one,
             False never. What cannot be captured runs eagerly, and the log says why.
@@ -114,10 +114,10 @@ class DDiTConfig:
     residual: str = "linear"
     high_band: str = "line"
     positions: str = "auto"
-    max_coarse_run: int | str | None = "auto"
-    warm_up: float = 0.125
-    free_below: float = 0.0
-    max_free_run: int = 2
+    max_consecutive_coarse: int | str | None = "auto"
+    initial_full_steps: float = 0.125
+    skip_below: float = 0.0
+    max_consecutive_skipped: int = 2
     backend: str = "auto"
     cuda_graphs: bool | str = "auto"
     max_graphs: int = 24
@@ -127,7 +127,7 @@ class DDiTConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiples", _checked_multiples(self.multiples))
         if not _is_number(self.threshold) or not self.threshold >= 0:
-            raise ConfigError(f"threshold={self.threshold!r}: τ is a number >= 0 (0 keeps every step fine).")
+            raise ConfigError(f"threshold={self.threshold!r}: τ is a number >= 0 (0 keeps every step full).")
         if not _is_number(self.quantile) or not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile={self.quantile!r}: ρ is a share of the patches, a number in [0, 1].")
         if not _is_whole(self.order) or self.order not in (1, 2, 3):
@@ -137,16 +137,22 @@ class DDiTConfig:
         _one_of("high_band", self.high_band, ("line", "clean"))
         _one_of("positions", self.positions, POSITIONS)
         _one_of("backend", self.backend, BACKENDS)
-        limit = self.max_coarse_run
+        limit = self.max_consecutive_coarse
         if limit not in ("auto", None) and (isinstance(limit, str) or not _is_whole(limit) or limit < 1):
-            raise ConfigError(f"max_coarse_run={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
-        if not _is_number(self.free_below) or not self.free_below >= 0:
-            raise ConfigError(f"free_below={self.free_below!r}: a number >= 0 (0 makes no free steps).")
-        if not _is_number(self.warm_up) or self.warm_up < 0 or (self.warm_up > 1 and self.warm_up != int(self.warm_up)):
-            raise ConfigError(f"warm_up={self.warm_up!r}: a share of the steps below 1, or their whole number.")
-        if not _is_whole(self.max_free_run) or self.max_free_run < 1:
-            raise ConfigError(f"max_free_run={self.max_free_run!r}: a whole number >= 1.")
-        for name in ("threshold", "quantile", "free_below"):
+            raise ConfigError(f"max_consecutive_coarse={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
+        if not _is_number(self.skip_below) or not self.skip_below >= 0:
+            raise ConfigError(f"skip_below={self.skip_below!r}: a number >= 0 (0 makes no skipped steps).")
+        if (
+            not _is_number(self.initial_full_steps)
+            or self.initial_full_steps < 0
+            or (self.initial_full_steps > 1 and self.initial_full_steps != int(self.initial_full_steps))
+        ):
+            raise ConfigError(
+                f"initial_full_steps={self.initial_full_steps!r}: a share of the steps below 1, or their whole number."
+            )
+        if not _is_whole(self.max_consecutive_skipped) or self.max_consecutive_skipped < 1:
+            raise ConfigError(f"max_consecutive_skipped={self.max_consecutive_skipped!r}: a whole number >= 1.")
+        for name in ("threshold", "quantile", "skip_below"):
             object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "order", int(self.order))
         if self.cuda_graphs not in ("auto", True, False):
@@ -167,10 +173,10 @@ class DDiTConfig:
             reach: Longest run of coarse steps that it was trained for; None: any.
         """
         coarse = ("adapter" if has_adapter else "delta") if self.coarse == "auto" else self.coarse
-        limit = self.max_coarse_run
+        limit = self.max_consecutive_coarse
         if limit == "auto":
             limit = 2 if coarse in ("delta", "extrapolate", "reuse") else reach
-        return replace(self, coarse=coarse, max_coarse_run=limit)
+        return replace(self, coarse=coarse, max_consecutive_coarse=limit)
 
     @classmethod
     def make(cls, config: DDiTConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DDiTConfig:
@@ -227,9 +233,9 @@ def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int
             "(step index, {multiple: sigma}) -> multiple."
         )
     for index, multiple in enumerate(schedule):
-        if not _is_whole(multiple) or (multiple != FREE and multiple not in multiples):
+        if not _is_whole(multiple) or (multiple != SKIP and multiple not in multiples):
             raise ScheduleError(
-                f"schedule[{index}]={multiple!r} is not among multiples={multiples}, nor {FREE} for no model call."
+                f"schedule[{index}]={multiple!r} is not among multiples={multiples}, nor {SKIP} for no model call."
             )
     return tuple(int(multiple) for multiple in schedule)
 

@@ -9,13 +9,13 @@ from recording import Recording
 import ddit_rt
 from ddit_rt.families import family_of
 from ddit_rt.granularity import Adapter
-from ddit_rt.session import Session
+from ddit_rt.pipeline.accelerated_pipeline import AcceleratedPipeline
 
 
 def recorded(pipe: Any, adapter: Adapter | None = None, **settings: Any) -> Recording:
     """Accelerates ``pipe`` with a recorder and returns it; ``ddit_rt.restore`` undoes it as usual."""
     recording = Recording()
-    session = Session(pipe, family_of(pipe), ddit_rt.DDiTConfig(**settings), adapter, capture=recording)
+    session = AcceleratedPipeline(pipe, family_of(pipe), ddit_rt.DDiTConfig(**settings), adapter, capture=recording)
     session.attach()
-    pipe.__dict__["_ddit_session"] = session
+    pipe.__dict__["_ddit_pipeline"] = session
     return recording

@@ -131,11 +131,11 @@ def test_a_scheduler_exchanged_after_accelerate_is_followed_and_the_old_one_is_c
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     result = latents_of(pipe, inputs)
     assert ddit_rt.report(pipe).complete and ddit_rt.report(pipe).schedule == list(COARSE)
-    assert not {"step", "set_timesteps", "_ddit_session"} & set(old.__dict__)
+    assert not {"step", "set_timesteps", "_ddit_pipeline"} & set(old.__dict__)
     latents_of(pipe, inputs)
     assert torch.equal(latents_of(pipe, inputs), result)
     ddit_rt.restore(pipe)
-    assert not {"step", "set_timesteps", "_ddit_session"} & set(pipe.scheduler.__dict__)
+    assert not {"step", "set_timesteps", "_ddit_pipeline"} & set(pipe.scheduler.__dict__)
 
 
 NO_FLOW = {
@@ -405,7 +405,7 @@ def test_a_path_without_a_model_call_cannot_come_first(schedule):
     pipe, inputs = flux(), flux_inputs()
     plain = latents_of(pipe, inputs)
     ddit_rt.accelerate(pipe, schedule=schedule, coarse="reuse")
-    refused_before_the_first_step(pipe, inputs, ScheduleError, r"schedule\[0\]=2.*fine first step")
+    refused_before_the_first_step(pipe, inputs, ScheduleError, r"schedule\[0\]=2.*full first step")
     assert torch.equal(latents_of(ddit_rt.restore(pipe), inputs), plain)
 
 
@@ -427,7 +427,7 @@ def test_a_latent_that_loses_its_finiteness_runs_fine_and_is_noted():
         return {"latents": tensors["latents"] * (math.nan if index == 3 else 1)}
 
     pipe = flux()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_consecutive_coarse=None):
         latents_of(pipe, flux_inputs(callback_on_step_end=spoil))
         report = ddit_rt.report(pipe)
     assert report.schedule == [1, 4, 4, 4, 4, 1, 1, 1]

@@ -6,14 +6,14 @@ from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
 
 import ddit_rt
 from ddit_rt import ConfigError, DDiTConfig, ScheduleError
-from ddit_rt.granularity import Trajectory
+from ddit_rt.granularity import PredictionHistory
 from ddit_rt.schedule import Policy
 
 CASES = [(flux, flux_inputs), (flux, lambda **k: negative(flux_inputs(**k))), (wan, wan_inputs)]
 
 
 def test_forecast_is_the_line_through_the_last_two_predictions():
-    trajectory = Trajectory()
+    trajectory = PredictionHistory()
     trajectory.recent.append((0.8, torch.tensor([1.0])))
     assert trajectory.forecast(0.1).item() == 1.0
     trajectory.recent.append((0.6, torch.tensor([2.0])))
@@ -32,7 +32,7 @@ def test_free_between_fine_steps_is_extrapolation(make, inputs):
     assert [step.executed for step in report.steps if step.multiple == 0] == ["cached"] * 5
     assert all(step.tokens == 0 and step.flops == 0 for step in report.steps if step.multiple == 0)
     assert report.speedup_estimate == pytest.approx(2.0)
-    assert "5 at free" in str(report)
+    assert "5 at skipped" in str(report)
 
 
 @pytest.mark.parametrize("make, inputs", CASES, ids=["flux", "flux-cfg", "wan"])
@@ -58,35 +58,37 @@ def test_first_step_cannot_be_free():
 
 
 def test_policy_makes_free_steps_below_a_share_of_the_threshold():
-    policy = Policy(DDiTConfig(threshold=0.5, free_below=0.2, max_free_run=2))
+    policy = Policy(DDiTConfig(threshold=0.5, skip_below=0.2, max_consecutive_skipped=2))
     smooth, middling, rough = ({1: s, 2: s, 4: s} for s in (0.01, 0.3, 0.9))
     assert policy.choose(0, {}) == 1
-    assert policy.choose(1, smooth, may_be_free=False) == 4
+    assert policy.choose(1, smooth, may_skip=False) == 4
     assert [policy.choose(2 + i, smooth) for i in range(4)] == [0, 0, 4, 0]
     assert policy.choose(6, middling) == 4 and policy.choose(7, rough) == 1
     assert policy.choose(8, {1: 0.01, 2: 0.01, 4: 0.2}) == 4, "every size has to be smooth"
-    assert policy.choose(9, smooth, must_refine=True) == 1
+    assert policy.choose(9, smooth, must_be_full=True) == 1
 
 
 def test_free_steps_count_towards_the_longest_coarse_run():
-    policy = Policy(DDiTConfig(threshold=0.5, free_below=0.2, max_free_run=1, max_coarse_run=3))
+    policy = Policy(DDiTConfig(threshold=0.5, skip_below=0.2, max_consecutive_skipped=1, max_consecutive_coarse=3))
     smooth = {1: 0.01, 2: 0.01, 4: 0.01}
     assert [policy.choose(i, smooth) for i in range(6)] == [0, 4, 0, 1, 0, 4]
 
 
 def test_free_steps_with_one_size_only():
     pipe, given = flux(), flux_inputs(steps=10)
-    with ddit_rt.accelerated(pipe, multiples=(1,), threshold=1e9, free_below=1.0, max_free_run=2):
+    with ddit_rt.accelerated(pipe, multiples=(1,), threshold=1e9, skip_below=1.0, max_consecutive_skipped=2):
         latents_of(pipe, given)
         assert ddit_rt.report(pipe).schedule == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
-def test_warm_up_leaves_the_first_steps_fine():
-    policy = Policy(DDiTConfig(threshold=0.5, warm_up=5))
+def test_initial_full_steps_leaves_the_first_steps_fine():
+    policy = Policy(DDiTConfig(threshold=0.5, initial_full_steps=5))
     assert [policy.choose(i, {1: 0.1, 2: 0.1, 4: 0.1}) for i in range(7)] == [1, 1, 1, 1, 1, 4, 4]
 
 
-@pytest.mark.parametrize("bad", [{"free_below": -1}, {"free_below": "x"}, {"max_free_run": 0}, {"warm_up": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"skip_below": -1}, {"skip_below": "x"}, {"max_consecutive_skipped": 0}, {"initial_full_steps": -1}]
+)
 def test_config_errors(bad):
     with pytest.raises(ConfigError):
         DDiTConfig(**bad)

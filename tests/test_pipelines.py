@@ -9,12 +9,12 @@ from cases import ALL
 from tiny import flux, flux_inputs, latents_of, negative, smooth, wan, wan_inputs
 
 import ddit_rt
-from ddit_rt import session
+from ddit_rt.pipeline import accelerated_pipeline
 from ddit_rt.schedule import EvolutionHistory
 
 
 def mixed(index, patch_std):
-    """Two fine steps, then coarse ones of both sizes between fine ones."""
+    """Two full steps, then coarse ones of both sizes between full ones."""
     return (1, 1, 2, 4, 1, 4, 2, 2)[index % 8]
 
 
@@ -96,7 +96,7 @@ def test_two_transformers_both_run():
 
 def test_after_a_change_of_transformer_the_policy_starts_with_a_fine_step():
     pipe, inputs = ALL["wan-two"]()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_consecutive_coarse=None):
         latents_of(pipe, inputs)
         steps = ddit_rt.report(pipe).steps
     second = next(s.index for s in steps if s.timestep < 600)
@@ -117,7 +117,7 @@ def test_every_coarse_path_runs_on_every_pipeline(name, coarse):
         report = ddit_rt.report(pipe)
     assert result.shape == plain.shape and result.dtype == plain.dtype and torch.isfinite(result).all()
     assert report.complete
-    for step in report.steps:  # a forecast starts fine again where Wan 2.2 changes its transformer
+    for step in report.steps:  # a forecast starts full again where Wan 2.2 changes its transformer
         assert step.multiple == mixed(step.index, {}) or (name == "wan-two" and step.multiple == 1 and step.note)
     if coarse != "delta":  # its probes outweigh what the few coarse steps of a tiny model save
         assert report.speedup_estimate > 1
@@ -222,7 +222,7 @@ def _quantile(latent, side):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_first_order_steps_are_fine_whatever_the_threshold(order):
     pipe = flux()
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=order, max_coarse_run=None):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=order, max_consecutive_coarse=None):
         latents_of(pipe, flux_inputs())
         assert ddit_rt.report(pipe).schedule == [1] * order + [4] * (8 - order)
 
@@ -256,16 +256,16 @@ def _rounded(step, scheduler, model_output, timestep, sample, *args, **kwargs):
 
 def test_bfloat16_chooses_the_schedule_of_float32(monkeypatch):
     threshold = 1e-3
-    fine = [_schedule(dtype, 0)[1] for dtype in (torch.float32, torch.bfloat16)]
-    for index, exact in fine[0].items():
+    full = [_schedule(dtype, 0)[1] for dtype in (torch.float32, torch.bfloat16)]
+    for index, exact in full[0].items():
         assert all(abs(sigma / threshold - 1) > 0.3 for sigma in exact.values()), (index, exact)
-        assert fine[1][index] == pytest.approx(exact, rel=0.35), index
+        assert full[1][index] == pytest.approx(exact, rel=0.35), index
     wanted = _schedule(torch.float32, threshold)[0]
     assert 1 in wanted[4:] and 4 in wanted
     assert _schedule(torch.bfloat16, threshold)[0] == wanted
 
     # the same test notices increments taken from rounded latents
-    monkeypatch.setattr(session, "step_with_increment", _rounded)
+    monkeypatch.setattr(accelerated_pipeline, "step_with_increment", _rounded)
     assert _schedule(torch.float32, threshold)[0] == wanted
     assert _schedule(torch.bfloat16, threshold)[0] != wanted
 
@@ -273,7 +273,7 @@ def test_bfloat16_chooses_the_schedule_of_float32(monkeypatch):
 def test_bfloat16_chooses_the_schedule_of_float32_for_wan(monkeypatch):
     def schedule(dtype, threshold):
         pipe = smooth(wan(dtype, euler=True))
-        with ddit_rt.accelerated(pipe, threshold=threshold, coarse="reuse", max_coarse_run=None):
+        with ddit_rt.accelerated(pipe, threshold=threshold, coarse="reuse", max_consecutive_coarse=None):
             latents_of(pipe, wan_inputs(steps=16, dtype=dtype))
             report = ddit_rt.report(pipe)
         return report.schedule, sorted(sigma for step in report.steps for sigma in step.patch_std.values())
@@ -287,7 +287,7 @@ def test_bfloat16_chooses_the_schedule_of_float32_for_wan(monkeypatch):
     wanted = schedule(torch.float32, threshold)[0]
     assert len(set(wanted)) > 1 and 1 in wanted[4:]
     assert schedule(torch.bfloat16, threshold)[0] == wanted
-    monkeypatch.setattr(session, "step_with_increment", _rounded)
+    monkeypatch.setattr(accelerated_pipeline, "step_with_increment", _rounded)
     assert schedule(torch.bfloat16, threshold)[0] != wanted
 
 
@@ -298,7 +298,7 @@ def test_bfloat16_chooses_the_schedule_of_float32_for_wan(monkeypatch):
 def test_a_call_does_not_depend_on_the_calls_before_it(name):
     pipe, inputs = ALL[name]()
     other = {**inputs, "height": 48, "width": 32, "num_inference_steps": 5}
-    with ddit_rt.accelerated(pipe, threshold=0.2, order=2, max_coarse_run=2):
+    with ddit_rt.accelerated(pipe, threshold=0.2, order=2, max_consecutive_coarse=2):
         first = latents_of(pipe, inputs)
         schedule = ddit_rt.report(pipe).schedule
         assert max(schedule) > 1
@@ -349,7 +349,7 @@ def test_an_interrupted_call_is_incomplete():
         latents_of(pipe, flux_inputs(callback_on_step_end=interrupt))
         assert not ddit_rt.report(pipe).complete
         assert len(ddit_rt.report(pipe).steps) == 3
-        assert getattr(pipe._ddit_session._local, "run", None) is None  # nor does it hold on to its latents
+        assert getattr(pipe._ddit_pipeline._local, "run", None) is None  # nor does it hold on to its latents
 
 
 @pytest.mark.parametrize("schedule", [None, [1, 1, 1, 1, 2, 4, 2, 4]])
@@ -358,7 +358,7 @@ def test_a_latent_that_changes_its_size_starts_the_evolution_anew(schedule):
         return {"latents": tensors["latents"].repeat(1, 1, 1, 1, 2)} if index == 4 else {}
 
     pipe = wan(euler=True)
-    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_coarse_run=None, schedule=schedule):
+    with ddit_rt.accelerated(pipe, threshold=1e9, order=1, max_consecutive_coarse=None, schedule=schedule):
         result = latents_of(pipe, wan_inputs(callback_on_step_end=enlarge))
         steps = ddit_rt.report(pipe).steps
     assert result.shape[-1] == 24 and torch.isfinite(result).all()
@@ -440,10 +440,10 @@ def test_speedup_estimate_is_the_ratio_of_the_model_runs_flops():
     with ddit_rt.accelerated(pipe, schedule=[1, 2, 4, 1], coarse="band-split"):
         latents_of(pipe, negative(flux_inputs(batch=2, steps=4)))
         report = ddit_rt.report(pipe)
-        family, geometry = pipe._ddit_session.family, pipe._ddit_session.family.geometry(pipe, 64, 64)
+        family, geometry = pipe._ddit_pipeline.family, pipe._ddit_pipeline.family.geometry(pipe, 64, 64)
     cost = {k: 4 * family.flops(pipe.transformer, geometry, k, 5) for k in (1, 2, 4)}  # batch 2, two calls a step
     assert [s.flops for s in report.steps] == [cost[1], cost[2], cost[4], cost[1]]
-    assert [s.fine_flops for s in report.steps] == [cost[1]] * 4
+    assert [s.full_flops for s in report.steps] == [cost[1]] * 4
     assert report.speedup_estimate == pytest.approx(4 * cost[1] / (2 * cost[1] + cost[2] + cost[4]))
 
 

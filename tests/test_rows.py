@@ -76,7 +76,7 @@ def test_one_graph_per_size_serves_both_calls_of_guidance():
     pipe, inputs = flux(), negative(flux_inputs())
     recording = recorded(pipe, schedule=SCHEDULE)
     latents_of(pipe, inputs)
-    assert recording.captures == 5  # fine; the model at 2p and 4p; a probe at each
+    assert recording.captures == 5  # full; the model at 2p and 4p; a probe at each
     latents_of(pipe, inputs)
     assert recording.captures == 5
 

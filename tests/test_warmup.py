@@ -14,7 +14,7 @@ def embeds(inputs):
 
 def test_every_size_runs_and_no_request_captures_anything():
     pipe, inputs = flux(), flux_inputs()
-    recording = recorded(pipe, threshold=1e9, max_coarse_run=None)
+    recording = recorded(pipe, threshold=1e9, max_consecutive_coarse=None)
     report = ddit_rt.warmup(pipe, 64, 64, progress=False, **embeds(inputs))
     assert report.schedule == [1, 1, 2, 4] and {s.executed for s in report.steps} == {"graph"}
     captures = recording.captures

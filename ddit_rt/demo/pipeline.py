@@ -40,6 +40,9 @@ FITTED = {speedup: _SCHEDULES / f"50-steps-{speedup}x.json" for speedup in (2, 3
 FITTED_ADAPTER = {speedup: _SCHEDULES / f"50-steps-{speedup}x-adapter.json" for speedup in (2, 3)}
 """The same with `--adapter`, for the adapter's coarse steps."""
 
+DISTILL_PROMPTS = Path(__file__).parent / "distill_prompts.txt"
+"""Captions that ``examples.demo_model.scenes`` draws, one a line, to distill an adapter on."""
+
 DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""
 
@@ -47,5 +50,7 @@ DEMO_THRESHOLD = 2e-3
 def load_pipeline(torch_dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:
     """Load the demo `FluxPipeline` from the package (or from another export at `path`) without any download."""
     if not (Path(path) / "model_index.json").exists():
-        raise FileNotFoundError(f"{path} holds no pipeline: train one with python -m ddit_rt.demo.train --out RUN")
+        raise FileNotFoundError(
+            f"{path} holds no pipeline: train one with python -m examples.demo_model.train --out RUN"
+        )
     return FluxPipeline.from_pretrained(str(path), torch_dtype=torch_dtype, local_files_only=True)

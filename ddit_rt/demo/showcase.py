@@ -1,4 +1,4 @@
-"""What ``ddit-rt demo`` shows: the plain pipeline beside the accelerated one, and beside the plainest rivals."""
+"""What ``ddit-rt demo`` shows: the plain pipeline beside the accelerated one, and beside the plainest baselines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ..errors import ConfigError
-from ..evaluate import Outcome, generate, psnr, ssim
-from ..evaluate.methods import one_in
-from ..evaluate.outcome import save
-from ..fitting import FittedSchedule
-from ..schedule.plots import plot_reports
+from ..schedule import FittedSchedule, one_in, plot_reports
+from ..trajectories import Outcome, generate, psnr, save, ssim
 from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED, FITTED_ADAPTER
 
 SHOWN = ("plain", "detailed")
 
-RIVALS: dict[str, dict[str, Any]] = {
+BASELINES: dict[str, dict[str, Any]] = {
     "adapter (trained)": {"coarse": "adapter", "adapter": ADAPTER},
     "delta (default without an adapter)": {"coarse": "delta"},
     "band-split": {"coarse": "band-split"},
@@ -34,12 +31,12 @@ RIVALS: dict[str, dict[str, Any]] = {
     "linear extrapolation, no model call": {"coarse": "extrapolate"},
     "reuse, no model call": {"coarse": "reuse"},
 }
-"""Row -> settings; one schedule for all: an eighth of the steps fine, then one in three, the others at 2p."""
+"""Row -> settings; one schedule for all: an eighth of the steps full, then one in three, the others at 2p."""
 
 FITTED_ROW, FITTED_ADAPTER_ROW = "fitted schedule, {}x (ddit-rt fit)", "fitted to the adapter, {}x (ddit-rt fit)"
 
-RIVAL_SEEDS = 2
-"""Noises to average the rivals over: from one to the next their order changes."""
+BASELINE_SEEDS = 2
+"""Noises to average the baselines over: from one to the next their order changes."""
 
 
 @dataclass
@@ -86,12 +83,12 @@ def run_showcase(
     threshold = DEMO_THRESHOLD if threshold is None else threshold
     output.mkdir(parents=True, exist_ok=True)
     fitted = _fitted(steps)
-    runs = len(SHOWN) * (2 * repeats + RIVAL_SEEDS * (len(RIVALS) + len(fitted) + 2)) + 3
+    runs = len(SHOWN) * (2 * repeats + BASELINE_SEEDS * (len(BASELINES) + len(fitted) + 2)) + 3
     with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
         generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
         prompts = {name: _prompt(run, output, name, threshold, repeats) for name in SHOWN}
-        rivals = _rivals(run, output, steps, fitted)
+        baselines = _baselines(run, output, steps, fitted)
         sizes = _sizes(run, steps)
     reports = {entry["prompt"]: entry.pop("_report") for entry in prompts.values()}
     plot_reports(reports, output / "schedules.png")
@@ -103,7 +100,7 @@ def run_showcase(
         "threshold": threshold,
         "seed": seed,
         "prompts": prompts,
-        "rivals": rivals,
+        "baselines": baselines,
         "sizes": sizes,
     }
     (output / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
@@ -130,11 +127,11 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
         "prompt": prompt,
         "seconds_plain": plain_seconds,
         "seconds_accelerated": fast_seconds,
-        "speedup_clock": statistics.median(plain_seconds) / statistics.median(fast_seconds),
+        "speedup_wall_clock": statistics.median(plain_seconds) / statistics.median(fast_seconds),
         "speedup_flop": fast.report.speedup_estimate,
         "psnr": psnr(fast.frames, base.frames),
         "ssim": ssim(fast.frames, base.frames),
-        "fine_steps": fast.report.schedule.count(1),
+        "full_steps": fast.report.schedule.count(1),
         "schedule": fast.report.schedule,
         "tokens": [step.tokens for step in steps],
         "patch_std": {k: [step.patch_std.get(k) for step in steps] for k in fast.report.config["multiples"]},
@@ -154,24 +151,26 @@ def _fitted(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
     return found
 
 
-def _rivals(run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """What else could fill the coarse steps of one schedule, fitted ones, and fewer steps, over several noises."""
+def _baselines(
+    run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """What else could fill the coarse steps of one schedule, fitted ones, and fewer steps, over several seeds."""
     schedule = one_in(steps, 3, 2)
-    fine = schedule.count(1)
-    fewer = f"plain pipeline, {fine} steps (as many fine ones)"
+    full = schedule.count(1)
+    fewer = f"plain pipeline, {full} steps (as many full ones)"
     # row -> name of its pictures, and settings
     ways = dict(fitted)
-    ways |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in RIVALS.items()}
-    ways[fewer] = (f"{fine}-steps", {"multiples": (1,)})
+    ways |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in BASELINES.items()}
+    ways[fewer] = (f"{full}-steps", {"multiples": (1,)})
     rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in ways}
     for name in SHOWN:
-        for seed in range(RIVAL_SEEDS):
+        for seed in range(BASELINE_SEEDS):
             prompt = DEMO_PROMPTS[name]
             base = run(f"{name}: plain, seed {run.seed + seed}", prompt, None, seed)
             for row, values in rows.items():
                 stem, settings = ways[row]
                 picture = f"{name}-{stem}.png"
-                call = {"num_inference_steps": fine} if row == fewer else {}
+                call = {"num_inference_steps": full} if row == fewer else {}
                 outcome = run(f"{name}: {row}", prompt, settings, seed, **call)
                 assert outcome.report is not None
                 values["psnr"].setdefault(name, []).append(psnr(outcome.frames, base.frames))
@@ -179,7 +178,7 @@ def _rivals(run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[st
                 if seed == 0:
                     save(outcome.frames, output / picture)
                     values.setdefault("pictures", {})[name] = picture
-    return {"schedule": schedule, "seeds": RIVAL_SEEDS, "rows": rows}
+    return {"schedule": schedule, "seeds": BASELINE_SEEDS, "rows": rows}
 
 
 def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
@@ -205,32 +204,32 @@ def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
             }
         )
     for row in table:
-        row["speedup_clock"] = table[0]["seconds_per_step"] / row["seconds_per_step"]
+        row["speedup_wall_clock"] = table[0]["seconds_per_step"] / row["seconds_per_step"]
     return table
 
 
 def print_summary(result: dict[str, Any], console: Console) -> None:
     """The demo's tables, for people."""
-    table = Table("prompt", "plain, s", "accelerated, s", "clock", "FLOP", "PSNR, dB", "SSIM", "fine steps")
+    table = Table("prompt", "plain, s", "accelerated, s", "clock", "FLOP", "PSNR, dB", "SSIM", "full steps")
     for entry in result["prompts"].values():
         table.add_row(
             entry["prompt"],
             _spread(entry["seconds_plain"]),
             _spread(entry["seconds_accelerated"]),
-            f"{entry['speedup_clock']:.2f}x",
+            f"{entry['speedup_wall_clock']:.2f}x",
             f"{entry['speedup_flop']:.2f}x",
             f"{entry['psnr']:.1f}",
             f"{entry['ssim']:.3f}",
-            f"{entry['fine_steps']} of {result['steps']}",
+            f"{entry['full_steps']} of {result['steps']}",
         )
     console.print(table)
     for entry in result["prompts"].values():
         console.print(f"{entry['prompt']}: tokens per step " + _runs(entry["tokens"]), highlight=False)
-    rivals = result["rivals"]
-    fine, noises = rivals["schedule"].count(1), rivals["seeds"]
-    title = f"fitted, or {fine} steps fine and the others at 2p; {noises} noises: mean PSNR in dB (lowest to highest)"
+    baselines = result["baselines"]
+    full, seeds = baselines["schedule"].count(1), baselines["seeds"]
+    title = f"fitted, or {full} steps full and the others at 2p; {seeds} seeds: mean PSNR in dB (lowest to highest)"
     table = Table("steps by", "FLOP", *(entry["prompt"] for entry in result["prompts"].values()), title=title)
-    for row, values in rivals["rows"].items():
+    for row, values in baselines["rows"].items():
         cells = (
             f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
             for decibels in values["psnr"].values()
@@ -244,7 +243,7 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
             str(row["tokens"]),
             f"{row['gflop_per_step']:.2f}",
             f"{row['seconds_per_step'] * 1e3:.1f}",
-            f"{row['speedup_clock']:.2f}x",
+            f"{row['speedup_wall_clock']:.2f}x",
             f"{row['speedup_flop']:.2f}x",
             "-" if row["psnr"] is None else f"{row['psnr']:.1f}",
         )

@@ -2,7 +2,7 @@
 
 from .config import DistillConfig
 from .data import BadDataError, Checked, Pictures, Prompts, picture_dataset, picture_folder, read_prompts
-from .recording import Recording, record
+from .estimate import estimate
 from .recordings import Library
 from .trainer import Evaluation, Trainer
 
@@ -14,10 +14,9 @@ __all__ = [
     "Library",
     "Pictures",
     "Prompts",
-    "Recording",
     "Trainer",
+    "estimate",
     "picture_dataset",
     "picture_folder",
     "read_prompts",
-    "record",
 ]

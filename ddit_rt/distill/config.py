@@ -30,9 +30,9 @@ class DistillConfig:
         rank, alpha, shared, memory, positions: See :class:`ddit_rt.granularity.AdapterSpec`.
         objective: ``"direct"`` is the paper's equation 1, the squared distance to the frozen base's prediction;
             ``"delta"`` asks for the change since an earlier step of the trajectory, what ``coarse="adapter-delta"``
-            adds to the last fine prediction; ``"both"`` takes turns.
+            adds to the last full prediction; ``"both"`` takes turns.
         weighting: ``"even"``: every sample's squared error counts as it is. ``"relative"``: in units of the error that
-            the free forecast makes at that sample. Easy samples, where the forecast is nearly exact, then count as much
+            the forecast makes at that sample. Easy samples, where the forecast is nearly exact, then count as much
             as hard ones; evenly weighted they leave a floor of noise that costs more decibels than the hard ones gain.
             Steps without memory count evenly.
         optimizer: ``"auto"``: Prodigy for images and AdamW for video, as the paper has them.
@@ -42,7 +42,7 @@ class DistillConfig:
         decay: Share of the steps, at the end, over which it falls to zero.
         ema: Decay of the average that is saved; 0 saves the weights themselves.
         clip: Largest norm of the gradient.
-        max_gap: Longest distance, in steps, between a coarse step and the fine step it remembers.
+        max_gap: Longest distance, in steps, between a coarse step and the full step it remembers.
         blank: Share of micro-steps on a run's first steps, without memory.
         timesteps: ``"steps"`` draws the sampler's steps evenly, ``"sigma"`` in proportion to the noise they remove.
         fill: Share of the steps over which recording the base model's trajectories is spread; 0 records all first.

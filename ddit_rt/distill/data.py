@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ConfigError
 from ..families import Family
-from .recording import Recording, record
+from ..trajectories import Recording, record
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 Report = Callable[[str], None]

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ..families import Family
-from ..granularity import Adapter, Anchor, Learned, Models, Trajectory
-from ..granularity.bands import Scalar
+from ..granularity import Adapter, AdapterPath, Anchor, Models, PredictionHistory, Scalar
 from .samples import Batch, Moment
 
 _FLOOR = 3e-4
@@ -24,7 +23,7 @@ class Student(nn.Module):
         adapter: What is trained.
         family: Of the transformer.
         base: The transformer, frozen.
-        relative: Count every sample's error in units of the free forecast's, see ``DistillConfig.weighting``.
+        relative: Count every sample's error in units of the forecast's, see ``DistillConfig.weighting``.
     """
 
     def __init__(self, adapter: Adapter, family: Family, base: nn.Module, relative: bool = False) -> None:
@@ -53,10 +52,10 @@ class Student(nn.Module):
     def predict(self, batch: Batch) -> torch.Tensor:
         """The adapted model's prediction, float32 (B, C, F, H, W)."""
         models = self._models(batch)
-        trajectory = Trajectory()
+        trajectory = PredictionHistory()
         trajectory.anchors.extend(_anchor(moment, models) for moment in batch.memory)
         target = batch.target
-        path = Learned(self.adapter, delta=batch.delta)
+        path = AdapterPath(self.adapter, delta=batch.delta)
         # paths name their noise level a number; a tensor of one per sample computes the same
         sigma: Any = target.sigma
         return path.predict(trajectory, target.latent, sigma, batch.multiple, batch.call.geometry, models)

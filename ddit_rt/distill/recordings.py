@@ -13,8 +13,8 @@ from diffusers.utils.torch_utils import unwrap_module
 from ..errors import ConfigError
 from ..families import Family
 from ..granularity import fingerprint
+from ..trajectories import Recording, Shard, sole_transformer
 from .data import Source
-from .recording import Recording, Shard, sole_transformer
 
 GROUP = 4  # items recorded by one pipeline call
 _SIZE = ("height", "width", "num_frames")

@@ -1,4 +1,4 @@
-"""Draws training samples from recordings: a step of a trajectory, and the fine steps that a coarse one remembers."""
+"""Draws training samples from recordings: a step of a trajectory, and the full steps that a coarse one remembers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from ..families import Call, Family
 from ..granularity import Geometry, line
+from ..trajectories import Shard
 from .config import DistillConfig
-from .recording import Shard
 from .recordings import Library
 
 

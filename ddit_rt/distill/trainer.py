@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from ..errors import ConfigError
 from ..families import family_of, fresh_adapter
 from ..granularity import Adapter, save_adapter
+from ..trajectories import sole_transformer
 from .checkpoint import load_state, save_atomic
 from .config import DistillConfig, differences
 from .data import Source
 from .objective import Student
-from .recording import sole_transformer
 from .recordings import open_library
 from .samples import Batch, draw
 
@@ -38,7 +38,7 @@ class Evaluation:
     Attributes:
         loss: Of the trained adapter, per multiple.
         untrained: Of the fresh adapter (band-split), per multiple.
-        forecast: Of the straight line through the last two fine predictions, which takes no model run.
+        forecast: Of the straight line through the last two full predictions, which takes no model run.
     """
 
     loss: dict[int, float]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..evaluate import generate, psnr
-from ..evaluate.methods import one_in
 from ..granularity import Adapter
+from ..schedule import one_in
+from ..trajectories import generate, psnr
 
 _SEED = 12345
-_WARM_UP, _EVERY = 4, 3  # fine steps first, then one fine step in so many
+_INITIAL, _EVERY = 4, 3  # full steps first, then one full step in so many
 _DIRECT, _DELTA = ("band-split", "adapter"), ("delta", "adapter-delta")
 _PATHS = {"direct": (_DIRECT,), "delta": (_DELTA,), "both": (_DIRECT, _DELTA)}
 
@@ -45,10 +45,10 @@ def pictures(
     if getattr(pipe, "vae", None) is None:
         return {}
     steps = int(call.get("num_inference_steps", 50))
-    free = {"schedule": one_in(steps, _EVERY, adapter.spec.multiples[0], _WARM_UP, tail=0), "coarse": "extrapolate"}
+    free = {"schedule": one_in(steps, _EVERY, adapter.spec.multiples[0], _INITIAL, tail=0), "coarse": "extrapolate"}
     ways: list[tuple[str, dict[str, Any]]] = [("forecast", free)]
     for k in adapter.spec.multiples:
-        plan = {"schedule": one_in(steps, _EVERY, k, _WARM_UP, tail=0), "multiples": (1, k)}
+        plan = {"schedule": one_in(steps, _EVERY, k, _INITIAL, tail=0), "multiples": (1, k)}
         for untrained, trained in _PATHS[objective]:
             ways.append((f"{untrained}@{k}p", {**plan, "coarse": untrained}))
             ways.append((f"{trained}@{k}p", {**plan, "adapter": adapter, "coarse": trained}))

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..schedule import Report
-from ..schedule.plots import COLOURS, plot_reports
-from .calibrate import calibrate
-from .metrics import psnr, ssim
-from .outcome import Outcome, generate
+from ..fitting import calibrate
+from ..schedule import COLOURS, Report, plot_reports
+from ..trajectories import Outcome, psnr, ssim
+from .measurement import generate
 
 Progress = Callable[[str], None]
 
@@ -29,7 +28,7 @@ class Line:
         threshold: τ it ran with.
         seconds: Median wall clock of a call.
         speedup: Median over prompts of plain seconds over these.
-        flops_speedup: Mean FLOP of fine runs over FLOP spent, by the report.
+        flops_speedup: Mean FLOP of full runs over FLOP spent, by the report.
         tokens: Mean image tokens per step.
         psnr, ssim: Mean, to the plain output; None where that is the plain output itself.
     """
@@ -122,7 +121,7 @@ class Analysis:
         return [self.line(f"ρ = {quantile:g}", {"quantile": quantile}) for quantile in quantiles]
 
     def patch_size(self, multiples: Sequence[int] = (1, 2, 4)) -> list[Line]:
-        """Figure 4: every step at one size. Quality is what that costs without any fine step."""
+        """Figure 4: every step at one size. Quality is what that costs without any full step."""
         steps = len(_report(self.run("steps", {"threshold": 0.0})[0]).steps)
         settings = {"coarse": "band-split", "positions": "native"}
         return [self.line(f"{k if k > 1 else ''}p", {**settings, "schedule": [k] * steps}) for k in multiples]
@@ -155,7 +154,7 @@ def plot_sigma(reports: Mapping[str, Report], path: Path) -> Path:
 
 
 def plot_lines(lines: Sequence[Line], path: Path, title: str) -> Path:
-    """PSNR against speed-up by the clock, one labelled point per setting."""
+    """PSNR against speed-up wall-clock, one labelled point per setting."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.2), layout="constrained")
@@ -163,7 +162,7 @@ def plot_lines(lines: Sequence[Line], path: Path, title: str) -> Path:
     axis.plot([line.speedup for line in lines], [line.psnr for line in lines], "o-")
     for line in lines:
         axis.annotate(line.label, (line.speedup, line.psnr), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axis.set_xlabel("speed-up by the clock")
+    axis.set_xlabel("speed-up wall-clock")
     axis.set_ylabel("PSNR to the plain output, dB")
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.25)

@@ -27,7 +27,7 @@ def plot_curves(summaries: Sequence[Summary], folder: Path, suffix: str = "png")
             clock, arithmetic = figure.subplots(1, 2, sharey=True)
             for axis, speed in ((clock, "speedup"), (arithmetic, "flops_speedup")):
                 _draw(axis, shown, metric, speed)
-            clock.set_xlabel("speed-up by the clock, whole call")
+            clock.set_xlabel("speed-up wall-clock, whole call")
             arithmetic.set_xlabel("FLOP of the plain transformer over FLOP spent")
             clock.set_ylabel(METRIC_NAMES[metric])
             handles, labels = clock.get_legend_handles_labels()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .adherence import adherence
+from .adherence.judge import adherence
 from .metrics import unavailable
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 
 from ..config import TeaCacheConfig
 from ..errors import ConfigError
-from .peers import check_settings
+from ..schedule import one_in, pattern
+from .baselines.dbcache import check_settings
 
 CACHES: dict[str, Any] = {
     "teacache": TeaCacheConfig,
@@ -36,7 +36,7 @@ class Method:
         reference: Denoising steps of the plain run it is compared with.
         settings: Arguments of :func:`ddit_rt.accelerate` with ``cache`` as a mapping such as
             ``{"type": "teacache", "threshold": 0.4}``; or ``{"peer": {"type": "dbcache", ...}}`` for another library
-            (:data:`~ddit_rt.evaluate.peers.PEERS`) with its options; None for the plain pipeline.
+            (:data:`~ddit_rt.evaluate.baselines.dbcache.PEERS`) with its options; None for the plain pipeline.
     """
 
     name: str
@@ -79,31 +79,6 @@ class Method:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def warm_up_of(steps: int) -> int:
-    """Fine steps at the beginning of a run, as the policy's default ``warm_up`` and ``order`` leave them."""
-    return max(3, math.ceil(steps / 8))
-
-
-def pattern(steps: int, cycle: Sequence[int], warm_up: int | None = None, tail: int = 1) -> list[int]:
-    """A schedule that repeats ``cycle``, which begins with the last of ``warm_up`` fine steps, and ends fine.
-
-    Args:
-        steps: Length of the schedule.
-        cycle: Multiples, the first being 1; 0 makes no model call.
-        warm_up: Fine steps at the beginning; None takes :func:`warm_up_of`.
-        tail: Fine steps at the end.
-    """
-    if warm_up is None:
-        warm_up = warm_up_of(steps)
-    middle = range(warm_up, max(steps - tail, warm_up))
-    return [*[1] * min(warm_up, steps), *(cycle[(i - warm_up + 1) % len(cycle)] for i in middle), *[1] * tail][:steps]
-
-
-def one_in(steps: int, n: int, multiple: int, warm_up: int | None = None, tail: int = 1) -> list[int]:
-    """A schedule of one fine step in ``n``, the others at ``multiple``."""
-    return pattern(steps, [1, *[multiple] * (n - 1)], warm_up, tail)
 
 
 def _fixed(name: str, kind: str, steps: int, schedule: Sequence[int], **settings: Any) -> Method:

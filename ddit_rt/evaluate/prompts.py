@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from ..errors import ConfigError
@@ -17,6 +16,9 @@ BENCHMARKS = {
     "coco": ("sayakpaul/coco-30-val-2014", "train", "caption"),
 }
 """Name -> (hub id, split, column)."""
+
+DEMO_PROMPTS = Path(__file__).parent / "demo_prompts.txt"
+"""Captions that ``examples.demo_model.scenes`` draws, one a line, none twice."""
 
 _COLUMNS = ("prompt", "prompts", "caption", "text", "Prompt", "Prompts", "Caption")
 
@@ -50,14 +52,15 @@ def load_prompts(source: str, limit: int | None = None) -> list[str]:
 
 
 def demo_prompts(count: int) -> list[str]:
-    """``count`` different captions of the demo model's grammar, always the same ones."""
-    from ..demo.scenes import caption, sample_scene
+    """``count`` different captions of the demo model's grammar, always the same ones.
 
-    rng = Random("evaluation")
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(caption(sample_scene(rng), rng))
-    return list(found)
+    Raises:
+        ConfigError: more than there are.
+    """
+    prompts = DEMO_PROMPTS.read_text(encoding="utf-8").splitlines()
+    if count > len(prompts):
+        raise ConfigError(f"count={count}: there are {len(prompts)} demo prompts; ask for fewer, or give a file.")
+    return prompts[:count]
 
 
 def _from_file(path: Path) -> list[str]:

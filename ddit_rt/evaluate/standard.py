@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 
 from diffusers.utils.torch_utils import unwrap_module
 
-from ..config import FREE
+from ..config import SKIP
 from ..errors import OutOfReachError
 from ..families import denoisers, family_of
-from ..fitting import measure, search
+from ..fitting import calibrate, find_schedule, fit_teacache, measure
 from ..granularity import load_adapter
-from ..loading import DEMO, call_defaults
-from ..runtime.teacache import THRESHOLDS
-from .calibrate import calibrate
+from ..pipeline import DEMO, call_defaults
+from ..runtime import THRESHOLDS
+from ..schedule import initial_steps
+from .baselines.dbcache import INSTALL, block_count, is_installed
 from .methods import (
     Method,
     adapter_methods,
@@ -27,11 +28,8 @@ from .methods import (
     fixed_methods,
     policy_methods,
     read_methods,
-    warm_up_of,
 )
-from .peers import INSTALL, block_count, is_installed
 from .sweep import Plan
-from .teafit import fit_teacache
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -79,14 +77,14 @@ class PolicySpec:
 
 
 def policies(steps: int) -> list[PolicySpec]:
-    """The forms of the policy that are compared: the paper's, one with spacing rules, and one with free steps."""
-    warm_up = warm_up_of(steps)
-    spaced = {"warm_up": warm_up, "max_coarse_run": 3}
-    free = {"warm_up": warm_up, "multiples": [1], "free_below": 1.0, "max_free_run": 3}
+    """The forms of the policy that are compared: the paper's, one with spacing rules, and one with skipped steps."""
+    initial_full_steps = initial_steps(steps)
+    spaced = {"initial_full_steps": initial_full_steps, "max_consecutive_coarse": 3}
+    free = {"initial_full_steps": initial_full_steps, "multiples": [1], "skip_below": 1.0, "max_consecutive_skipped": 3}
     return [
         PolicySpec("ddit", "DDiT", (1.3, 1.6), {}),
         PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
-        PolicySpec("ddit-free", "DDiT, free steps", (2.0,), free),
+        PolicySpec("ddit-free", "DDiT, skipped steps", (2.0,), free),
     ]
 
 
@@ -170,11 +168,11 @@ def _with_adapter(
     """Fixed schedules, those fitted to delta, and those fitted to the adapter itself."""
     spec = FITTED_ADAPTER
     trained = load_adapter(adapter)
-    outlook = measure(pipe, apart, trained.spec.multiples, 0, progress, trained, **call)
+    error_model = measure(pipe, apart, trained.spec.multiples, 0, progress, trained, **call)
     progress("searching the adapter's schedules")
-    kinds = [kind for kind in spec.kinds if kind in (1, *trained.spec.multiples, FREE)]
+    kinds = [kind for kind in spec.kinds if kind in (1, *trained.spec.multiples, SKIP)]
     speedups = spec.speedups if full else spec.further
-    schedules = _within_reach(spec.name, steps, speedups, lambda speedup: search(outlook, speedup, kinds))
+    schedules = _within_reach(spec.name, steps, speedups, lambda speedup: find_schedule(error_model, speedup, kinds))
     own = fitted_methods(steps, spec.name, spec.kind, schedules, adapter=adapter, coarse="adapter")
     # side by side with those that were fitted to delta at the same ratio
     beside = {f"{FITTED[0].name}-{label}@{steps}" for label in schedules}
@@ -225,12 +223,12 @@ def _methods(
         if spec.teacache:
             both = {**spec.settings, "cache": cache}
             methods += policy_methods(steps, f"{spec.name}+teacache", f"{spec.kind} + TeaCache", thresholds, both)
-    outlook = measure(pipe, apart, (2, 4), 0, progress, **call)
+    error_model = measure(pipe, apart, (2, 4), 0, progress, **call)
     progress("searching schedules")
     for family in FITTED:
 
         def schedule(speedup: float, kinds: Sequence[int] = family.kinds) -> list[int]:
-            return search(outlook, speedup, kinds)
+            return find_schedule(error_model, speedup, kinds)
 
         schedules = _within_reach(family.name, steps, family.speedups if full else family.further, schedule)
         methods += fitted_methods(steps, family.name, family.kind, schedules)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
+from ..trajectories import Outcome, save
+from .baselines.dbcache import require
+from .measurement import generate
 from .methods import Method, check_methods
 from .metrics import PAIRED
-from .outcome import Outcome, generate, save
-from .peers import require
 
 ROWS = "rows*.jsonl"
 PLAN = "plan.json"
@@ -155,7 +156,7 @@ def run_sweep(
     folder: Path,
     *,
     shard: tuple[int, int] = (0, 1),
-    warm_ups: int | None = None,
+    warmup_runs: int | None = None,
     pictures: bool = True,
     progress: bool = True,
 ) -> list[Row]:
@@ -172,7 +173,7 @@ def run_sweep(
         plan: What to run.
         folder: For plan, rows and pictures. A folder that was begun with the same plan is continued.
         shard: (i, n): takes every n-th prompt from the i-th on; the rows of all shards of a folder are read together.
-        warm_ups: Untimed calls before each timed one; None takes 1 on CUDA, where graphs are captured then.
+        warmup_runs: Untimed calls before each timed one; None takes 1 on CUDA, where graphs are captured then.
         pictures: Keep the pictures or videos, in ``pictures/METHOD/``.
         progress: Show a bar.
 
@@ -192,8 +193,8 @@ def run_sweep(
     counted = {row["method"] for row in read_rows(folder) if "flops" in row}
     mine = [(p, s) for p in range(index, len(plan.prompts), count) for s in plan.seeds]
     missing = sum((m.name, p, s) not in done for m in plan.methods for p, s in mine)
-    if warm_ups is None:
-        warm_ups = 1 if torch.cuda.is_available() else 0
+    if warmup_runs is None:
+        warmup_runs = 1 if torch.cuda.is_available() else 0
     scorers = {name: PAIRED[name]() for name in plan.metrics}
     with tqdm(total=missing, disable=not progress, unit="run") as bar:
         for method in plan.methods[index::count]:
@@ -208,7 +209,7 @@ def run_sweep(
             bases: dict[int, Outcome] = {}
             for method in turns([*again, *todo], turn):
                 bar.set_description(f"{method.name:<28.28} prompt {prompt}")
-                row, outcome = _measure(pipe, method, plan, prompt, seed, warm_ups)
+                row, outcome = _measure(pipe, method, plan, prompt, seed, warmup_runs)
                 if method.is_reference:
                     bases[method.steps] = outcome
                 if method in again:
@@ -235,10 +236,12 @@ def _count(pipe: Any, method: Method, plan: Plan) -> float | None:
     return generate(pipe, method.arguments(), noise, count_flops=True, **_call(plan, method, 0)).flops
 
 
-def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm_ups: int) -> tuple[Row, Outcome]:
+def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warmup_runs: int) -> tuple[Row, Outcome]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    outcome = generate(pipe, method.arguments(), _noise(seed, prompt), warm_ups=warm_ups, **_call(plan, method, prompt))
+    outcome = generate(
+        pipe, method.arguments(), _noise(seed, prompt), warmup_runs=warmup_runs, **_call(plan, method, prompt)
+    )
     row: Row = {"method": method.name, "prompt": prompt, "seed": seed, "seconds": outcome.seconds}
     if torch.cuda.is_available():
         row["peak_bytes"] = torch.cuda.max_memory_allocated()

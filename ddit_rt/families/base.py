@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..granularity import Ends, Geometry, PatchEmbedding
-from ..granularity.bands import Scalar
-from ..granularity.lora import is_fused
+from ..granularity import Geometry, PatchEmbedding, PatchProjections, Scalar, is_fused
 from ..runtime import Trunk
 
 
@@ -41,7 +39,7 @@ class Call:
 
 
 class NotCoarseError(Exception):
-    """This call cannot run on coarse tokens; the text says why. The step runs fine instead."""
+    """This call cannot run on coarse tokens; the text says why. The step runs full instead."""
 
 
 class Family(ABC):
@@ -75,7 +73,7 @@ class Family(ABC):
 
     @abstractmethod
     def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
-        """The prediction of a fine call's raw result in canonical layout (B, C, F, H, W)."""
+        """The prediction of a full call's raw result in canonical layout (B, C, F, H, W)."""
 
     @abstractmethod
     def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
@@ -88,11 +86,11 @@ class Family(ABC):
         """Arguments that run the unchanged transformer on a k times smaller latent.
 
         Args:
-            call: The fine call.
+            call: The full call.
             low: (B, C, F, H/k, W/k), H and W padded to the grid.
             sigma: Its noise level.
             multiple: k.
-            native: Positions as in a picture that small; otherwise the centres of the coarse patches on the fine grid.
+            native: Positions as in a picture that small; otherwise the centres of the coarse patches on the full grid.
         """
 
     @abstractmethod
@@ -100,7 +98,7 @@ class Family(ABC):
         """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
 
     @abstractmethod
-    def ends(self, module: nn.Module) -> Ends:
+    def ends(self, module: nn.Module) -> PatchProjections:
         """The model's embedding and de-embedding in canonical layout."""
 
     def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:

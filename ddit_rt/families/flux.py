@@ -10,8 +10,16 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, Fl
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from ..granularity import Ends, Geometry, PatchEmbedding, coarse_centres, patchify, swapped, unpatchify
-from ..granularity.bands import Scalar
+from ..granularity import (
+    Geometry,
+    PatchEmbedding,
+    PatchProjections,
+    Scalar,
+    coarse_centres,
+    patchify,
+    swapped,
+    unpatchify,
+)
 from ..runtime import Trunk
 from .base import Call, Family, NotCoarseError, noise_level
 
@@ -34,7 +42,7 @@ class Flux(Family):
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
         for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
             if arguments.get(name) is not None:
-                raise NotCoarseError(f"{name} has one residual per fine token")
+                raise NotCoarseError(f"{name} has one residual per full token")
         tokens = arguments["hidden_states"]
         rows, columns = _grid(arguments["img_ids"], tokens.shape[1])
         latent = unpatchify(tokens, PATCH, 1, rows, columns)
@@ -58,14 +66,14 @@ class Flux(Family):
     def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
         return unpatchify(raw[0], PATCH, 1, *call.geometry.grid(multiple))
 
-    def ends(self, module: nn.Module) -> Ends:
+    def ends(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.x_embedder, module.proj_out
 
         def pixel_major(rows: torch.Tensor) -> torch.Tensor:
             # FLUX orders the values of a token (channel, row, column)
             return rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
 
-        return Ends(
+        return PatchProjections(
             embed.weight.unflatten(1, (-1, PATCH, PATCH)),
             embed.bias,
             pixel_major(deembed.weight),
@@ -132,18 +140,18 @@ def _coarse_arguments(call: Call, sigma: Scalar, multiple: int, native: bool) ->
     return arguments
 
 
-def _coarse_ids(fine: torch.Tensor, rows: int, columns: int, multiple: int, native: bool) -> torch.Tensor:
-    """(rows·columns, 3) position ids (0, row, column), dtype and device of the fine ones; float32 if fractional."""
+def _coarse_ids(full: torch.Tensor, rows: int, columns: int, multiple: int, native: bool) -> torch.Tensor:
+    """(rows·columns, 3) position ids (0, row, column), dtype and device of the full ones; float32 if fractional."""
     spread = 1 if native else multiple
-    dtype = fine.dtype if native else torch.float32
-    row = coarse_centres(rows, spread, fine.device)
-    column = coarse_centres(columns, spread, fine.device)
+    dtype = full.dtype if native else torch.float32
+    row = coarse_centres(rows, spread, full.device)
+    column = coarse_centres(columns, spread, full.device)
     grid = torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(dtype)
 
 
 def _grid(img_ids: torch.Tensor, tokens: int) -> tuple[int, int]:
-    """Rows and columns of the token grid; read once per ids tensor, since it waits for the device."""
+    """StepExecutor and columns of the token grid; read once per ids tensor, since it waits for the device."""
     known = getattr(img_ids, "_ddit_grid", None)
     if known is None:
         ids = img_ids[0] if img_ids.ndim == 3 else img_ids

@@ -13,8 +13,18 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ..errors import UnsupportedPipelineError
-from ..granularity import Ends, Geometry, PatchEmbedding, coarse_centres, pad_to_grid, patchify, swapped, unpatchify
-from ..granularity.bands import Scalar, down
+from ..granularity import (
+    Geometry,
+    PatchEmbedding,
+    PatchProjections,
+    Scalar,
+    bands,
+    coarse_centres,
+    pad_to_grid,
+    patchify,
+    swapped,
+    unpatchify,
+)
 from ..runtime import Trunk
 from .base import Call, Family, NotCoarseError, noise_level
 
@@ -56,16 +66,16 @@ class Wan(Family):
         arguments = _coarse_arguments(call, sigma)
         hidden = low.to(call.latent.dtype)
         if call.condition is not None:
-            condition = down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
+            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
             hidden = torch.cat([hidden, condition], dim=1)
         return {**arguments, "hidden_states": hidden}
 
     def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
 
-    def ends(self, module: nn.Module) -> Ends:
+    def ends(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.patch_embedding, module.proj_out
-        return Ends(embed.weight[:, :, 0], embed.bias, deembed.weight, deembed.bias)
+        return PatchProjections(embed.weight[:, :, 0], embed.bias, deembed.weight, deembed.bias)
 
     def run_patches(
         self,
@@ -172,7 +182,7 @@ def _coarse_arguments(call: Call, sigma: Scalar) -> dict[str, Any]:
 def _rope(
     module: nn.Module, geometry: Geometry, multiple: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary cosines and sines (1, N, 1, head dim) at the centres of the coarse patches on the fine grid."""
+    """Rotary cosines and sines (1, N, 1, head dim) at the centres of the coarse patches on the full grid."""
     rope = module.rope
     rows, columns = geometry.grid(multiple)
     axes = (

@@ -1,7 +1,20 @@
-"""Schedules fitted to a model: when a step may be coarse or free, from measurements instead of a threshold."""
+"""Schedules, thresholds and coefficients fitted to a model."""
 
-from .fit import FittedSchedule, fit_schedule, measure, tried
-from .outlook import Outlook
-from .search import search
+from .error_model import ErrorModel
+from .fitter import fit_schedule, tried
+from .measurement import measure
+from .search import find_schedule
+from .teacache import TeaCacheFit, fit_teacache
+from .threshold import Calibration, calibrate
 
-__all__ = ["FittedSchedule", "Outlook", "fit_schedule", "measure", "search", "tried"]
+__all__ = [
+    "Calibration",
+    "ErrorModel",
+    "TeaCacheFit",
+    "calibrate",
+    "find_schedule",
+    "fit_schedule",
+    "fit_teacache",
+    "measure",
+    "tried",
+]

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from ..config import FREE
+from ..config import SKIP
 from ..errors import OutOfReachError
-from ..preconditions import check_speedup
-from .outlook import Outlook
+from ..schedule import check_speedup
+from .error_model import ErrorModel
 
 _SWEEPS = 6
 
 
-def search(outlook: Outlook, speedup: float, kinds: Sequence[int] = (1, 2, 4, FREE)) -> list[int]:
+def find_schedule(error_model: ErrorModel, speedup: float, kinds: Sequence[int] = (1, 2, 4, SKIP)) -> list[int]:
     """Takes work away where it is missed least, then exchanges steps while that helps.
 
     Args:
-        outlook: Measurements of the model.
+        error_model: Measurements of the model.
         speedup: Wanted ratio of FLOP, > 1.
         kinds: Multiples that steps may run at, 0 for no model call.
 
@@ -26,26 +26,26 @@ def search(outlook: Outlook, speedup: float, kinds: Sequence[int] = (1, 2, 4, FR
         OutOfReachError: no schedule of these kinds is that fast.
     """
     check_speedup(speedup)
-    budget = outlook.steps / speedup + 1e-6
-    movable = [t for t in range(outlook.steps) if not outlook.must_be_fine(t)]
-    schedule = [1] * outlook.steps
-    _check_reach(outlook, budget, movable, kinds)
-    while outlook.cost(schedule) > budget:
-        schedule = _cheaper(outlook, schedule, movable, kinds)
-    return _improved(outlook, schedule, movable, kinds, budget)
+    budget = error_model.steps / speedup + 1e-6
+    movable = [t for t in range(error_model.steps) if not error_model.must_be_full(t)]
+    schedule = [1] * error_model.steps
+    _check_reach(error_model, budget, movable, kinds)
+    while error_model.cost(schedule) > budget:
+        schedule = _cheaper(error_model, schedule, movable, kinds)
+    return _improved(error_model, schedule, movable, kinds, budget)
 
 
-def _check_reach(outlook: Outlook, budget: float, movable: Sequence[int], kinds: Sequence[int]) -> None:
-    least = outlook.steps * 1.0
+def _check_reach(error_model: ErrorModel, budget: float, movable: Sequence[int], kinds: Sequence[int]) -> None:
+    least = error_model.steps * 1.0
     for kind in kinds:
-        schedule = [1] * outlook.steps
+        schedule = [1] * error_model.steps
         for t in movable:
             schedule[t] = kind
-        least = min(least, outlook.cost(schedule))
+        least = min(least, error_model.cost(schedule))
     if least > budget:
         raise OutOfReachError(
-            f"speedup={outlook.steps / budget:.3g}: steps of the kinds {', '.join(map(str, kinds))} reach "
-            f"{outlook.steps / least:.2f} at most here. Ask for less, or allow steps without a model call (0)."
+            f"speedup={error_model.steps / budget:.3g}: steps of the kinds {', '.join(map(str, kinds))} reach "
+            f"{error_model.steps / least:.2f} at most here. Ask for less, or allow steps without a model call (0)."
         )
 
 
@@ -53,10 +53,10 @@ def _changed(schedule: list[int], t: int, kind: int) -> list[int]:
     return [*schedule[:t], kind, *schedule[t + 1 :]]
 
 
-def _cheaper(outlook: Outlook, schedule: list[int], movable: Sequence[int], kinds: Sequence[int]) -> list[int]:
+def _cheaper(error_model: ErrorModel, schedule: list[int], movable: Sequence[int], kinds: Sequence[int]) -> list[int]:
     """The one change that loses least per FLOP saved; probes, which later coarse steps share, are left out of it."""
-    shares = {1: 1.0, FREE: 0.0, **outlook.shares}
-    loss = outlook.loss(schedule)
+    shares = {1: 1.0, SKIP: 0.0, **error_model.shares}
+    loss = error_model.loss(schedule)
     best: tuple[float, list[int]] | None = None
     for t in movable:
         for kind in kinds:
@@ -64,7 +64,7 @@ def _cheaper(outlook: Outlook, schedule: list[int], movable: Sequence[int], kind
             if saved <= 0:
                 continue
             trial = _changed(schedule, t, kind)
-            lost = outlook.loss(trial) - loss
+            lost = error_model.loss(trial) - loss
             # a change that even gains is taken for its gain
             price = lost / saved if lost > 0 else lost
             if best is None or price < best[0]:
@@ -74,18 +74,18 @@ def _cheaper(outlook: Outlook, schedule: list[int], movable: Sequence[int], kind
 
 
 def _improved(
-    outlook: Outlook, schedule: list[int], movable: Sequence[int], kinds: Sequence[int], budget: float
+    error_model: ErrorModel, schedule: list[int], movable: Sequence[int], kinds: Sequence[int], budget: float
 ) -> list[int]:
-    loss = outlook.loss(schedule)
+    loss = error_model.loss(schedule)
     for _ in range(_SWEEPS):
         before = loss
         trials = [lambda s, t=t, kind=kind: _changed(s, t, kind) for t in movable for kind in kinds]
         trials += [lambda s, a=a, b=b: _changed(_changed(s, a, s[b]), b, s[a]) for a, b in combinations(movable, 2)]
         for trial in trials:
             candidate = trial(schedule)
-            if candidate == schedule or outlook.cost(candidate) > budget:
+            if candidate == schedule or error_model.cost(candidate) > budget:
                 continue
-            found = outlook.loss(candidate)
+            found = error_model.loss(candidate)
             if found < loss - 1e-9:
                 schedule, loss = candidate, found
         if loss > before - 1e-4:

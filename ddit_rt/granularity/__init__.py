@@ -1,32 +1,44 @@
-"""What coarse means: geometry of the token grid, the band-split algebra, and the paths that predict on fewer tokens."""
+"""What coarse means: geometry of the token grid, the band-split algebra, coarse paths, adapters."""
 
-from .adapter import Adapter, AdapterSpec, Ends, PatchEmbedding, fingerprint
-from .adapter_file import check_fit, load_adapter, push_to_hub, save_adapter
-from .coarse import Anchor, CoarsePath, Models, Trajectory, line
+from . import bands
+from .adapter import (
+    Adapter,
+    AdapterSpec,
+    LoraSet,
+    MergedSet,
+    check_fit,
+    fingerprint,
+    is_fused,
+    load_adapter,
+    push_to_hub,
+    save_adapter,
+)
+from .bands import Scalar
 from .geometry import Geometry, coarse_centres, crop_to_latent, pad_to_grid, patchify, unpatchify
-from .learned import Learned
-from .lora import LoraSet
-from .merged import MergedSet
-from .paths import make_path
+from .paths import AdapterPath, Anchor, CoarsePath, Models, PredictionHistory, line, make_path
+from .projections import PatchEmbedding, PatchProjections
 from .swap import swapped
 
 __all__ = [
     "Adapter",
+    "AdapterPath",
     "AdapterSpec",
     "Anchor",
     "CoarsePath",
-    "Ends",
     "Geometry",
-    "Learned",
     "LoraSet",
     "MergedSet",
     "Models",
     "PatchEmbedding",
-    "Trajectory",
+    "PatchProjections",
+    "PredictionHistory",
+    "Scalar",
+    "bands",
     "check_fit",
     "coarse_centres",
     "crop_to_latent",
     "fingerprint",
+    "is_fused",
     "line",
     "load_adapter",
     "make_path",

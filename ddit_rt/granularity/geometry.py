@@ -26,7 +26,7 @@ class Geometry:
     patch: int
 
     def grid(self, multiple: int) -> tuple[int, int]:
-        """Rows and columns of tokens at ``multiple``, padding included."""
+        """StepExecutor and columns of tokens at ``multiple``, padding included."""
         side = multiple * self.patch
         return -(-self.height // side), -(-self.width // side)
 
@@ -58,7 +58,7 @@ def crop_to_latent(latent: torch.Tensor, geometry: Geometry) -> torch.Tensor:
 
 
 def coarse_centres(count: int, multiple: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Coordinates of ``count`` coarse patches, in units of fine patches: the centre of the fine patches each covers.
+    """Coordinates of ``count`` coarse patches, in units of full patches: the centre of the full patches each covers.
 
     Fine patch i has coordinate i, so coarse patch j covers k·j .. k·j + k - 1 and its centre is k·j + (k - 1)/2.
 

@@ -1,14 +1,15 @@
-"""How a chosen size executes: patches on instances, timing, and the way of the decision to the host."""
+"""How a step executes: instance patches, CUDA graphs, the decision's way to the host, TeaCache, ranks."""
 
 from .decision import HostResults, PendingEvolution
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
+from .model_state import wrapped_forward
 from .parallel import agreed, sequence_ranks, undividable
 from .patching import MethodPatch, installed
-from .teacache import CacheState, TeaCache, Trunk
+from .teacache import THRESHOLDS, CacheState, TeaCache, Trunk, polynomial, relative_change
 from .timing import stopwatch
-from .watch import wrapped_forward
 
 __all__ = [
+    "THRESHOLDS",
     "CacheState",
     "CaptureBackend",
     "Captured",
@@ -22,6 +23,8 @@ __all__ = [
     "agreed",
     "installed",
     "make_runner",
+    "polynomial",
+    "relative_change",
     "sequence_ranks",
     "stopwatch",
     "undividable",

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ConfigError
-from .watch import ModelWatch, ambient
+from .model_state import ModelState, ambient
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class GraphRunner:
         self._capture = capture
         self._limit = limit
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._watches: dict[int, ModelWatch] = {}
+        self._watches: dict[int, ModelState] = {}
         self._versions: dict[int, int] = {}
         self._logged: set[str] = set()
         self._lock = threading.RLock()
@@ -102,7 +102,7 @@ class GraphRunner:
     def __len__(self) -> int:
         return sum(entry.captured is not None for entry in self._entries.values())
 
-    def look(self, *modules: nn.Module) -> None:
+    def refresh(self, *modules: nn.Module) -> None:
         """Notices what changed in ``modules`` since their last look; do this before :meth:`run`.
 
         It is apart from :meth:`run` so that it can happen while the device is busy and the host would only wait.
@@ -112,9 +112,9 @@ class GraphRunner:
             for module in modules:
                 watch = self._watches.get(id(module))
                 if watch is None:
-                    watch = self._watches[id(module)] = ModelWatch(module)
+                    watch = self._watches[id(module)] = ModelState(module)
                 else:
-                    watch.look()
+                    watch.refresh()
                 if self._versions.get(id(module), watch.version) != watch.version:
                     self._drop(id(module))
                 self._versions[id(module)] = watch.version

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .records import Report
+    from .report import Report
 
 COLOURS = {0: "#d9d9d9", 1: "#1b4965", 2: "#f4a259", 4: "#bc4b51"}
 
@@ -46,7 +46,7 @@ def plot_reports(reports: dict[str, Report], path: Path) -> Path:
         curves.grid(alpha=0.2)
     axes[1][0].set_ylabel("ρ-quantile of patch std")
     used = sorted({k for report in reports.values() for k in (*report.config.get("multiples", ()), *report.schedule)})
-    handles = [Patch(color=COLOURS[k], label="free" if k == 0 else f"{k if k > 1 else ''}p") for k in used]
+    handles = [Patch(color=COLOURS[k], label="skipped" if k == 0 else f"{k if k > 1 else ''}p") for k in used]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(used), fontsize=8, title="patch size")
     figure.savefig(path, dpi=130)
     return path

@@ -30,7 +30,7 @@ def test_probes_of_coarse_steps_count():
     assert speedup([1, 2, 1, 2, 1, 2], flops) == pytest.approx(6 / (3 + 3 * 0.25 + 3 * 0.25))
 
 
-def test_the_warm_up_meets_every_size_after_every_other():
+def test_the_initial_full_steps_meets_every_size_after_every_other():
     plan = Plan("mixed", 28, mixed(28, {1: 1.0, 2: 0.3, 4: 0.15}))
     short = plan.short()
 

@@ -15,9 +15,10 @@ from ddit_rt.demo.pipeline import (
     FITTED_ADAPTER,
     load_pipeline,
 )
-from ddit_rt.evaluate import generate, psnr
-from ddit_rt.evaluate.methods import one_in
-from ddit_rt.fitting import FittedSchedule
+from ddit_rt.evaluate import generate
+from ddit_rt.schedule.fitted import FittedSchedule
+from ddit_rt.schedule.spacing import one_in
+from ddit_rt.trajectories.fidelity import psnr
 
 SCHEDULE = one_in(50, 3, 2)
 
@@ -30,12 +31,12 @@ def pipe() -> Any:
 
 
 def test_the_detailed_prompt_gets_more_fine_steps_at_one_threshold(pipe: Any) -> None:
-    fine = {}
+    full = {}
     for name in ("plain", "detailed"):
         outcome = generate(pipe, {"threshold": DEMO_THRESHOLD}, 0, **CALL_DEFAULTS, prompt=DEMO_PROMPTS[name])
         assert outcome.report is not None and outcome.report.speedup_estimate > 1.2
-        fine[name] = outcome.report.schedule.count(1)
-    assert fine["detailed"] > fine["plain"]
+        full[name] = outcome.report.schedule.count(1)
+    assert full["detailed"] > full["plain"]
 
 
 NAMES, NOISES = ("plain", "detailed"), (0, 1)

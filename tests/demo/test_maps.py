@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddit_rt.demo.common import Sizes
-from ddit_rt.demo.latents import draw_shard
-from ddit_rt.demo.maps import CLASSES, MapReader, draw_maps, scene_map
-from ddit_rt.demo.scenes import SHAPES, render, sample_scene
+from ddit_rt.evaluate.adherence.vocabulary import SHAPES
+from examples.demo_model.common import Sizes
+from examples.demo_model.latents import draw_shard
+from examples.demo_model.maps import CLASSES, MapReader, draw_maps, scene_map
+from examples.demo_model.scenes import render, sample_scene
 
 
 def _one(shape, fence=False):

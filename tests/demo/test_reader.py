@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from ddit_rt.demo.pipeline import DEMO_PROMPTS
-from ddit_rt.demo.reader import Statement, load_reader, parse, read, to_pictures
-from ddit_rt.demo.reader.assessment import truths, untruth
-from ddit_rt.demo.reader.labels import label, roughen
-from ddit_rt.demo.reader.network import WEIGHTS
-from ddit_rt.demo.reader.statements import FIELDS
-from ddit_rt.demo.scenes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, caption, caption_spans, render, sample_scene
-from ddit_rt.demo.train import main
+from ddit_rt.evaluate.adherence.network import WEIGHTS, load_reader, read, to_pictures
+from ddit_rt.evaluate.adherence.statements import FIELDS, Statement, parse
+from ddit_rt.evaluate.adherence.vocabulary import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from examples.demo_model.reader.assessment import truths, untruth
+from examples.demo_model.reader.labels import label, roughen
+from examples.demo_model.scenes import caption, caption_spans, render, sample_scene
+from examples.demo_model.train import main
 
 
 def said(scene, spans):

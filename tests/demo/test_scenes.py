@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddit_rt.demo.pipeline import DEMO_PROMPTS
-from ddit_rt.demo.scenes import VOCABULARY, caption, caption_spans, render, render_pyramid, sample_scene
+from examples.demo_model.scenes import VOCABULARY, caption, caption_spans, render, render_pyramid, sample_scene
 
 
 def test_captions_stay_inside_the_vocabulary_and_the_text_length():

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from ddit_rt.demo.common import Budget, RunLog, Sizes, load_state
-from ddit_rt.demo.dit import image_ids, pack, sample_sigmas, train_dit
 from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
-from ddit_rt.demo.text import build_tokenizer, tokenize
-from ddit_rt.demo.train import main
+from examples.demo_model.common import Budget, RunLog, Sizes, load_state
+from examples.demo_model.dit import image_ids, pack, sample_sigmas, train_dit
+from examples.demo_model.text import build_tokenizer, tokenize
+from examples.demo_model.train import main
 
 
 @pytest.fixture(scope="module")

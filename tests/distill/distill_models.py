@@ -8,11 +8,11 @@ import torch
 from diffusers import FluxPipeline
 from tiny import randomise
 
-from ddit_rt.demo.common import Sizes
-from ddit_rt.demo.dit import build_transformer
-from ddit_rt.demo.export import build_scheduler
-from ddit_rt.demo.text import build_encoders, build_tokenizer
-from ddit_rt.demo.vae import build_vae
+from examples.demo_model.common import Sizes
+from examples.demo_model.dit import build_transformer
+from examples.demo_model.export import build_scheduler
+from examples.demo_model.text import build_encoders, build_tokenizer
+from examples.demo_model.vae import build_vae
 
 PROMPTS = [f"{'a' if i % 2 else 'many'} {colour} {shape}" for i, (colour, shape) in enumerate(
     (colour, shape) for colour in ("red", "green", "blue", "white") for shape in ("ball", "star", "house")

@@ -6,7 +6,7 @@ from distill_models import CALL, PROMPTS, pipeline
 from typer.testing import CliRunner
 
 import ddit_rt
-from ddit_rt.distill.commands import add_commands
+from ddit_rt.cli.distill import add_commands
 from ddit_rt.distill.estimate import estimate
 
 

@@ -16,12 +16,13 @@ import torch
 from distill_models import CALL, PROMPTS, pipeline
 
 import ddit_rt
-from ddit_rt.distill import DistillConfig, Prompts, Trainer, record
+from ddit_rt.distill import DistillConfig, Prompts, Trainer
 from ddit_rt.distill.checkpoint import load_state
 from ddit_rt.distill.config import differences
 from ddit_rt.distill.objective import Student
 from ddit_rt.families import family_of
 from ddit_rt.granularity import unpatchify
+from ddit_rt.trajectories.recording import record
 
 SMALL = DistillConfig(
     steps=8,

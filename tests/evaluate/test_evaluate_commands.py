@@ -10,18 +10,19 @@ from PIL import Image
 from prompted import CALL, prompted
 from typer.testing import CliRunner
 
-from ddit_rt.demo.scenes import Noun, render, sample_scene
+from ddit_rt.cli import evaluate as commands
 from ddit_rt.errors import OutOfReachError
-from ddit_rt.evaluate import commands, fit_teacache
-from ddit_rt.evaluate.calibrate import calibrate
 from ddit_rt.evaluate.standard import standard_plan
+from ddit_rt.fitting.teacache import fit_teacache
+from ddit_rt.fitting.threshold import calibrate
+from examples.demo_model.scenes import Noun, render, sample_scene
 
 
 @pytest.fixture
 def run(monkeypatch):
     pipe = prompted()
-    monkeypatch.setattr("ddit_rt.loading.load_any", lambda model, dtype=None, device=None: pipe)
-    monkeypatch.setattr("ddit_rt.loading.call_defaults", lambda model: dict(CALL))
+    monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda model, dtype=None, device=None: pipe)
+    monkeypatch.setattr("ddit_rt.pipeline.loading.call_defaults", lambda model: dict(CALL))
     monkeypatch.setattr("ddit_rt.evaluate.standard.call_defaults", lambda model: dict(CALL))
     app = typer.Typer()
     commands.add_commands(app)
@@ -113,13 +114,13 @@ def test_analyses(run, tmp_path, arguments, expected):
     run("analyse", arguments[0], "tiny", "--output", tmp_path, "--steps", 6, *arguments[1:])
     assert all((tmp_path / name).stat().st_size > 0 for name in expected)
     if arguments[0] == "tau":
-        fine, fast = json.loads((tmp_path / "tau.json").read_text())
-        assert fine["psnr"] == 100.0 and fine["flops_speedup"] == 1.0 and fast["threshold"] == 0.01
+        full, fast = json.loads((tmp_path / "tau.json").read_text())
+        assert full["psnr"] == 100.0 and full["flops_speedup"] == 1.0 and fast["threshold"] == 0.01
 
 
 def test_order_is_compared_at_equal_flop(run, tmp_path, monkeypatch):
     from ddit_rt.evaluate import analyses
-    from ddit_rt.evaluate.calibrate import Calibration
+    from ddit_rt.fitting.threshold import Calibration
 
     asked = []
 
@@ -150,9 +151,18 @@ def test_teacache_fit():
 
 
 def test_a_speedup_beyond_the_policys_limits_is_refused_with_what_it_reaches():
-    with pytest.raises(OutOfReachError, match=r"speedup=3 is out of reach: .*max_coarse_run=2.* reaches 1\.\d\d"):
+    with pytest.raises(
+        OutOfReachError, match=r"speedup=3 is out of reach: .*max_consecutive_coarse=2.* reaches 1\.\d\d"
+    ):
         calibrate(prompted(), ["a"], 3.0, num_inference_steps=14, **CALL)
-    found = calibrate(prompted(), ["a"], 1.8, {"max_coarse_run": None, "warm_up": 0}, num_inference_steps=14, **CALL)
+    found = calibrate(
+        prompted(),
+        ["a"],
+        1.8,
+        {"max_consecutive_coarse": None, "initial_full_steps": 0},
+        num_inference_steps=14,
+        **CALL,
+    )
     assert found.speedup > 1.5
 
 
@@ -165,7 +175,7 @@ def test_the_standard_plan_leaves_out_what_is_out_of_reach(caplog):
 
 def test_standard_plan_calibrates(monkeypatch):
     from ddit_rt.evaluate import standard
-    from ddit_rt.evaluate.calibrate import Calibration
+    from ddit_rt.fitting.threshold import Calibration
 
     monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
     plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])

@@ -12,17 +12,16 @@ from ddit_rt.evaluate.methods import (
     check_methods,
     fitted_methods,
     fixed_methods,
-    one_in,
-    pattern,
     policy_methods,
     read_methods,
 )
+from ddit_rt.schedule.spacing import one_in, pattern
 
 
 def test_patterns():
     assert one_in(10, 3, 2) == [1, 1, 1, 2, 2, 1, 2, 2, 1, 1]
     assert one_in(50, 6, 0)[:10] == [1] * 7 + [0] * 3
-    assert pattern(10, [1, 0, 4], warm_up=2, tail=0) == [1, 1, 0, 4, 1, 0, 4, 1, 0, 4]
+    assert pattern(10, [1, 0, 4], initial=2, tail=0) == [1, 1, 0, 4, 1, 0, 4, 1, 0, 4]
     assert pattern(3, [1, 0]) == [1, 1, 1]
     for steps in (1, 2, 5, 28):
         assert len(pattern(steps, [1, 0, 0, 2])) == steps

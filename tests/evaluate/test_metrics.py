@@ -7,9 +7,9 @@ from PIL import Image
 from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ddit_rt.evaluate import psnr, ssim
 from ddit_rt.evaluate.judges import fid, read_pictures
 from ddit_rt.evaluate.metrics import MetricUnavailableError, unavailable
+from ddit_rt.trajectories.fidelity import psnr, ssim
 
 
 @pytest.fixture

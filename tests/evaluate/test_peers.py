@@ -12,10 +12,11 @@ from prompted import CALL, prompted
 from tiny import negative, randomise, smooth, wan, wan_inputs
 
 from ddit_rt import ConfigError
-from ddit_rt.evaluate import Method, Plan, generate, psnr, run_sweep
+from ddit_rt.evaluate import Method, Plan, generate, run_sweep
+from ddit_rt.evaluate.baselines.dbcache import block_count, peer_enabled, runs_twice
 from ddit_rt.evaluate.methods import check_methods, dbcache_methods
-from ddit_rt.evaluate.peers import block_count, peer_enabled, runs_twice
 from ddit_rt.evaluate.standard import standard_plan
+from ddit_rt.trajectories.fidelity import psnr
 
 PEER = {"type": "dbcache", "residual_diff_threshold": 0.1, "Fn_compute_blocks": 1, "max_warmup_steps": 3}
 METHODS = [Method("base", "base", 12, 12), Method("db", "DBCache", 12, 12, {"peer": PEER})]

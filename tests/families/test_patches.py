@@ -97,17 +97,17 @@ def test_wrap_inverts_output_in_both_forms(name):
 @pytest.mark.parametrize("name", ["flux", "flux-odd"])
 def test_flux_ids_at_multiple_one_are_the_pipelines(name):
     _, _, arguments = caught(name)
-    fine = arguments["img_ids"]
-    rows, columns = (int(n) + 1 for n in fine.amax(0)[1:])
+    full = arguments["img_ids"]
+    rows, columns = (int(n) + 1 for n in full.amax(0)[1:])
     for native in (True, False):
-        ids = _coarse_ids(fine, rows, columns, 1, native)
-        assert torch.equal(ids, fine) and ids.dtype == fine.dtype
+        ids = _coarse_ids(full, rows, columns, 1, native)
+        assert torch.equal(ids, full) and ids.dtype == full.dtype
 
 
 def test_flux_ids_of_coarse_tokens_are_native_or_centres():
-    fine = torch.zeros(64, 3)
-    assert _coarse_ids(fine, 2, 2, 4, True).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
-    assert _coarse_ids(fine, 2, 2, 4, False).tolist() == [[0, 1.5, 1.5], [0, 1.5, 5.5], [0, 5.5, 1.5], [0, 5.5, 5.5]]
+    full = torch.zeros(64, 3)
+    assert _coarse_ids(full, 2, 2, 4, True).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert _coarse_ids(full, 2, 2, 4, False).tolist() == [[0, 1.5, 1.5], [0, 1.5, 5.5], [0, 5.5, 1.5], [0, 5.5, 5.5]]
 
 
 @pytest.mark.parametrize("name", ["wan", "wan-odd"])

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
-from ddit_rt.fitting import FittedSchedule, Outlook, fit_schedule, measure, search
-from ddit_rt.fitting import fit as fit_module
-from ddit_rt.fitting.traces import Tracer
+from ddit_rt.fitting import ErrorModel, find_schedule, fit_schedule, measure, measurement
+from ddit_rt.fitting import fitter as fit_module
 from ddit_rt.runtime import MethodPatch
+from ddit_rt.schedule.fitted import FittedSchedule
+from ddit_rt.trajectories.recorder import PipelineRecorder
 
 STEPS = 12
 
@@ -72,24 +73,24 @@ def outputs_of(
 @pytest.mark.parametrize("kind", [0, 2, 4])
 @pytest.mark.parametrize("model", MODELS)
 def test_one_step_is_foretold_as_it_runs(model: str, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one step that is not fine, first order is exact: the same guess as the pipeline's own."""
-    monkeypatch.setattr(fit_module, "_NUMBERS", 10**6)
+    """With one step that is not full, first order is exact: the same guess as the pipeline's own."""
+    monkeypatch.setattr(measurement, "_NUMBERS", 10**6)
     pipe, call = MODELS[model]()
     outlook = measure(pipe, ["a"], [2, 4], **call)
-    outlook = Outlook(**{**vars(outlook), "sensitivity": np.ones(STEPS)})
+    outlook = ErrorModel(**{**vars(outlook), "sensitivity": np.ones(STEPS)})
     schedule = [1] * STEPS
     schedule[7] = kind
-    fine, other = (outputs_of(pipe, s, "a", call) for s in ([1] * STEPS, schedule))
-    assert all(torch.equal(a, b) for a, b in zip(fine[:7], other[:7]))
+    full, other = (outputs_of(pipe, s, "a", call) for s in ([1] * STEPS, schedule))
+    assert all(torch.equal(a, b) for a, b in zip(full[:7], other[:7]))
     step = float(outlook.sigmas[8] - outlook.sigmas[7])
-    wanted = float((step * (other[7] - fine[7])).square().mean())
+    wanted = float((step * (other[7] - full[7])).square().mean())
     assert wanted > 0
     # sums of signed entries keep the mean square on average only
     assert outlook.error(schedule)[0] == pytest.approx(wanted, rel=0.35)
-    sketch = fit_module._Sketch(fine[0].numel())
-    tracer = Tracer(pipe, call)
+    sketch = measurement._Sketch(full[0].numel())
+    tracer = PipelineRecorder(pipe, call)
     trace = tracer.plain("a", 0)
-    difference = tracer.canonical(trace, other[7]) - tracer.canonical(trace, fine[7])
+    difference = tracer.canonical(trace, other[7]) - tracer.canonical(trace, full[7])
     exact = float((step * sketch(difference)).square().mean())
     assert outlook.error(schedule)[0] == pytest.approx(exact, rel=1e-3)
 
@@ -110,7 +111,7 @@ def test_flop_are_foretold_as_they_are_counted(model: str) -> None:
 def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
     pipe, call = MODELS[model]()
     adapter = trained(pipe)
-    tracer = Tracer(pipe, call)
+    tracer = PipelineRecorder(pipe, call)
     trace = tracer.plain("a", 0)
     found, share = tracer.learned(trace, adapter, 2, every=4)
     assert {key for key in found if key[0] < 8} == {(2, 1), (3, 2), (5, 1), (6, 2), (7, 3)}
@@ -123,12 +124,12 @@ def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
     with accelerated(pipe, schedule=schedule, **settings):
         pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
         step = report(pipe).steps[2]
-    assert share == pytest.approx(step.flops / step.fine_flops, rel=1e-6)
+    assert share == pytest.approx(step.flops / step.full_flops, rel=1e-6)
 
 
 def test_what_an_adapter_leaves_is_drawn_between_the_steps_that_were_measured() -> None:
     found = [{(2, 1): (1.0, 4.0), (3, 2): (9.0, 9.0)}, {(2, 1): (3.0, 12.0), (6, 1): (4.0, 4.0)}]
-    table = fit_module._left(found, 8)
+    table = measurement._left(found, 8)
     assert table.shape == (8, 2) and table[:, 1] == pytest.approx([1.0] * 8)
     assert table[:, 0] == pytest.approx([0.5, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0])
 
@@ -136,12 +137,12 @@ def test_what_an_adapter_leaves_is_drawn_between_the_steps_that_were_measured() 
 def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
     every = set(range(0, 20, 2))
     plain = planted(every)
-    free = search(plain, 3.0, (1, 0))
+    free = find_schedule(plain, 3.0, (1, 0))
 
-    def with_left(share: float) -> Outlook:
-        return Outlook(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}, "probes": False})
+    def with_left(share: float) -> ErrorModel:
+        return ErrorModel(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}, "probes": False})
 
-    good, bad = (search(with_left(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
+    good, bad = (find_schedule(with_left(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
     assert 4 in good and with_left(0.1).error(good)[0] < plain.error(free)[0] / 2
     assert bad.count(4) < good.count(4)
     one = [1] * 10 + [4] + [1] * 9
@@ -167,7 +168,7 @@ def test_fit_with_trained() -> None:
 
 def test_a_run_from_the_trace_is_the_run_and_costs_only_what_comes_after() -> None:
     pipe, call = a_flux()
-    tracer = Tracer(pipe, call)
+    tracer = PipelineRecorder(pipe, call)
     trace = tracer.plain("a", 0)
     calls = []
     patch = MethodPatch(pipe.transformer, "forward", lambda inner, *a, **k: calls.append(1) or inner(*a, **k))
@@ -185,32 +186,32 @@ def test_two_transformers_each_begin_with_two_fine_steps() -> None:
     outlook = measure(pipe, ["a"], [2], **call)
     change = outlook.transformers.index(1)
     assert 0 < change < STEPS
-    fine = {t for t in range(STEPS) if outlook.must_be_fine(t)}
-    assert fine == {0, 1, change, change + 1}
-    schedule = search(outlook, 1.3, (1, 2, 0))
-    assert all(schedule[t] == 1 for t in fine)
+    full = {t for t in range(STEPS) if outlook.must_be_full(t)}
+    assert full == {0, 1, change, change + 1}
+    schedule = find_schedule(outlook, 1.3, (1, 2, 0))
+    assert all(schedule[t] == 1 for t in full)
     outputs_of(pipe, schedule, "a", call)
 
 
-def planted(kinks: set[int], steps: int = 20) -> Outlook:
+def planted(kinks: set[int], steps: int = 20) -> ErrorModel:
     """Predictions on a straight line over σ, but for jumps at ``kinks``; the coarse model knows of the jumps."""
     sigmas = np.linspace(1, 0, steps + 1, dtype=np.float32)
     values = np.cumsum([1.0 if t in kinks else 0.0 for t in range(steps)]) - 3 * sigmas[:-1]
-    fine = np.repeat(values[:, None, None], 4, axis=2).astype(np.float32)
+    full = np.repeat(values[:, None, None], 4, axis=2).astype(np.float32)
     one = np.ones(steps)
-    return Outlook(sigmas, fine, {4: fine + 0.5}, {4: 0.1}, one, (0,) * steps, np.array([1e-8]))
+    return ErrorModel(sigmas, full, {4: full + 0.5}, {4: 0.1}, one, (0,) * steps, np.array([1e-8]))
 
 
 def test_search_leaves_out_what_a_line_foretells() -> None:
     outlook = planted(set())
-    schedule = search(outlook, 2.5, (1, 0))
+    schedule = find_schedule(outlook, 2.5, (1, 0))
     assert schedule.count(1) <= 8 and outlook.error(schedule)[0] < 1e-8
 
 
 def test_search_spends_its_steps_where_lines_fail() -> None:
     kinks = {6, 12}
     outlook = planted(kinks)
-    schedule = search(outlook, 2.0, (1, 0))
+    schedule = find_schedule(outlook, 2.0, (1, 0))
     assert all(schedule[t] == 1 for t in kinks) and schedule.count(1) <= 10
     assert outlook.error(schedule)[0] < outlook.error([1, 1] + [1, 0] * 9)[0] / 10
 
@@ -218,7 +219,7 @@ def test_search_spends_its_steps_where_lines_fail() -> None:
 def test_search_takes_coarse_steps_that_know_what_lines_do_not() -> None:
     every = set(range(0, 20, 2))
     outlook = planted(every)
-    free, mixed = search(outlook, 3.0, (1, 0)), search(outlook, 3.0, (1, 4, 0))
+    free, mixed = find_schedule(outlook, 3.0, (1, 0)), find_schedule(outlook, 3.0, (1, 4, 0))
     assert 4 in mixed and outlook.error(mixed)[0] < outlook.error(free)[0] / 10
     assert outlook.cost(mixed) <= 20 / 3 + 1e-6
 
@@ -226,17 +227,17 @@ def test_search_takes_coarse_steps_that_know_what_lines_do_not() -> None:
 def test_search_where_errors_grow_is_fine() -> None:
     outlook = planted(set(np.random.default_rng(0).permutation(20)[:10].tolist()))
     early = np.where(np.arange(20) < 8, 100.0, 1.0)
-    even = search(outlook, 1.6, (1, 0))
-    weighted = search(Outlook(**{**vars(outlook), "sensitivity": early}), 1.6, (1, 0))
+    even = find_schedule(outlook, 1.6, (1, 0))
+    weighted = find_schedule(ErrorModel(**{**vars(outlook), "sensitivity": early}), 1.6, (1, 0))
     assert weighted[:8].count(0) < even[:8].count(0) and 0 in weighted[8:]
 
 
 def test_what_no_schedule_reaches_is_refused_with_what_is_reached() -> None:
     outlook = planted(set())
     with pytest.raises(ConfigError, match=r"speedup=20: steps of the kinds 1, 4 reach 5.00 at most"):
-        search(outlook, 20.0, (1, 4))
+        find_schedule(outlook, 20.0, (1, 4))
     with pytest.raises(ConfigError, match=r"speedup=1"):
-        search(outlook, 1.0)
+        find_schedule(outlook, 1.0)
 
 
 def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
@@ -246,15 +247,15 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
     assert len(found.sensitivity) == STEPS and min(found.sensitivity) > 0
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
     every_other = [1, 1, *[0, 1] * 5]
-    rival = fit_module.tried(pipe, every_other, ["a", "b"], **call)
-    assert rival.speedup < found.speedup and found.psnr > rival.psnr - 3
+    baseline = fit_module.tried(pipe, every_other, ["a", "b"], **call)
+    assert baseline.speedup < found.speedup and found.psnr > baseline.psnr - 3
     assert FittedSchedule.load(found.save(tmp_path / "s.json")) == found
 
 
 def test_real_runs_choose_between_mixed_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = a_flux()
     mixed, free = [1, 1, *[4] * (STEPS - 2)], [1, 1, *[0, 1] * 5]
-    monkeypatch.setattr(fit_module, "search", lambda outlook, speedup, kinds: mixed if 4 in kinds else free)
+    monkeypatch.setattr(fit_module, "find_schedule", lambda outlook, speedup, kinds: mixed if 4 in kinds else free)
     better = max((mixed, free), key=lambda s: fit_module.tried(pipe, s, ["a"], **call).psnr)
     assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
@@ -265,11 +266,11 @@ def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.Monkey
     adapter = trained(pipe)
     found = {"left": [1, 1, *[4] * (STEPS - 2)], "delta": [1, 1, *[2, 1] * 5], "free": [1, 1, *[0, 1] * 5]}
 
-    def search_for(outlook: Outlook, speedup: float, kinds: tuple[int, ...]) -> list[int]:
+    def search_for(outlook: ErrorModel, speedup: float, kinds: tuple[int, ...]) -> list[int]:
         assert not outlook.probes
         return found["free" if 4 not in kinds else "left" if outlook.left else "delta"]
 
-    monkeypatch.setattr(fit_module, "search", search_for)
+    monkeypatch.setattr(fit_module, "find_schedule", search_for)
     settings = {"coarse": "adapter", "adapter": adapter}
     runs = [fit_module.tried(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
     best = max(runs, key=lambda run: run.psnr)

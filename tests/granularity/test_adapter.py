@@ -278,7 +278,7 @@ def test_needs_an_adapter(coarse):
         ddit_rt.accelerate(pipe, coarse=coarse)
     with pytest.raises(ddit_rt.AdapterMismatchError, match="multiples"):
         ddit_rt.accelerate(pipe, adapter=fresh(pipe, multiples=(2,)))
-    assert "_ddit_session" not in pipe.__dict__
+    assert "_ddit_pipeline" not in pipe.__dict__
     ddit_rt.accelerate(pipe, adapter=fresh(pipe, multiples=(2,)), config=DDiTConfig(multiples=(1, 2)))
 
 
@@ -288,8 +288,8 @@ def test_coarse_runs_end_where_training_did():
     adapter.spec = replace(adapter.spec, training={"max_gap": 2})
     found = {}
     for limit in ("auto", None):
-        settings = {"schedule": None, "threshold": 1e9, "multiples": (1, 2), "order": 1, "warm_up": 0}
-        with ddit_rt.accelerated(pipe, adapter=adapter, max_coarse_run=limit, **settings):
+        settings = {"schedule": None, "threshold": 1e9, "multiples": (1, 2), "order": 1, "initial_full_steps": 0}
+        with ddit_rt.accelerated(pipe, adapter=adapter, max_consecutive_coarse=limit, **settings):
             tiny.latents_of(pipe, inputs)
             found[limit] = [step.multiple for step in ddit_rt.report(pipe).steps]
     assert found == {"auto": [1, 2, 2, 1, 2, 2, 1, 2], None: [1] + [2] * 7}

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_adapter import fresh, run, trained
 
 import ddit_rt
-from ddit_rt.granularity import adapter_file
-from ddit_rt.granularity.adapter_file import FILE_NAME, model_card, push_to_hub
+from ddit_rt.granularity.adapter import file as adapter_file
+from ddit_rt.granularity.adapter.file import FILE_NAME, model_card, push_to_hub
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_other_models(path):
     ):
         with pytest.raises(ddit_rt.AdapterMismatchError, match=match):
             ddit_rt.accelerate(pipe, adapter=path)
-        assert "_ddit_session" not in pipe.__dict__
+        assert "_ddit_pipeline" not in pipe.__dict__
 
 
 def other_width():

@@ -9,7 +9,7 @@ from ddit_rt.granularity import (
     Anchor,
     Geometry,
     Models,
-    Trajectory,
+    PredictionHistory,
     bands,
     crop_to_latent,
     line,
@@ -50,9 +50,9 @@ def models(low=arbitrary, tokens=arbitrary):
 
 
 def trajectory(*anchors):
-    result = Trajectory()
+    result = PredictionHistory()
     for anchor in anchors:
-        result.add_fine(anchor)
+        result.add_full(anchor)
     return result
 
 
@@ -62,13 +62,13 @@ def fine_velocity(latent, sigma):
 
 @given(grids, multiples, levels, st.sampled_from(["constant", "linear"]), st.sampled_from(["clean", "line"]))
 def test_delta_is_exact_at_its_anchor(grid, multiple, sigma, residual, high_band):
-    """At the anchor's own latent and σ the coarse model's bias cancels: the prediction is the fine model's."""
+    """At the anchor's own latent and σ the coarse model's bias cancels: the prediction is the full model's."""
     latent = random(grid, 0)
-    fine = fine_velocity(latent, sigma)
-    anchors = trajectory(Anchor(1.5, random(grid, 1), random(grid, 2), models()), Anchor(sigma, latent, fine, models()))
+    full = fine_velocity(latent, sigma)
+    anchors = trajectory(Anchor(1.5, random(grid, 1), random(grid, 2), models()), Anchor(sigma, latent, full, models()))
     path = make_path("delta", residual, high_band=high_band)
     result = path.predict(anchors, latent, sigma, multiple, geometry_of(latent), models())
-    torch.testing.assert_close(result, fine, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(result, full, rtol=1e-4, atol=2e-4)
 
 
 @given(grids, multiples)
@@ -110,7 +110,7 @@ def test_before_any_fine_step_the_high_band_counts_as_noise(grid, multiple, sigm
     latent = random(grid, 0)
     geometry = geometry_of(latent)
     for name in ("delta", "band-split"):
-        result = make_path(name, "linear").predict(Trajectory(), latent, sigma, multiple, geometry, models())
+        result = make_path(name, "linear").predict(PredictionHistory(), latent, sigma, multiple, geometry, models())
         low = bands.down(pad_to_grid(result, geometry, multiple), multiple)
         high = bands.high_band(pad_to_grid(latent, geometry, multiple), multiple) / sigma
         if latent.shape[3] % (2 * multiple) == latent.shape[4] % (2 * multiple) == 0:
@@ -127,19 +127,19 @@ def test_a_residual_that_is_linear_in_sigma_is_extrapolated_exactly(multiple):
         low, low_sigma = bands.low_state(latent, sigma, multiple)
         return bands.low_velocity(low, low_sigma, arbitrary(low, low_sigma, multiple), multiple)
 
-    def fine(latent, sigma):  # what the coarse model misses is offset + slope σ
+    def full(latent, sigma):  # what the coarse model misses is offset + slope σ
         return bands.up(coarse_low_band(latent, sigma) + offset + slope * sigma, multiple)
 
     first, second, latent = (random(grid, seed) for seed in (3, 4, 5))
     anchors = trajectory(
-        Anchor(0.95, first, fine(first, 0.95), models()), Anchor(0.7, second, fine(second, 0.7), models())
+        Anchor(0.95, first, full(first, 0.95), models()), Anchor(0.7, second, full(second, 0.7), models())
     )
     geometry = geometry_of(latent)
     low = {}
     for residual in ("linear", "constant"):
         result = make_path("delta", residual).predict(anchors, latent, 0.5, multiple, geometry, models())
         low[residual] = bands.down(result, multiple)
-    wanted = bands.down(fine(latent, 0.5), multiple)
+    wanted = bands.down(full(latent, 0.5), multiple)
     torch.testing.assert_close(low["linear"], wanted, rtol=1e-4, atol=1e-4)
     assert (low["constant"] - wanted).abs().max() > 0.1
 
@@ -189,18 +189,18 @@ def test_reuse_repeats_and_extrapolate_draws_the_line(grid, sigma):
 
 
 def test_with_one_fine_step_extrapolation_is_reuse():
-    latent, fine = random((2, 2), 0), random((2, 2), 1)
-    anchors = trajectory(Anchor(1.0, latent, fine, models()))
+    latent, full = random((2, 2), 0), random((2, 2), 1)
+    anchors = trajectory(Anchor(1.0, latent, full, models()))
     result = make_path("extrapolate", "linear").predict(
         anchors, latent, 0.5, 2, geometry_of(latent), Models(None, None)
     )
-    assert torch.equal(result, fine)
+    assert torch.equal(result, full)
 
 
 @given(grids, multiples)
 def test_naive_runs_the_model_on_the_padded_latent_and_crops(grid, multiple):
     latent = random(grid, 0)
     geometry = geometry_of(latent)
-    result = make_path("naive", "linear").predict(Trajectory(), latent, 0.5, multiple, geometry, models())
+    result = make_path("naive", "linear").predict(PredictionHistory(), latent, 0.5, multiple, geometry, models())
     padded = pad_to_grid(latent, geometry, multiple)
     assert torch.equal(result, crop_to_latent(arbitrary(padded, 0.5, multiple), geometry))

@@ -58,5 +58,5 @@ def test_patches_of_two_are_fluxs_own_packing(rows, columns, channels):
 
 @given(st.integers(1, 12), multiples)
 def test_coarse_centres_are_the_means_of_the_fine_coordinates_they_cover(count, multiple):
-    fine = torch.arange(count * multiple, dtype=torch.float32)
-    assert torch.equal(coarse_centres(count, multiple), fine.reshape(count, multiple).mean(1))
+    full = torch.arange(count * multiple, dtype=torch.float32)
+    assert torch.equal(coarse_centres(count, multiple), full.reshape(count, multiple).mean(1))

@@ -31,7 +31,7 @@ class Bench:
         self.runner = GraphRunner(self.recording, limit)
 
     def __call__(self, x, label="scale", obstacle="", **more):
-        self.runner.look(self.module)
+        self.runner.refresh(self.module)
 
         def function(inputs):
             return {"y": self.module(inputs["x"]), "also": inputs["x"] + 1}
@@ -110,7 +110,7 @@ def test_strides_and_mixed_dtypes_arrive_intact(bench):
         "whole": torch.arange(3),
         "level": torch.tensor(0.25, dtype=torch.float64),
     }
-    bench.runner.look(bench.module)
+    bench.runner.refresh(bench.module)
     for shift in range(3):
         given = {name: tensor + shift for name, tensor in inputs.items()}
         given["sparse"] = (torch.arange(8.0).reshape(4, 2) + shift)[::2]
@@ -124,7 +124,7 @@ def test_dicts_are_given_anew_to_every_run_of_the_function(bench):
     def takes_apart(inputs):
         return inputs["kwargs"].pop("x") + 1
 
-    bench.runner.look(bench.module)
+    bench.runner.refresh(bench.module)
     kwargs = {"x": vector(1)}
     for value in (1, 2, 3):
         kwargs["x"] = vector(value)
@@ -174,10 +174,10 @@ def test_without_looking_the_recorder_shows_the_stale_weights(bench):
 def test_other_modules_keep_their_graphs(bench):
     other = Scale()
     bench(vector(1, 1))
-    bench.runner.look(other)
+    bench.runner.refresh(other)
     bench.runner.run((other,), "other", lambda x: other(x["x"]), {"x": vector(1, 1)})
     change_data(other)
-    bench.runner.look(other)
+    bench.runner.refresh(other)
     assert len(bench.runner) == 1 and bench.recording.released == 1
 
 
@@ -202,7 +202,7 @@ def makes_tensors_from_lists(inputs):
 
 @pytest.mark.parametrize("function", [reads_on_the_host, makes_tensors_from_lists])
 def test_what_cannot_be_captured_runs_eagerly_and_is_not_tried_again(bench, caplog, function):
-    bench.runner.look(bench.module)
+    bench.runner.refresh(bench.module)
     with caplog.at_level(logging.WARNING):
         for value in (1.0, 2.0, 3.0):
             x = vector(value, 1)
@@ -227,7 +227,7 @@ def test_errors_of_the_function_reach_the_caller(bench):
     def wrong(inputs):
         raise ValueError("the user's own mistake")
 
-    bench.runner.look(bench.module)
+    bench.runner.refresh(bench.module)
     with pytest.raises(ValueError, match="own mistake"):
         bench.runner.run((bench.module,), "wrong", wrong, {"x": vector(1)})
 

@@ -23,7 +23,7 @@ found = {}
 for name, (settings, inputs, latents) in wanted.items():
     pipe = flux()
     pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
-    # left to itself, the second rank would keep every step fine
+    # left to itself, the second rank would keep every step full
     ddit_rt.accelerate(pipe, **{**settings, **({"threshold": 1e-12} if rank else {})})
     result = latents_of(pipe, {**flux_inputs(**inputs), "prompt_embeds": torch.ones(1, 6, 24)})
     steps = ddit_rt.report(pipe).steps
@@ -46,16 +46,16 @@ def single(settings, inputs):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path):
-    always = {"threshold": 1e9, "order": 1, "max_coarse_run": None}
+    always = {"threshold": 1e9, "order": 1, "max_consecutive_coarse": None}
     runs = {
         "delta": (always, {"steps": 4}),
-        # 36 fine tokens, 9 at 2p
+        # 36 full tokens, 9 at 2p
         "odd": ({**always, "multiples": (1, 2)}, {"steps": 3, "height": 48, "width": 48}),
         "naive": ({**always, "coarse": "naive"}, {"steps": 3}),
     }
-    fine = {"odd", "naive"}
+    full = {"odd", "naive"}
     alone = {
-        name: single({"threshold": 0} if name in fine else settings, inputs)
+        name: single({"threshold": 0} if name in full else settings, inputs)
         for name, (settings, inputs) in runs.items()
     }
     torch.save({name: (*runs[name], alone[name][1]) for name in runs}, tmp_path / "wanted.pt")

@@ -153,7 +153,7 @@ def test_cond_and_uncond_keep_their_own_residual(make, inputs, monkeypatch):
         latents_of(pipe, inputs)
         steps = ddit_rt.report(pipe).steps
     assert [step.executed for step in steps] == ["eager"] + ["cached"] * 6 + ["eager"]
-    assert all(step.flops == 0 for step in steps[1:-1]) and all(step.fine_flops > 0 for step in steps)
+    assert all(step.flops == 0 for step in steps[1:-1]) and all(step.full_flops > 0 for step in steps)
     first, second = seen.values()
     assert not torch.equal(first.residual, second.residual)
 

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from tiny import flux_transformer, wan_transformer
 
-from ddit_rt.runtime.watch import ModelWatch, ambient, wrapped_forward
+from ddit_rt.runtime.model_state import ModelState, ambient, wrapped_forward
 
 
 def lora(model, name, seed):
@@ -17,11 +17,11 @@ def lora(model, name, seed):
 
 
 def watched(model):
-    return model, ModelWatch(model)
+    return model, ModelState(model)
 
 
 def seen(watch):
-    watch.look()
+    watch.refresh()
     return watch.version, watch.switches, ambient()
 
 
@@ -148,7 +148,7 @@ def test_quantised_weights_are_watched_inside():
     model = torch.nn.Module()
     weight = Packed(torch.ones(2, 2, dtype=torch.int8), torch.ones(2, 1))
     model.register_buffer("weight", weight)
-    watch = ModelWatch(model)
+    watch = ModelState(model)
     before = seen(watch)
     weight.scale.mul_(2)
     assert seen(watch) == before
@@ -164,10 +164,10 @@ def test_offload_hooks_are_obstacles_until_they_are_gone():
         model, watch = watched(flux_transformer())
         module = model if child is None else model.get_submodule(child)
         add_hook_to_module(module, CpuOffload(execution_device="cpu"))
-        watch.look()
+        watch.refresh()
         assert "accelerate" in watch.obstacle and (child or "FluxTransformer2DModel") in watch.obstacle
         remove_hook_from_module(module)
-        watch.look()
+        watch.refresh()
         assert watch.obstacle == ""
 
 
@@ -176,21 +176,21 @@ def test_hooks_of_diffusers_are_obstacles_until_they_are_gone():
     with model.cache_context("cond"):  # makes an empty registry, as every pipeline does
         assert watch.obstacle == ""
     model.enable_cache(FirstBlockCacheConfig())
-    watch.look()
+    watch.refresh()
     assert "hooks of diffusers" in watch.obstacle
     model.disable_cache()
-    watch.look()
+    watch.refresh()
     assert watch.obstacle == ""
 
 
 def test_forward_hooks_and_replaced_forwards_are_obstacles():
     model, watch = watched(wan_transformer())
     handle = model.blocks[1].register_forward_hook(lambda *args: None)
-    watch.look()
+    watch.refresh()
     assert watch.obstacle == "blocks.1 has forward hooks"
     handle.remove()
     model.blocks[0].forward = lambda *args: args[0]
-    watch.look()
+    watch.refresh()
     assert watch.obstacle.startswith("blocks.0 has its forward replaced")
 
 
@@ -201,7 +201,7 @@ def test_foreign_attention_processors_are_obstacles():
 
     model, watch = watched(flux_transformer())
     model.transformer_blocks[0].attn.processor = Mine()
-    watch.look()
+    watch.refresh()
     assert "Mine" in watch.obstacle
 
 

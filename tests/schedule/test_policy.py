@@ -29,20 +29,20 @@ def test_equal_to_the_threshold_is_not_below():
 
 @given(st.integers(1, 4), st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=20))
 def test_max_coarse_run_limits_every_run_of_coarse_steps(limit, stds):
-    policy = Policy(DDiTConfig(threshold=0.5, max_coarse_run=limit))
+    policy = Policy(DDiTConfig(threshold=0.5, max_consecutive_coarse=limit))
     run = 0
     for index, std in enumerate(stds):
         multiple = policy.choose(index, {1: std, 2: std, 4: std})
         run = run + 1 if multiple > 1 else 0
         assert run <= limit
         if std == 0.0 and multiple == 1:
-            assert index >= limit  # fine only because a run has just ended
+            assert index >= limit  # full only because a run has just ended
 
 
 def test_a_fixed_schedule_is_taken_as_it_is_unless_the_step_must_be_fine():
-    policy = Policy(DDiTConfig(schedule=[1, 2, 4, 4], max_coarse_run=1))
+    policy = Policy(DDiTConfig(schedule=[1, 2, 4, 4], max_consecutive_coarse=1))
     assert [policy.choose(i, {}) for i in range(3)] == [1, 2, 4]
-    assert policy.choose(3, {}, must_refine=True) == 1
+    assert policy.choose(3, {}, must_be_full=True) == 1
 
 
 def test_a_callable_gets_index_and_stds_and_cannot_change_the_record():

@@ -10,7 +10,7 @@ from ddit_rt import DDiTConfig, Report, StepRecord
 
 def report(*multiples, complete=True, **fields):
     steps = [
-        StepRecord(i, 1e3 - i, 1 - i / 10, k, 64 // (k * k or 1), flops=1e9 / (k * k or 1), fine_flops=1e9, **fields)
+        StepRecord(i, 1e3 - i, 1 - i / 10, k, 64 // (k * k or 1), flops=1e9 / (k * k or 1), full_flops=1e9, **fields)
         for i, k in enumerate(multiples)
     ]
     return Report(steps, DDiTConfig().to_dict(), complete)
@@ -46,7 +46,7 @@ def test_every_config_can_be_written(schedule):
 def test_to_dict_has_every_field_of_a_step():
     (step,) = report(2, note="why").to_dict()["steps"]
     assert set(step) == {
-        "index", "timestep", "sigma", "multiple", "tokens", "patch_std", "flops", "fine_flops", "executed", "note",
+        "index", "timestep", "sigma", "multiple", "tokens", "patch_std", "flops", "full_flops", "executed", "note",
         "seconds",
     }  # fmt: skip
 

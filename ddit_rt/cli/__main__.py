@@ -1,0 +1,5 @@
+"""``python -m ddit_rt.cli``, as ``accelerate launch`` wants it."""
+
+from . import main
+
+main()

@@ -1,0 +1,298 @@
+"""``ddit-rt distill``: train, record, push."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+Model = Annotated[str, typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")]
+PromptFile = Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")]
+Folder = Annotated[Path | None, typer.Option(help="Folder of pictures, each with a .txt caption of the same name.")]
+Dataset = Annotated[str | None, typer.Option(help="Hugging Face dataset of captioned pictures (needs `datasets`).")]
+Columns = Annotated[str, typer.Option(help="Columns of picture and caption in --dataset.")]
+Items = Annotated[int | None, typer.Option(help="Use at most so many items of the data.")]
+Height = Annotated[int | None, typer.Option(help="Pixels.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of a video.")]
+SamplingSteps = Annotated[int | None, typer.Option(help="Denoising steps of the pipeline.")]
+Guidance = Annotated[float | None, typer.Option(help="guidance_scale of the pipeline.")]
+Calls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call", help="Further arguments of the pipeline, as JSON; repeated, the recordings take them in turn."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; CUDA where there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers with LoRA: feed-forward (default), attention, or a regular expression; repeatable."),
+]
+HeldOut = Annotated[int, typer.Option(help="Items kept for validation.")]
+Recordings = Annotated[Path | None, typer.Option(help="Folder of recordings, to share between runs; default: in OUT.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+_DEMO_ITEMS = 800
+
+
+class BadData(StrEnum):
+    """What to do with items that cannot be used."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+BadDataOption = Annotated[
+    BadData, typer.Option(help="Items that cannot be used: refuse the data, or skip and name them.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Mounts ``distill`` with its commands."""
+    group = typer.Typer(help="Trains an adapter: coarse steps as good as full ones.", no_args_is_help=True)
+    group.command()(train)
+    group.command()(record)
+    group.command()(push)
+    app.add_typer(group, name="distill")
+
+
+def train(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, adapter, log, pictures.")],
+    prompts: PromptFile = None,
+    pictures: Folder = None,
+    dataset: Dataset = None,
+    columns: Columns = "image,caption",
+    items: Items = None,
+    bad_data: BadDataOption = BadData.refuse,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    sampling_steps: SamplingSteps = None,
+    guidance: Guidance = None,
+    call: Calls = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 20_000,
+    batch: Annotated[int, typer.Option(help="Samples per device and micro-step.")] = 1,
+    accumulate: Annotated[int, typer.Option(help="Micro-steps per optimizer step.")] = 4,
+    multiples: Annotated[str, typer.Option(help="Coarse sizes.")] = "2,4",
+    targets: Targets = None,
+    rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 32,
+    shared: Annotated[bool, typer.Option("--shared", help="One LoRA for all sizes.")] = False,
+    memory: Annotated[bool, typer.Option(help="Let the adapter see the last full predictions.")] = True,
+    positions: Annotated[str, typer.Option(help="native or interpolated.")] = "native",
+    objective: Annotated[str, typer.Option(help="direct (equation 1), delta or both.")] = "direct",
+    weighting: Annotated[str, typer.Option(help="relative (to the forecast's error) or even.")] = "relative",
+    optimizer: Annotated[str, typer.Option(help="auto, prodigy or adamw.")] = "auto",
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default 1.0 (Prodigy), 1e-4 (AdamW).")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled.")] = 0.01,
+    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 100,
+    decay: Annotated[float, typer.Option(help="Share of the steps over which it falls to 0.")] = 0.5,
+    ema: Annotated[float, typer.Option(help="Decay of the saved average; 0 for none.")] = 0.999,
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for any.")] = 1.0,
+    max_gap: Annotated[int, typer.Option(help="Longest distance to the remembered full step.")] = 6,
+    timesteps: Annotated[str, typer.Option(help="steps (evenly) or sigma (by the noise they remove).")] = "steps",
+    fill: Annotated[float, typer.Option(help="Spread recording over this share of the steps; 0: record first.")] = 0.5,
+    held_out: HeldOut = 8,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute blocks: less memory.")] = False,
+    precision: Annotated[str, typer.Option(help="no or bf16 (autocast of the adapter).")] = "no",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps.")] = 500,
+    validate_every: Annotated[int, typer.Option(help="Steps.")] = 2000,
+    recordings: Recordings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events (extra `distill`).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print memory and time, and stop.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+) -> None:
+    """Trains an adapter for MODEL against itself, and writes OUT/adapter.safetensors.
+
+    Several GPUs: accelerate launch --num_processes 4 -m ddit_rt.cli distill train ...
+    """
+    from ..distill import DistillConfig, Trainer, estimate
+
+    config = DistillConfig(
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        multiples=tuple(int(k) for k in multiples.split(",")),
+        targets=tuple(targets or ("feed-forward",)),
+        rank=rank,
+        shared=shared,
+        memory=memory,
+        positions=positions,
+        objective=objective,
+        weighting=weighting,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        decay=decay,
+        ema=ema,
+        clip=clip,
+        max_gap=max_gap,
+        timesteps=timesteps,
+        fill=fill,
+        held_out=held_out,
+        checkpointing=checkpointing,
+        precision=precision,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+        seed=seed,
+    )
+    calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
+    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], config.max_gap, seed)
+    pipe = _load(model, dtype, device)
+    _check_source(pipe, source)
+    if dry_run:
+        typer.echo(str(estimate(pipe, source, calls, config)))
+        return
+    name = Path(model).name if Path(model).exists() else model  # a local path means nothing to others
+    trainer = Trainer(
+        pipe, source, calls, config, out, recordings=recordings, base_model=name, tensorboard=tensorboard, log=_say
+    )
+    trainer.train(resume=resume)
+    _say(f"{out / 'adapter.safetensors'}: ddit_rt.accelerate(pipe, adapter={str(out / 'adapter.safetensors')!r})")
+
+
+def record(
+    model: Model,
+    recordings: Annotated[Path, typer.Option(help="Folder to record into; goes on where it stopped.")],
+    prompts: PromptFile = None,
+    pictures: Folder = None,
+    dataset: Dataset = None,
+    columns: Columns = "image,caption",
+    items: Items = None,
+    bad_data: BadDataOption = BadData.refuse,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    sampling_steps: SamplingSteps = None,
+    guidance: Guidance = None,
+    call: Calls = None,
+    max_gap: Annotated[int, typer.Option(help="As for train.")] = 6,
+    held_out: HeldOut = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+) -> None:
+    """Records MODEL's own trajectories beforehand, for runs that share them."""
+    from tqdm.auto import tqdm
+
+    from ..distill import DistillConfig, Trainer
+
+    calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
+    source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], max_gap, seed)
+    pipe = _load(model, dtype, device)
+    _check_source(pipe, source)
+    config = DistillConfig(held_out=held_out, max_gap=max_gap, seed=seed)
+    trainer = Trainer(pipe, source, calls, config, recordings, recordings=recordings, log=_say)
+    for index in tqdm(range(trainer.recorded.count), desc="record"):
+        trainer.recorded.shard(index)
+
+
+def push(
+    adapter: Annotated[str, typer.Argument(help="File of a trained adapter.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="For a new repository.")] = False,
+) -> None:
+    """Publishes an adapter with a model card."""
+    from ..granularity import load_adapter, push_to_hub
+
+    _say(push_to_hub(load_adapter(adapter), repository, private=private))
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _load(model: str, dtype: str | None, device: str | None) -> Any:
+    from ..pipeline import default_device, load_any
+
+    rank = os.environ.get("LOCAL_RANK")  # set by accelerate launch
+    if device is None and rank is not None and default_device() == "cuda":
+        device = f"cuda:{rank}"
+    return load_any(model, dtype, device)
+
+
+def _calls(
+    model: str,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    steps: int | None,
+    guidance: float | None,
+    further: Sequence[str],
+) -> list[dict[str, Any]]:
+    from ..pipeline import call_arguments
+    from .options import read_object
+
+    shared = call_arguments(model, height, width, frames, steps, {"guidance_scale": guidance})
+    calls = [{**shared, **read_object(text, "call")} for text in further]
+    if any(int(call.get("num_inference_steps", 50)) < 4 for call in calls):
+        raise ConfigError("at least 4 denoising steps: a trajectory has to hold a step and two before it.")
+    return calls
+
+
+def _source(
+    model: str,
+    prompts: Path | None,
+    pictures: Path | None,
+    dataset: str | None,
+    columns: str,
+    items: int | None,
+    bad_data: BadData,
+    call: dict[str, Any],
+    max_gap: int,
+    seed: int,
+) -> Any:
+    from ..distill import Checked, Prompts, picture_dataset, picture_folder, read_prompts
+
+    given = [value for value in (prompts, pictures, dataset) if value is not None]
+    if len(given) > 1 or (not given and model != "demo"):
+        raise ConfigError("give the data as one of --prompts, --pictures or --dataset.")
+    checked = Checked(bad_data is BadData.skip, _say)
+    length = 2 * max_gap + 1  # a step, and the two it may remember at their farthest
+    if pictures is not None or dataset is not None:
+        if "height" not in call or "width" not in call:
+            raise ConfigError("pictures need --height and --width.")
+        size = (int(call["width"]), int(call["height"]))
+        if pictures is not None:
+            return picture_folder(pictures, size, length, checked)
+        image, _, caption = columns.partition(",")
+        return picture_dataset(_rows(str(dataset)), image, caption, items or 1000, size, length, checked)
+    if prompts is not None:
+        return Prompts(read_prompts(prompts, checked)[:items])
+    return Prompts(_demo_captions(items or _DEMO_ITEMS, seed))
+
+
+def _demo_captions(count: int, seed: int) -> list[str]:
+    from ..demo import DISTILL_PROMPTS
+
+    prompts = DISTILL_PROMPTS.read_text(encoding="utf-8").splitlines()
+    if count > len(prompts):
+        raise ConfigError(f"items={count}: there are {len(prompts)} demo prompts; ask for fewer, or give --prompts.")
+    return prompts[:count] if seed == 0 else Random(seed).sample(prompts, count)
+
+
+def _rows(name: str) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError("--dataset needs the datasets package: pip install datasets.") from error
+    return load_dataset(name, split="train", streaming=True)
+
+
+def _check_source(pipe: Any, source: Any) -> None:
+    from ..families import family_of
+
+    if source.describe()["kind"] == "pictures" and family_of(pipe).name != "flux":
+        raise ConfigError("video models are distilled from their own videos: pass --prompts.")

@@ -1,0 +1,1 @@
+"""What an evaluation compares with: a file per baseline."""

@@ -1,0 +1,53 @@
+"""One run of a pipeline: its picture or video, what it cost, and what each step did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from ..pipeline import accelerated, report, restore
+from ..trajectories import Outcome, timed_call
+from .baselines.dbcache import peer_enabled
+from .flops import counted_flops
+
+
+def generate(
+    pipe: Any,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    *,
+    warmup_runs: int = 0,
+    count_flops: bool = False,
+    **call: Any,
+) -> Outcome:
+    """Calls ``pipe`` once, plain or accelerated, from the noise that ``seed`` gives.
+
+    Args:
+        pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
+        settings: Arguments of :func:`ddit_rt.accelerate`, ``{"peer": {...}}`` for one of
+            :data:`~ddit_rt.evaluate.baselines.dbcache.PEERS`, or None for the plain pipeline.
+        seed: Of a CPU generator, so that all devices start from the same noise.
+        warmup_runs: The same call so many times before the one that counts; on CUDA the first captures graphs.
+        count_flops: Count what the transformer executes, without CUDA graphs. Such a run is slow: no timing.
+        **call: Arguments of the pipeline.
+
+    Raises:
+        ConfigError: the peer is not installed, or settings are out of range.
+    """
+    restore(pipe)
+    peer = settings.get("peer") if settings is not None else None
+    own = settings if peer is None else None
+    with ExitStack() as stack:
+        cached = stack.enter_context(peer_enabled(pipe, peer, call)) if peer is not None else None
+        flops = stack.enter_context(counted_flops(pipe)) if count_flops else None
+        if own is not None:
+            stack.enter_context(accelerated(pipe, **{**own, "cuda_graphs": False} if count_flops else own))
+        frames, seconds = timed_call(pipe, seed, call, warmup_runs)
+        return Outcome(
+            frames,
+            seconds,
+            report(pipe) if own is not None else None,
+            cached() if cached is not None else None,
+            flops.total if flops is not None else None,
+        )

@@ -1,0 +1,119 @@
+"""How far off a schedule will end, to first order, from measurements along plain runs: no model runs for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import SKIP
+
+Array = NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """Measurements along N plain runs of S steps, every prediction reduced to D numbers that keep distances.
+
+    Attributes:
+        sigmas: (S + 1,) noise levels.
+        full: (S, N, D) the model's predictions.
+        coarse: Multiple -> (S, N, D), what it says of the low band on coarse tokens.
+        shares: Multiple -> FLOP of a coarse step over those of a full one.
+        sensitivity: (S,) by how much the rest of the run multiplies an error made at a step.
+        transformers: (S,) which transformer makes a step.
+        floor: (N,) mean square below which an error does not count.
+        left: Multiple -> (S, G), with an adapter: the share of a straight line's error that is left at a step, up to G
+            steps after the last full one; beyond, all of it. ``coarse`` does not count then.
+        probes: Whether a coarse step needs coarse runs at its anchors, as delta does and an adapter does not.
+    """
+
+    sigmas: Array
+    full: Array
+    coarse: Mapping[int, Array]
+    shares: Mapping[int, float]
+    sensitivity: Array
+    transformers: tuple[int, ...]
+    floor: Array
+    left: Mapping[int, Array] = field(default_factory=dict)
+    probes: bool = True
+
+    @property
+    def steps(self) -> int:
+        return len(self.full)
+
+    def must_be_full(self, index: int) -> bool:
+        """The first two steps of every transformer, from which lines begin."""
+        return any(i < 0 or self.transformers[i] != self.transformers[index] for i in (index - 1, index - 2))
+
+    def cost(self, schedule: Sequence[int]) -> float:
+        """FLOP of a schedule in full steps, probes included."""
+        total, anchors = 0.0, [0, 0]
+        probed: set[tuple[int, int]] = set()
+        for t, multiple in enumerate(schedule):
+            if multiple == 1:
+                total += 1
+                anchors = [anchors[1], t]
+            elif multiple != SKIP:
+                needed = {(anchor, multiple) for anchor in anchors} - probed if self.probes else set()
+                total += self.shares[multiple] * (1 + len(needed))
+                probed |= needed
+        return total
+
+    def error(self, schedule: Sequence[int]) -> Array:
+        """Mean square of the final latent's error, (N,).
+
+        Errors of the steps add up as vectors, each times its step in σ and its sensitivity: those of neighbouring steps
+        meet the same rest of the run and may cancel. A skipped step lies on the line through the last two model runs; a
+        coarse one on the line through the last two full ones, plus what the coarse model says beyond its own line, or
+        less what an adapter makes good.
+        """
+        steps = np.diff(self.sigmas)
+        total = np.zeros_like(self.full[0])
+        full: list[int] = []
+        runs: list[tuple[float, Array]] = []
+        for t, multiple in enumerate(schedule):
+            if t and self.transformers[t] != self.transformers[t - 1]:
+                full, runs = [], []
+            sigma, truth = float(self.sigmas[t]), self.full[t]
+            if multiple == 1:
+                full = _with_newest(full, t, bool(full) and self.sigmas[full[-1]] == sigma)
+                runs = _with_newest(runs, (sigma, truth), bool(runs) and runs[-1][0] == sigma)
+                continue
+            if multiple == SKIP:
+                guess = _line(runs[0], runs[1], sigma)
+            else:
+                guess = self._learned(t, multiple, full) if self.left else self._delta(t, multiple, full)
+                runs = _with_newest(runs, (sigma, guess), runs[-1][0] == sigma)
+            total += np.float32(steps[t] * self.sensitivity[t]) * (guess - truth)
+        return np.square(total).mean(-1)
+
+    def _delta(self, t: int, multiple: int, full: Sequence[int]) -> Array:
+        known = self.coarse[multiple]
+        older, newest = ((float(self.sigmas[a]), self.full[a] - known[a]) for a in full)
+        return known[t] + _line(older, newest, float(self.sigmas[t]))
+
+    def _learned(self, t: int, multiple: int, full: Sequence[int]) -> Array:
+        left, distance = self.left[multiple], t - full[-1]
+        older, newest = ((float(self.sigmas[a]), self.full[a]) for a in full)
+        share = left[t, distance - 1] if distance <= left.shape[1] else np.float32(1.0)
+        return self.full[t] + share * (_line(older, newest, float(self.sigmas[t])) - self.full[t])
+
+    def loss(self, schedule: Sequence[int]) -> float:
+        """Mean over the runs of the logarithm of :meth:`error`; with errors below the floor counted as the floor."""
+        return float(np.log(self.error(schedule) + self.floor).mean())
+
+
+def _line(older: tuple[float, Array], newest: tuple[float, Array], sigma: float) -> Array:
+    """:func:`ddit_rt.granularity.line` on arrays, which the search calls some ten thousand times."""
+    share = min((sigma - newest[0]) / (newest[0] - older[0]), 1.0)
+    return newest[1] + share * (newest[1] - older[1])
+
+
+def _with_newest(items: list[T], item: T, replaces: bool) -> list[T]:
+    """The last two, the newest replaced where it lies at the same noise level."""
+    return [*(items[:-1] if replaces else items)[-1:], item]

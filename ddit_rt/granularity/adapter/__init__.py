@@ -1,0 +1,20 @@
+"""Trained adapters: their weights, files, LoRA, and the models they fit."""
+
+from .file import load_adapter, push_to_hub, save_adapter
+from .lora import LoraSet, is_fused
+from .matching import check_fit, fingerprint
+from .merged import MergedSet
+from .model import Adapter, AdapterSpec
+
+__all__ = [
+    "Adapter",
+    "AdapterSpec",
+    "LoraSet",
+    "MergedSet",
+    "check_fit",
+    "fingerprint",
+    "is_fused",
+    "load_adapter",
+    "push_to_hub",
+    "save_adapter",
+]

@@ -1,0 +1,51 @@
+"""What has to hold of a pipeline's components and of a call before they are touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, UnsupportedPipelineError
+from ..families import Call
+
+
+def check_unshared(owner: Any) -> None:
+    """Refuses a component that another accelerated pipeline has patched.
+
+    Raises:
+        UnsupportedPipelineError: with the way out.
+    """
+    if owner.__dict__.get("_ddit_pipeline") is not None:
+        raise UnsupportedPipelineError(
+            f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
+            "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
+        )
+
+
+def check_finite(call: Call | None) -> None:
+    """What can only be known once the call's latent is there, and must be known before its first step.
+
+    Raises:
+        ConfigError: the latent holds NaN or Inf.
+    """
+    if call is not None and not bool(torch.isfinite(call.latent).all()):
+        raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses schedulers whose model output is no flow (velocity) prediction with σ in [0, 1].
+
+    Raises:
+        UnsupportedPipelineError: with the setting that makes a scheduler usable.
+    """
+    config = scheduler.config
+    flow = type(scheduler).__name__.startswith("FlowMatch") or (
+        # without flow sigmas, σ is that of a variance-exploding process
+        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    )
+    if not flow or config.get("invert_sigmas") or not hasattr(scheduler, "sigmas"):
+        raise UnsupportedPipelineError(
+            f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
+            "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
+        )

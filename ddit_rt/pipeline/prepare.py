@@ -1,0 +1,114 @@
+"""Everything that happens once, before the first request: compiling, tuning, capturing."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..config import DDiTConfig
+from ..errors import ConfigError, DDiTError
+from ..schedule import Report
+from .lifecycle import find_accelerated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def warmup(
+    pipe: Any, height: int, width: int, num_frames: int | None = None, *, progress: bool = True, **call: Any
+) -> Report:
+    """Runs every patch size once, so that no request pays for compiling kernels or capturing graphs.
+
+    It makes one short call of the accelerated pipeline, without decoding, on inputs that hold nothing; what is captured
+    serves every later call with inputs of the same shapes. Call it once per resolution that will be asked for.
+
+    Args:
+        pipe: An accelerated pipeline, on its device.
+        height, width: In pixels.
+        num_frames: Of a video; None is the pipeline's default.
+        progress: Show a progress bar.
+        **call: More arguments of the pipeline's call, as the requests will have them: ``guidance_scale``,
+            ``num_images_per_prompt``, ``prompt_embeds`` (needed if the text encoders are not loaded), ...
+
+    Returns:
+        The report of the warm-up call; ``executed`` tells how each size will run. :func:`ddit_rt.report` is unchanged.
+
+    Raises:
+        DDiTError: the pipeline is not accelerated.
+        ConfigError: there is no prompt to run with, or frames for a pipeline that makes pictures.
+    """
+    session = find_accelerated(pipe)
+    if session is None:
+        raise DDiTError(f"this {type(pipe).__name__} is not accelerated: call ddit_rt.accelerate(pipe) first.")
+    cycle = _cycle(session.config, session.transformers)
+    # a pipeline that changes its transformer in mid-run needs a whole cycle on either side, wherever the change falls
+    steps = len(cycle) * (1 if session.transformers == 1 else 4)
+    arguments = _arguments(pipe, height, width, num_frames, steps, call)
+    with (
+        tqdm(total=steps, desc=f"warm-up {width}x{height}", disable=not progress) as bar,
+        _own_bar_off(pipe),
+        session.following(lambda index, patch_std: cycle[index % len(cycle)]) as reports,
+    ):
+
+        def tick(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            bar.update()
+            return {}
+
+        arguments.setdefault("callback_on_step_end", tick)
+        pipe(**arguments)
+    return reports[0]
+
+
+def _cycle(config: DDiTConfig, transformers: int) -> tuple[int, ...]:
+    """Multiples whose run takes every way that a run with ``config`` can take through the model."""
+    coarse = tuple(k for k in config.multiples if k > 1)
+    if config.schedule is None and config.order > 1 and transformers == 1:
+        return (1, 1, *coarse)
+    # the first coarse step may come when there is but one full step to lean on
+    return (1, *coarse, 1, *coarse)
+
+
+def _arguments(
+    pipe: Any, height: int, width: int, num_frames: int | None, steps: int, call: dict[str, Any]
+) -> dict[str, Any]:
+    known = inspect.signature(type(pipe).__call__).parameters
+    arguments = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": steps,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(0),  # the global generators are not ours to advance
+    }
+    if num_frames is not None:
+        if "num_frames" not in known:
+            raise ConfigError(f"num_frames={num_frames}: {type(pipe).__name__} makes pictures; leave it out.")
+        arguments["num_frames"] = num_frames
+    if call.get("prompt") is None and call.get("prompt_embeds") is None:
+        if getattr(pipe, "text_encoder", None) is None:
+            raise ConfigError("the text encoder is not loaded: pass prompt_embeds=... as the requests will have them.")
+        arguments["prompt"] = ""
+    if "image" in known:
+        arguments["image"] = Image.new("RGB", (width, height))
+    if "mask_image" in known:
+        arguments["mask_image"] = Image.new("L", (width, height), 255)
+    if "strength" in known:
+        arguments["strength"] = 1.0  # less would run fewer steps
+    return {**arguments, **call}
+
+
+@contextmanager
+def _own_bar_off(pipe: Any) -> Iterator[None]:
+    kept = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(kept or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if kept is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = kept

@@ -1,0 +1,140 @@
+"""What happened at every step: the report of a pipeline call."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class StepRecord:
+    """One denoising step.
+
+    Attributes:
+        index: From 0.
+        timestep: As the scheduler gives it.
+        sigma: Noise level in [0, 1].
+        multiple: Patch size as a multiple of the model's own; 0 for a step without a model call.
+        tokens: Image (or video) tokens the transformer saw per sample and call.
+        patch_std: Multiple -> ρ-quantile of the per-patch standard deviations; empty while the history fills.
+        flops: Floating-point operations of all transformer calls of the step, probes included.
+        full_flops: What they would have been at multiple 1.
+        executed: "eager", "graph" or "cached" (no model call).
+        note: Why the step did not run as the policy wanted, if so.
+    """
+
+    index: int
+    timestep: float
+    sigma: float
+    multiple: int
+    tokens: int
+    patch_std: dict[int, float] = field(default_factory=dict)
+    flops: float = 0.0
+    full_flops: float = 0.0
+    executed: str = "eager"
+    note: str = ""
+    elapsed: Callable[[], float] | None = field(default=None, repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """Time from the step's first transformer call to the end of its scheduler step."""
+        return self.elapsed() if self.elapsed is not None else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        names = [
+            "index",
+            "timestep",
+            "sigma",
+            "multiple",
+            "tokens",
+            "patch_std",
+            "flops",
+            "full_flops",
+            "executed",
+            "note",
+        ]
+        return {**{name: getattr(self, name) for name in names}, "seconds": self.seconds}
+
+
+@dataclass
+class Report:
+    """The steps of one pipeline call, and the settings they ran with.
+
+    Attributes:
+        steps: One :class:`StepRecord` per denoising step.
+        config: The :class:`ddit_rt.DDiTConfig` as a dict.
+        complete: False when the call ended early, by an exception for instance.
+    """
+
+    steps: list[StepRecord]
+    config: dict[str, Any]
+    complete: bool = False
+
+    @property
+    def speedup_estimate(self) -> float:
+        """FLOP of the same steps at multiple 1 over the FLOP spent: what arithmetic allows, not a measured time."""
+        spent = sum(step.flops for step in self.steps)
+        return sum(step.full_flops for step in self.steps) / spent if spent else 1.0
+
+    @property
+    def schedule(self) -> list[int]:
+        """The multiples, in order; feed it back as ``schedule=`` to repeat the run."""
+        return [step.multiple for step in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "complete": self.complete,
+            "speedup_estimate": self.speedup_estimate,
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The report as JSON text (a σ that is not finite becomes null); written to ``path`` too if one is given."""
+        text = json.dumps(_finite(self.to_dict()), indent=2)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws the schedule over the σ curves (the paper's figures 10 and 6) into an image file."""
+        from .plots import plot_report
+
+        return plot_report(self, Path(path))
+
+    def __str__(self) -> str:
+        multiples = self.config.get("multiples", (1, 2, 4))
+        head = (
+            f"{'step':>4} {'timestep':>9} {'size':>5} {'tokens':>7}"
+            + "".join(f" {f'σ_{k}p':>9}" for k in multiples)
+            + f" {'GFLOP':>9} {'seconds':>8}  executed"
+        )
+        lines = [head]
+        for step in self.steps:
+            stds = "".join(f" {step.patch_std[k]:9.2e}" if k in step.patch_std else f" {'-':>9}" for k in multiples)
+            lines.append(
+                f"{step.index:4d} {step.timestep:9.2f} {_size(step.multiple):>5} {step.tokens:7d}{stds}"
+                f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed}{'  ' + step.note if step.note else ''}"
+            )
+        counts = ", ".join(f"{self.schedule.count(k)} at {_size(k)}" for k in (0, *multiples) if k in self.schedule)
+        lines.append(
+            f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
+            + ("" if self.complete else "; the call did not finish")
+        )
+        return "\n".join(lines)
+
+
+def _size(multiple: int) -> str:
+    return {0: "skipped", 1: "p"}.get(multiple, f"{multiple}p")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

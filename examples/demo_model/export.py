@@ -1,0 +1,114 @@
+"""Exports a run as a diffusers `FluxPipeline`, begins a run from one, and checks it: 10 against 50 steps, a grid."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from PIL import Image
+
+from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
+
+from .common import RunLog, Sizes, save_atomic
+from .dit import START, load_transformer
+from .text import build_tokenizer, load_encoders
+from .vae import load_vae
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """FLUX.1-dev's scheduler configuration."""
+    return FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+
+
+def export(run: Path, sizes: Sizes, target: Path) -> None:
+    """Write the run's averaged weights as a float16 pipeline to `target`, replacing what is there."""
+    clip, t5 = load_encoders(run, sizes)
+    pipe = FluxPipeline(
+        scheduler=build_scheduler(),
+        vae=load_vae(run, sizes),
+        text_encoder=clip,
+        tokenizer=build_tokenizer(sizes),
+        text_encoder_2=t5,
+        tokenizer_2=build_tokenizer(sizes),
+        transformer=load_transformer(run, sizes),
+    )
+    fresh = target.with_name(target.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(str(fresh))
+    # transformers 5 calls the class TokenizersBackend and keeps the old name, which every version knows.
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"):
+        text = (fresh / name).read_text()
+        (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    (fresh / "demo.json").write_text(json.dumps({"call": CALL_DEFAULTS, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(fresh, target)
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)  # written readable by the owner alone, which an installed package must not be
+
+
+def adopt(model: Path, run: Path) -> None:
+    """The inverse of `export`: gives an empty run folder the weights of an exported pipeline to train on from.
+
+    float16 to float32; optimizers and the average begin anew. An existing file of the run is never replaced.
+    """
+    pipe = load_pipeline(path=model)
+    vae = pipe.vae.config
+    states: dict[str, Any] = {
+        "vae_final.pt": {
+            "module": pipe.vae.state_dict(), "scaling_factor": vae.scaling_factor, "shift_factor": vae.shift_factor
+        },
+        "text_final.pt": {"clip": pipe.text_encoder.state_dict(), "t5": pipe.text_encoder_2.state_dict()},
+        START: pipe.transformer.state_dict(),
+    }  # fmt: skip
+    taken = [name for name in (*states, "dit.pt") if (run / name).exists()]
+    if taken:
+        raise FileExistsError(f"{run} has {', '.join(taken)} already: give --start-from an empty run folder")
+    for name, state in states.items():
+        save_atomic(run / name, state)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures."""
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def check(model: Path, picture: Path, log: RunLog, prompts: list[str], seeds: int, steps: tuple[int, int]) -> float:
+    """Mean PSNR in dB between `steps[0]` and `steps[1]` steps from the same noise; writes a grid of the latter.
+
+    One row a prompt, one column a seed. Every value goes into the log.
+    """
+    pipe = load_pipeline(path=model)
+    pipe.set_progress_bar_config(disable=True)
+    rows, values = [], []
+    for prompt in prompts:
+        row = {}
+        for count in steps:
+            arguments = {**CALL_DEFAULTS, "num_inference_steps": count}
+            generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+            images = pipe(prompt, num_images_per_prompt=seeds, generator=generators, **arguments).images
+            row[count] = [np.asarray(image) for image in images]
+        decibels = [psnr(few, many) for few, many in zip(row[steps[0]], row[steps[1]], strict=True)]
+        log.write("check", prompt=prompt, steps=steps, psnr_db=[round(value, 2) for value in decibels])
+        values += decibels
+        rows.append(np.concatenate(row[steps[1]], axis=1))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).save(picture)
+    mean = float(np.mean(values))
+    log.write("check", steps=steps, mean_psnr_db=mean)
+    return mean

@@ -1,0 +1,101 @@
+"""Trains the demo model: `python -m examples.demo_model.train --out RUN --minutes 90`.
+
+Stages, each resumable and runnable alone: `vae` (autoencoder), `text` (encoders), `latents` (the cached training set),
+`dit` (the transformer; `--minutes` is its budget), `decoder` (the autoencoder's decoder again, against the same
+latents), `reader` (the network by which evaluation reads pictures; it needs no other stage), `export` (a diffusers
+pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and a longer budget; the seed and the
+log make a run traceable.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ddit_rt.demo.pipeline import DEMO_PROMPTS, MODEL_DIR
+from ddit_rt.evaluate.adherence.network import WEIGHTS
+
+from .common import Budget, RunLog, Sizes
+from .dit import train_dit
+from .export import adopt, check, export
+from .latents import make_latents
+from .reader.training import train_reader
+from .text import train_text
+from .vae import train_vae
+
+STAGES = ("vae", "text", "latents", "dit", "decoder", "reader", "export", "check")
+_MORE_PROMPTS = (
+    "a dotted pink heart",
+    "a zebra on a green background",
+    "a checked red fish and an orange tree",
+    "a house behind a fence",
+    "many purple rings",
+    "a green triangle and a striped white square on a gradient background",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m examples.demo_model.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="run directory: checkpoints, cached latents, log")
+    parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock training time of the dit stage")
+    parser.add_argument("--vae-minutes", type=float, default=10.0)
+    parser.add_argument("--decoder-minutes", type=float, default=6.0)
+    parser.add_argument("--text-minutes", type=float, default=3.0)
+    parser.add_argument("--reader-minutes", type=float, default=20.0)
+    parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
+    parser.add_argument("--start-from", type=Path, help="an exported pipeline whose weights an empty run begins with")
+    parser.add_argument("--export-to", type=Path, default=MODEL_DIR, help="where the export stage writes the pipeline")
+    parser.add_argument("--reader-to", type=Path, default=WEIGHTS, help="file that the reader stage writes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoints")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (dit stage)")
+    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, to try the command")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the chosen stages."""
+    options = _parser().parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: no CUDA device is available; leave the option out to train on the CPU")
+    torch.set_num_threads(options.threads)
+    sizes = Sizes.tiny() if options.tiny else Sizes()
+    run, seed, device, resume = options.out, options.seed, options.device, options.resume
+    run.mkdir(parents=True, exist_ok=True)
+    log = RunLog(run / "training_log.jsonl")
+    if options.start_from is not None:
+        adopt(options.start_from, run)
+
+    def budget(minutes: float) -> Budget:
+        return Budget(steps=options.steps) if options.steps is not None else Budget(minutes=minutes)
+
+    for stage in options.stage or STAGES:
+        if stage == "vae":
+            train_vae(run, sizes, budget(options.vae_minutes), log, seed, device, resume)
+        elif stage == "decoder":
+            train_vae(run, sizes, budget(options.decoder_minutes), log, seed, device, resume, decoder_only=True)
+        elif stage == "text":
+            train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
+        elif stage == "reader":
+            target = options.reader_to
+            train_reader(run, sizes, budget(options.reader_minutes), log, seed, device, resume, target)
+        elif stage == "latents":
+            make_latents(run, sizes, log, seed, device)
+        elif stage == "dit":
+            log.write("dit", seed=seed, device=device, minutes=options.minutes, torch=torch.__version__)
+            train_dit(run, sizes, budget(options.minutes), log, seed, device, resume, options.compile)
+        elif stage == "export":
+            export(run, sizes, options.export_to)
+        else:
+            prompts = [*DEMO_PROMPTS.values(), *_MORE_PROMPTS]
+            check(options.export_to, run / "check.png", log, prompts, seeds=4, steps=(10, 50))
+
+
+if __name__ == "__main__":
+    main()
