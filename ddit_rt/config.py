@@ -165,19 +165,6 @@ class DDiTConfig:
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
 
-    def resolved(self, has_adapter: bool, reach: int | None = None) -> DDiTConfig:
-        """The same settings with a coarse path and a limit of its runs in place of ``"auto"``.
-
-        Args:
-            has_adapter: Whether there is one.
-            reach: Longest run of coarse steps that it was trained for; None: any.
-        """
-        coarse = ("adapter" if has_adapter else "delta") if self.coarse == "auto" else self.coarse
-        limit = self.max_consecutive_coarse
-        if limit == "auto":
-            limit = 2 if coarse in ("delta", "extrapolate", "reuse") else reach
-        return replace(self, coarse=coarse, max_consecutive_coarse=limit)
-
     @classmethod
     def make(cls, config: DDiTConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DDiTConfig:
         """Joins a config (object, mapping or None for the defaults) with keyword overrides.

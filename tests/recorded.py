@@ -15,7 +15,6 @@ from ddit_rt.pipeline.accelerated_pipeline import AcceleratedPipeline
 def recorded(pipe: Any, adapter: Adapter | None = None, **settings: Any) -> Recording:
     """Accelerates ``pipe`` with a recorder and returns it; ``ddit_rt.restore`` undoes it as usual."""
     recording = Recording()
-    session = AcceleratedPipeline(pipe, family_of(pipe), ddit_rt.DDiTConfig(**settings), adapter, capture=recording)
-    session.attach()
-    pipe.__dict__["_ddit_pipeline"] = session
+    made = AcceleratedPipeline(pipe, family_of(pipe), ddit_rt.DDiTConfig(**settings), adapter, capture=recording)
+    made.attach()
     return recording

@@ -349,7 +349,7 @@ def test_an_interrupted_call_is_incomplete():
         latents_of(pipe, flux_inputs(callback_on_step_end=interrupt))
         assert not ddit_rt.report(pipe).complete
         assert len(ddit_rt.report(pipe).steps) == 3
-        assert getattr(pipe._ddit_pipeline._local, "run", None) is None  # nor does it hold on to its latents
+        assert getattr(pipe._ddit_pipeline._local, "call", None) is None  # nor does it hold on to its latents
 
 
 @pytest.mark.parametrize("schedule", [None, [1, 1, 1, 1, 2, 4, 2, 4]])

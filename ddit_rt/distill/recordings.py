@@ -117,7 +117,7 @@ def open_library(
     base = unwrap_module(sole_transformer(pipe, family))
     manifest = {
         "family": family.name,
-        "model": list(fingerprint(family.ends(base), 8)),
+        "model": list(fingerprint(family.projections(base).embed_weight, 8)),
         "calls": [{name: value for name, value in call.items() if name != "generator"} for call in calls],
         "data": source.describe(),
         "held_out": held_out,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..families import Call, Family
+from ..families import Family, ModelInputs
 from ..granularity import Geometry, line
 from ..trajectories import Shard
 from .config import DistillConfig
@@ -40,7 +40,7 @@ class Batch:
         delta: Whether the loss is on the change since the last of them.
     """
 
-    call: Call
+    call: ModelInputs
     multiple: int
     target: Moment
     memory: list[Moment]
@@ -67,7 +67,7 @@ class Batch:
             for name, value in call.arguments.items()
         }
         condition = None if call.condition is None else cast(call.condition)
-        fresh = Call(arguments, cast(call.latent), condition, call.geometry, call.text_tokens)
+        fresh = ModelInputs(arguments, cast(call.latent), condition, call.geometry, call.text_tokens)
         return Batch(fresh, self.multiple, moved(self.target), [moved(moment) for moment in self.memory], self.delta)
 
 
@@ -137,7 +137,9 @@ def _step(shard: Shard, kept: int, config: DistillConfig, generator: torch.Gener
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def _call(picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tensor, family: Family, patch: int) -> Call:
+def _call(
+    picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tensor, family: Family, patch: int
+) -> ModelInputs:
     own = [shard.arguments(stream, index, family.shared_arguments) for shard, index, stream, _ in picks]
     arguments = {
         name: value if name in family.shared_arguments else torch.stack([one[name] for one in own])
@@ -146,4 +148,4 @@ def _call(picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tens
     conditions = [condition for shard, index, _, _ in picks if (condition := shard.condition(index)) is not None]
     geometry = Geometry(latent.shape[1], latent.shape[2], latent.shape[3], latent.shape[4], patch)
     text_tokens = arguments["encoder_hidden_states"].shape[1]
-    return Call(arguments, latent, torch.stack(conditions) if conditions else None, geometry, text_tokens)
+    return ModelInputs(arguments, latent, torch.stack(conditions) if conditions else None, geometry, text_tokens)

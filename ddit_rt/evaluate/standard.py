@@ -16,7 +16,7 @@ from ..families import denoisers, family_of
 from ..fitting import calibrate, find_schedule, fit_teacache, measure
 from ..granularity import load_adapter
 from ..pipeline import DEMO, call_defaults
-from ..runtime import THRESHOLDS
+from ..runtime import TeaCacheDefaults
 from ..schedule import initial_steps
 from .baselines.dbcache import INSTALL, block_count, is_installed
 from .methods import (
@@ -204,7 +204,7 @@ def _methods(
         coefficients = fit.coefficients
         teacache = {f"{s:g}x": fit.threshold_for(s) for s in (TEACACHE_SPEEDUPS if full else (2.0,))}
     else:
-        published = THRESHOLDS[_trunk_name(pipe)]
+        published = _published(pipe).threshold
         teacache = {f"{published * factor:g}": published * factor for factor in ((0.6, 1, 1.5, 2) if full else (1,))}
     methods += cache_methods(steps, teacache, coefficients, (0.1,), (3, 5) if full else (4,))
     if is_installed("dbcache"):
@@ -248,7 +248,7 @@ def _within_reach(name: str, steps: int, speedups: Sequence[float], find: Callab
     return found
 
 
-def _trunk_name(pipe: Any) -> str:
+def _published(pipe: Any) -> TeaCacheDefaults:
     family = family_of(pipe)
     module = unwrap_module(next(iter(denoisers(pipe, family).values())))
-    return family.trunk(module).model
+    return family.trunk(module).published

@@ -8,14 +8,23 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from ..errors import UnsupportedPipelineError
-from .base import Call, Family, NotCoarseError
+from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .flux import Flux
 from .fresh import fresh_adapter
 from .wan import Wan
 
 FAMILIES: tuple[Family, ...] = (Flux(), Wan())
 
-__all__ = ["FAMILIES", "Call", "Family", "NotCoarseError", "denoisers", "family_of", "fresh_adapter"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "ModelInputs",
+    "NotCoarseError",
+    "denoisers",
+    "family_of",
+    "fresh_adapter",
+    "raw_sample",
+]
 
 
 def family_of(pipe: Any) -> Family:

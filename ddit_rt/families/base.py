@@ -6,22 +6,22 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..granularity import Geometry, PatchEmbedding, PatchProjections, Scalar, is_fused
+from ..granularity import Geometry, ModelFacts, PatchEmbedding, PatchProjections, Scalar, is_fused
 from ..runtime import Trunk
+from .weights import at_hand, own_weight
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the transformer, its arguments by name, and the latent in it.
+class ModelInputs:
+    """What one call gives to the transformer: its arguments by name, and the latent in them.
 
     Attributes:
         arguments: Everything but the latent stays as the pipeline passed it.
@@ -49,7 +49,7 @@ class Family(ABC):
     transformer_class: ClassVar[type[nn.Module]]
     pipelines: ClassVar[tuple[type, ...]]
     components: ClassVar[tuple[str, ...]] = ("transformer",)
-    end_names: ClassVar[tuple[str, str]]
+    projection_names: ClassVar[tuple[str, str]]
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``."""
@@ -57,14 +57,38 @@ class Family(ABC):
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
     """Tensor arguments without a batch dimension."""
+    latent_argument: ClassVar[str] = "hidden_states"
+    """The argument that holds the latent."""
+    time_argument: ClassVar[str] = "timestep"
+    """The argument that holds the noise level."""
+
+    @cached_property
+    def argument_names(self) -> tuple[str, ...]:
+        """Names of the forward's arguments, in order."""
+        return tuple(inspect.signature(self.transformer_class.forward).parameters)[1:]
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a forward call by name."""
-        names = _parameter_names(self.transformer_class)  # type: ignore[arg-type]
-        return {**dict(zip(names, args)), **kwargs}
+        return {**dict(zip(self.argument_names, args)), **kwargs}
+
+    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
+        """Tokens of the text condition, and of others beside it, that the blocks see."""
+        return int(arguments["encoder_hidden_states"].shape[1])
+
+    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
+        """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
+        return None
 
     @abstractmethod
-    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
+    def is_guided(self, call: Mapping[str, Any]) -> bool:
+        """Whether a pipeline call runs the transformer twice a step, for the prompt and for the negative prompt.
+
+        Args:
+            call: All arguments of the pipeline's call, defaults included.
+        """
+
+    @abstractmethod
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         """Reads a call.
 
         Raises:
@@ -72,16 +96,16 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
+    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
         """The prediction of a full call's raw result in canonical layout (B, C, F, H, W)."""
 
     @abstractmethod
-    def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
+    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
 
     @abstractmethod
     def low_arguments(
-        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
         """Arguments that run the unchanged transformer on a k times smaller latent.
 
@@ -94,16 +118,50 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
+    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
 
     @abstractmethod
-    def ends(self, module: nn.Module) -> PatchProjections:
+    def run_low(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: ModelInputs,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        """Runs the unchanged transformer on a k times smaller latent; arguments as for :meth:`low_arguments`.
+
+        Args:
+            forward: The transformer's own forward, or what wraps it.
+
+        Returns:
+            The prediction (B, C, F, H/k, W/k).
+        """
+
+    @abstractmethod
+    def projections(self, module: nn.Module) -> PatchProjections:
         """The model's embedding and de-embedding in canonical layout."""
 
     def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
-        return PatchEmbedding.from_base(self.ends(module), multiple)
+        with at_hand(module, self.projection_names):
+            return PatchEmbedding.from_base(self.projections(module), multiple)
+
+    def facts(self, module: nn.Module) -> ModelFacts:
+        """What of the model an adapter depends on."""
+        with at_hand(module, self.projection_names):
+            own = own_weight(module.get_submodule(self.projection_names[0]))
+            projections = self.projections(module)
+            shape = projections.embed_weight.shape
+            return ModelFacts(
+                self.name,
+                projections,
+                self.linear_layers(module),
+                None if own is None or own.numel() != shape.numel() else own.reshape(shape),
+            )
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
@@ -143,7 +201,7 @@ class Family(ABC):
         self,
         module: nn.Module,
         forward: Any,
-        call: Call,
+        call: ModelInputs,
         latent: torch.Tensor,
         sigma: Scalar,
         embedding: PatchEmbedding,
@@ -160,12 +218,6 @@ class Family(ABC):
         Returns:
             The prediction (B, C, F, H, W).
         """
-
-    def positions(self, module: nn.Module, call: Call, multiple: int, native: bool) -> AbstractContextManager[Any]:
-        """Context in which the transformer places coarse tokens; needed where positions are no argument."""
-        from contextlib import nullcontext
-
-        return nullcontext()
 
     @abstractmethod
     def trunk(self, module: nn.Module) -> Trunk:
@@ -188,14 +240,6 @@ class Family(ABC):
         return None
 
 
-def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:
-    """``value``, one for all samples or one each, in the shape, dtype and place of a timestep argument."""
-    if isinstance(value, torch.Tensor):
-        level = value.to(like)
-        return level.expand(like.shape) if level.ndim == 0 else level.reshape(like.shape)
-    return torch.full_like(like, value)
-
-
-@cache
-def _parameter_names(transformer_class: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(transformer_class.forward).parameters)[1:]
+def raw_sample(raw: Any) -> torch.Tensor:
+    """The tensor in what a transformer's forward returns, a tuple or a diffusers output."""
+    return raw[0] if isinstance(raw, tuple) else raw.sample

@@ -15,14 +15,19 @@ from ..granularity import (
     PatchEmbedding,
     PatchProjections,
     Scalar,
+    bands,
     coarse_centres,
     patchify,
     swapped,
     unpatchify,
 )
-from ..runtime import Trunk
-from .base import Call, Family, NotCoarseError, noise_level
+from ..runtime import TeaCacheDefaults, Trunk
+from .base import Family, ModelInputs, NotCoarseError, raw_sample
+from .weights import plain_weight
 
+TEACACHE = TeaCacheDefaults(
+    "flux", 0.4, (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
+)  # published for FLUX.1-dev
 PATCH = 2  # FluxPipeline packs 2 x 2 latent pixels into a token; the transformer itself sees patch size 1
 
 
@@ -30,7 +35,7 @@ class Flux(Family):
     name = "flux"
     transformer_class = FluxTransformer2DModel
     pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
-    end_names = ("x_embedder", "proj_out")
+    projection_names = ("x_embedder", "proj_out")
     time_scale = 1.0
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
@@ -39,7 +44,7 @@ class Flux(Family):
     }
     shared_arguments = frozenset({"txt_ids", "img_ids"})
 
-    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
             if arguments.get(name) is not None:
                 raise NotCoarseError(f"{name} has one residual per full token")
@@ -47,26 +52,45 @@ class Flux(Family):
         rows, columns = _grid(arguments["img_ids"], tokens.shape[1])
         latent = unpatchify(tokens, PATCH, 1, rows, columns)
         geometry = Geometry(latent.shape[1], 1, rows * PATCH, columns * PATCH, PATCH)
-        return Call(arguments, latent, None, geometry, arguments["encoder_hidden_states"].shape[1])
+        return ModelInputs(arguments, latent, None, geometry, self.text_tokens(arguments))
 
-    def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
-        sample = raw[0] if isinstance(raw, tuple) else raw.sample
-        return unpatchify(sample, PATCH, 1, *call.geometry.grid(1))
+    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
+        return geometry.grid(1)
 
-    def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
+    def is_guided(self, call: Mapping[str, Any]) -> bool:
+        negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+        return negative and call["true_cfg_scale"] > 1
+
+    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
+        return unpatchify(raw_sample(raw), PATCH, 1, *call.geometry.grid(1))
+
+    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         sample = patchify(prediction, PATCH)
         return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
 
     def low_arguments(
-        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
         hidden = patchify(low, PATCH).to(call.latent.dtype)
         return {**_coarse_arguments(call, sigma, multiple, native), "hidden_states": hidden}
 
-    def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
+    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         return unpatchify(raw[0], PATCH, 1, *call.geometry.grid(multiple))
 
-    def ends(self, module: nn.Module) -> PatchProjections:
+    def run_low(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: ModelInputs,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        raw = forward(**self.low_arguments(call, latent, sigma, multiple, native))
+        return self.low_output(module, call, raw, multiple)
+
+    def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.x_embedder, module.proj_out
 
         def pixel_major(rows: torch.Tensor) -> torch.Tensor:
@@ -74,9 +98,9 @@ class Flux(Family):
             return rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
 
         return PatchProjections(
-            embed.weight.unflatten(1, (-1, PATCH, PATCH)),
+            plain_weight(embed.weight).unflatten(1, (-1, PATCH, PATCH)),
             embed.bias,
-            pixel_major(deembed.weight),
+            pixel_major(plain_weight(deembed.weight)),
             None if deembed.bias is None else pixel_major(deembed.bias),
         )
 
@@ -84,7 +108,7 @@ class Flux(Family):
         self,
         module: nn.Module,
         forward: Any,
-        call: Call,
+        call: ModelInputs,
         latent: torch.Tensor,
         sigma: Scalar,
         embedding: PatchEmbedding,
@@ -107,7 +131,7 @@ class Flux(Family):
             return module.transformer_blocks[0].norm1(hidden, emb=embedded)[0]
 
         blocks = ("transformer_blocks", "single_transformer_blocks")
-        return Trunk("flux", module.x_embedder, blocks, module.norm_out, lambda tokens: tokens, signal)
+        return Trunk(TEACACHE, module.x_embedder, blocks, module.norm_out, lambda tokens: tokens, signal)
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config = module.config
@@ -129,9 +153,9 @@ class Flux(Family):
         return Geometry(channels, 1, height // side * PATCH, width // side * PATCH, PATCH)
 
 
-def _coarse_arguments(call: Call, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
+def _coarse_arguments(call: ModelInputs, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
     arguments = dict(call.arguments)
-    arguments["timestep"] = noise_level(arguments["timestep"], sigma)
+    arguments["timestep"] = bands.noise_level(arguments["timestep"], sigma)
     arguments["img_ids"] = _coarse_ids(arguments["img_ids"], *call.geometry.grid(multiple), multiple, native)
     arguments["return_dict"] = False
     if arguments.get("joint_attention_kwargs") is not None:

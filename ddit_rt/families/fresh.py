@@ -44,7 +44,7 @@ def fresh_adapter(
         UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
     """
     base = unwrap_module(transformer)
-    ends = family.ends(base)
+    ends = family.projections(base)
     if not ends.embed_weight.is_floating_point():
         raise UnsupportedPipelineError("the model's embedding is quantised: load the model with its own weights.")
     spec = AdapterSpec(
@@ -61,7 +61,7 @@ def fresh_adapter(
         memory=memory,
         positions=positions,
         base_model=base_model,
-        fingerprint=fingerprint(ends),
+        fingerprint=fingerprint(ends.embed_weight),
         training=training or {},
     )
     return Adapter(spec, ends).to(device=ends.embed_weight.device).float()

@@ -25,8 +25,23 @@ from ..granularity import (
     swapped,
     unpatchify,
 )
-from ..runtime import Trunk
-from .base import Call, Family, NotCoarseError, noise_level
+from ..runtime import TeaCacheDefaults, Trunk
+from .base import Family, ModelInputs, NotCoarseError, raw_sample
+from .weights import plain_weight
+
+# published for Wan 2.1 text-to-video, the second polynomial for the variant that computes the first five steps
+TEACACHE_1_3B = TeaCacheDefaults(
+    "wan-1.3b",
+    0.08,
+    (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
+    (-52186.2437, 9230.41404, -528.275948, 13.6987616, -0.0499875664),
+)
+TEACACHE_14B = TeaCacheDefaults(
+    "wan-14b",
+    0.2,
+    (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+    (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
+)
 
 
 class Wan(Family):
@@ -34,14 +49,14 @@ class Wan(Family):
     transformer_class = WanTransformer3DModel
     pipelines = (WanPipeline, WanImageToVideoPipeline)
     components = ("transformer", "transformer_2")
-    end_names = ("patch_embedding", "proj_out")
+    projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
         "attention": r"blocks\.\d+\.attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)",
     }
 
-    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> Call:
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         if arguments["timestep"].ndim != 1:
             raise NotCoarseError("a timestep per token is not supported on coarse tokens")
         hidden = arguments["hidden_states"]
@@ -49,19 +64,25 @@ class Wan(Family):
         latent, condition = hidden[:, :channels], hidden[:, channels:]
         frames, height, width = hidden.shape[2:]
         geometry = Geometry(channels, frames, height, width, module.config.patch_size[1])
-        text_tokens = arguments["encoder_hidden_states"].shape[1]
-        if arguments.get("encoder_hidden_states_image") is not None:
-            text_tokens += arguments["encoder_hidden_states_image"].shape[1]
-        return Call(arguments, latent, condition if condition.shape[1] else None, geometry, text_tokens)
+        return ModelInputs(
+            arguments, latent, condition if condition.shape[1] else None, geometry, self.text_tokens(arguments)
+        )
 
-    def output(self, module: nn.Module, call: Call, raw: Any) -> torch.Tensor:
-        return raw[0] if isinstance(raw, tuple) else raw.sample
+    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
+        image = arguments.get("encoder_hidden_states_image")
+        return super().text_tokens(arguments) + (0 if image is None else int(image.shape[1]))
 
-    def wrap(self, module: nn.Module, call: Call, prediction: torch.Tensor) -> Any:
+    def is_guided(self, call: Mapping[str, Any]) -> bool:
+        return bool(call["guidance_scale"] > 1)
+
+    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
+        return raw_sample(raw)
+
+    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
 
     def low_arguments(
-        self, call: Call, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
         arguments = _coarse_arguments(call, sigma)
         hidden = low.to(call.latent.dtype)
@@ -70,18 +91,33 @@ class Wan(Family):
             hidden = torch.cat([hidden, condition], dim=1)
         return {**arguments, "hidden_states": hidden}
 
-    def low_output(self, module: nn.Module, call: Call, raw: Any, multiple: int) -> torch.Tensor:
+    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
 
-    def ends(self, module: nn.Module) -> PatchProjections:
+    def run_low(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: ModelInputs,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        with _positions(module, call, multiple, native):
+            raw = forward(**self.low_arguments(call, latent, sigma, multiple, native))
+        return self.low_output(module, call, raw, multiple)
+
+    def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.patch_embedding, module.proj_out
-        return PatchProjections(embed.weight[:, :, 0], embed.bias, deembed.weight, deembed.bias)
+        weights = plain_weight(embed.weight)[:, :, 0], plain_weight(deembed.weight)
+        return PatchProjections(weights[0], embed.bias, weights[1], deembed.bias)
 
     def run_patches(
         self,
         module: nn.Module,
         forward: Any,
-        call: Call,
+        call: ModelInputs,
         latent: torch.Tensor,
         sigma: Scalar,
         embedding: PatchEmbedding,
@@ -110,15 +146,9 @@ class Wan(Family):
         # transformer's own un-patchify knows p alone, so its result is left aside.
         shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
         arguments = {**_coarse_arguments(call, sigma), "hidden_states": pixels.new_empty(shape)}
-        with swapped(module, patch_embedding=embed, proj_out=deembed), self.positions(module, call, multiple, native):
+        with swapped(module, patch_embedding=embed, proj_out=deembed), _positions(module, call, multiple, native):
             forward(**arguments)
         return unpatchify(patches[0], side, geometry.frames, rows, columns)
-
-    def positions(self, module: nn.Module, call: Call, multiple: int, native: bool) -> AbstractContextManager[Any]:
-        if native:
-            return nullcontext()  # a smaller latent gets the smaller picture's positions by itself
-        rope = _rope(module, call.geometry, multiple, call.latent.device)
-        return swapped(module, rope=lambda _: rope)
 
     def trunk(self, module: nn.Module) -> Trunk:
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
@@ -130,7 +160,7 @@ class Wan(Family):
             return embedder.time_proj(embedder.act_fn(embedded)) if retention else embedded
 
         width = module.config.num_attention_heads * module.config.attention_head_dim
-        model = "wan-14b" if width > 3072 else "wan-1.3b"  # 5120 and 1536
+        model = TEACACHE_14B if width > 3072 else TEACACHE_1_3B  # 5120 and 1536
         return Trunk(
             model, module.patch_embedding, ("blocks",), module.norm_out, lambda grid: grid.flatten(2).mT, signal
         )
@@ -170,11 +200,19 @@ class Wan(Family):
                 )
 
 
-def _coarse_arguments(call: Call, sigma: Scalar) -> dict[str, Any]:
+def _positions(module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
+    """Context in which the transformer, which makes its positions inside, places coarse tokens."""
+    if native:
+        return nullcontext()  # a smaller latent gets the smaller picture's positions by itself
+    rope = _rope(module, call.geometry, multiple, call.latent.device)
+    return swapped(module, rope=lambda _: rope)
+
+
+def _coarse_arguments(call: ModelInputs, sigma: Scalar) -> dict[str, Any]:
     arguments = dict(call.arguments)
     timestep = arguments["timestep"]
     # σ' of a coarse step lies between the scheduler's (often whole) timesteps
-    arguments["timestep"] = noise_level(timestep.float(), sigma * Wan.time_scale)
+    arguments["timestep"] = bands.noise_level(timestep.float(), sigma * Wan.time_scale)
     arguments["return_dict"] = False
     return arguments
 

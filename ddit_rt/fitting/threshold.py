@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import DDiTConfig
 from ..errors import ConfigError, OutOfReachError
-from ..schedule import Policy, Report, check_speedup
+from ..schedule import Report, check_speedup, choices_along, make_policy
 from ..trajectories import Outcome, generate, psnr
 
 _NEAR = 0.98  # of the wanted speed-up is near enough
@@ -81,17 +81,17 @@ def calibrate(
 
     base = run(0.0)  # multiple 1 throughout, so its pictures are the plain pipeline's, and it records the σ curves
     config = DDiTConfig.make(None, {k: v for k, v in settings.items() if k != "adapter"})
-    resolved = config.resolved(has_adapter=settings.get("adapter") is not None)
+    limit = _report(base[0]).config["max_consecutive_coarse"]
     # with every size smooth enough, the spacing rules alone decide, and they know no prompt
     fastest = _report(run(_ALL, prompts[:1])[0]).speedup_estimate
     if fastest < _NEAR * speedup:
         raise OutOfReachError(
-            f"speedup={speedup:g} is out of reach: with initial_full_steps={resolved.initial_full_steps:g}, "
-            f"max_consecutive_coarse={resolved.max_consecutive_coarse}, skip_below={resolved.skip_below:g} the policy "
+            f"speedup={speedup:g} is out of reach: with initial_full_steps={config.initial_full_steps:g}, "
+            f"max_consecutive_coarse={limit}, skip_below={config.skip_below:g} the policy "
             f"reaches {fastest:.2f} at this number of steps, whatever τ. Ask for less, change those settings, or let "
             "`ddit-rt fit` find a schedule."
         )
-    low, high = _guess([_report(outcome) for outcome in base], resolved, speedup)
+    low, high = _guess([_report(outcome) for outcome in base], config, limit, speedup)
     found: list[Trial] = []
     for _ in range(trials):
         threshold = math.sqrt(low * high)
@@ -115,7 +115,7 @@ def _report(outcome: Outcome) -> Report:
     return outcome.report
 
 
-def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tuple[float, float]:
+def _guess(reports: Sequence[Report], config: DDiTConfig, limit: int | None, speedup: float) -> tuple[float, float]:
     """A bracket around the τ at which the policy, on the σ of full runs, would coarsen enough steps."""
     values = sorted(
         sigma
@@ -131,12 +131,10 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tup
         """FLOP over full FLOP, a coarse step at multiple k counted as 1/k² of a full one, a skipped step as none."""
         cost = steps = 0.0
         for report in reports:
-            policy = Policy(DDiTConfig(**{**_plain(config), "threshold": threshold}))
-            policy.steps = len(report.steps)
-            for step in report.steps:
-                multiple = policy.choose(step.index, step.patch_std)
-                cost += 1 / multiple**2 if multiple else 0.0
-                steps += 1
+            policy = make_policy(replace(config, threshold=threshold), limit)
+            multiples = choices_along(policy, [step.patch_std for step in report.steps], threshold)
+            cost += sum(1 / multiple**2 for multiple in multiples if multiple)
+            steps += len(multiples)
         return cost / steps
 
     low, high = values[0] / 2, values[-1] * 2
@@ -144,16 +142,3 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, speedup: float) -> tup
         middle = math.sqrt(low * high)
         low, high = (middle, high) if share(middle) > 1 / speedup else (low, middle)
     return low / 3, high * 3
-
-
-def _plain(config: DDiTConfig) -> dict[str, Any]:
-    names = (
-        "multiples",
-        "quantile",
-        "order",
-        "max_consecutive_coarse",
-        "initial_full_steps",
-        "skip_below",
-        "max_consecutive_skipped",
-    )
-    return {name: getattr(config, name) for name in names}

@@ -6,6 +6,7 @@ from .adapter import (
     AdapterSpec,
     LoraSet,
     MergedSet,
+    ModelFacts,
     check_fit,
     fingerprint,
     is_fused,
@@ -13,9 +14,21 @@ from .adapter import (
     push_to_hub,
     save_adapter,
 )
-from .bands import Scalar
-from .geometry import Geometry, coarse_centres, crop_to_latent, pad_to_grid, patchify, unpatchify
-from .paths import AdapterPath, Anchor, CoarsePath, Models, PredictionHistory, line, make_path
+from .bands import Scalar, crop_to_latent, pad_to_grid
+from .geometry import Geometry, coarse_centres, patchify, unpatchify
+from .paths import (
+    AdapterPath,
+    Anchor,
+    CoarsePath,
+    Models,
+    PathOptions,
+    PredictionHistory,
+    default_path,
+    line,
+    make_path,
+    path_names,
+    register_path,
+)
 from .projections import PatchEmbedding, PatchProjections
 from .swap import swapped
 
@@ -28,15 +41,18 @@ __all__ = [
     "Geometry",
     "LoraSet",
     "MergedSet",
+    "ModelFacts",
     "Models",
     "PatchEmbedding",
     "PatchProjections",
+    "PathOptions",
     "PredictionHistory",
     "Scalar",
     "bands",
     "check_fit",
     "coarse_centres",
     "crop_to_latent",
+    "default_path",
     "fingerprint",
     "is_fused",
     "line",
@@ -44,7 +60,9 @@ __all__ = [
     "make_path",
     "pad_to_grid",
     "patchify",
+    "path_names",
     "push_to_hub",
+    "register_path",
     "save_adapter",
     "swapped",
     "unpatchify",

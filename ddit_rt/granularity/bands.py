@@ -12,7 +12,24 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from .geometry import Geometry
+
 Scalar: TypeAlias = float | torch.Tensor
+
+
+def pad_to_grid(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
+    """Pads (B, C, F, H, W) by edge replication to a grid that ``multiple`` divides."""
+    bottom, right = geometry.padding(multiple)
+    if not bottom and not right:
+        return latent
+    # replicate padding takes 4-D input; frames ride along as channels
+    padded = F.pad(latent.flatten(1, 2), (0, right, 0, bottom), mode="replicate")
+    return padded.unflatten(1, latent.shape[1:3])
+
+
+def crop_to_latent(latent: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Undoes :func:`pad_to_grid`."""
+    return latent[..., : geometry.height, : geometry.width]
 
 
 def down(latent: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -57,3 +74,11 @@ def low_velocity(low_latent: torch.Tensor, low_sigma: Scalar, prediction: torch.
     clean = low_latent - low_sigma * prediction
     noise = low_latent + (1 - low_sigma) * prediction
     return noise / multiple - clean
+
+
+def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:
+    """``value``, one for all samples or one each, in the shape, dtype and place of a timestep argument."""
+    if isinstance(value, torch.Tensor):
+        level = value.to(like)
+        return level.expand(like.shape) if level.ndim == 0 else level.reshape(like.shape)
+    return torch.full_like(like, value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -25,36 +25,24 @@ class Geometry:
     width: int
     patch: int
 
+    @cache  # noqa: B019 (a handful of geometries live as long as the process)
     def grid(self, multiple: int) -> tuple[int, int]:
         """StepExecutor and columns of tokens at ``multiple``, padding included."""
         side = multiple * self.patch
         return -(-self.height // side), -(-self.width // side)
 
+    @cache  # noqa: B019 (a handful of geometries live as long as the process)
     def tokens(self, multiple: int) -> int:
         """Tokens per sample at ``multiple``."""
         rows, columns = self.grid(multiple)
         return self.frames * rows * columns
 
+    @cache  # noqa: B019 (a handful of geometries live as long as the process)
     def padding(self, multiple: int) -> tuple[int, int]:
         """Latent pixels to add at the bottom and at the right so that ``multiple`` divides the grid."""
         rows, columns = self.grid(multiple)
         side = multiple * self.patch
         return rows * side - self.height, columns * side - self.width
-
-
-def pad_to_grid(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
-    """Pads (B, C, F, H, W) by edge replication to a grid that ``multiple`` divides."""
-    bottom, right = geometry.padding(multiple)
-    if not bottom and not right:
-        return latent
-    # replicate padding takes 4-D input; frames ride along as channels
-    padded = F.pad(latent.flatten(1, 2), (0, right, 0, bottom), mode="replicate")
-    return padded.unflatten(1, latent.shape[1:3])
-
-
-def crop_to_latent(latent: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Undoes :func:`pad_to_grid`."""
-    return latent[..., : geometry.height, : geometry.width]
 
 
 def coarse_centres(count: int, multiple: int, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -102,6 +102,12 @@ class PatchEmbedding(nn.Module):
         bias = None if ends.deembed_bias is None else rows(ends.deembed_bias)
         return cls(joined, _clone(ends.embed_bias), rows(ends.deembed_weight), bias)
 
+    @torch.no_grad()
+    def renew(self, other: PatchEmbedding) -> None:
+        """Takes another one's weights into the memory of its own, which captured graphs may read."""
+        for own, fresh in zip(self.parameters(), other.parameters()):
+            own.copy_(fresh)
+
     def tokens(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, N, C_in·s·s) -> (B, N, d)."""
         if patches.shape[-1] != self.embed.shape[1]:

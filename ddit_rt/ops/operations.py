@@ -11,24 +11,17 @@ Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ddit_kernels._common import BackendError, latent_shape, resolve_backend
+from ddit_kernels._common import BackendError, resolve_backend
 from ddit_kernels._gemm import gemm_unsupported
-from ddit_kernels.latent_evolution import (
-    evolution_select,
-    evolution_unsupported,
-    latent_evolution_reference,
-    patch_counts,
-    select_reference,
-)
+from ddit_kernels.evolve import evolve
 from ddit_kernels.patch_deembed import patch_deembed as patch_deembed_triton
 from ddit_kernels.patch_deembed import patch_deembed_reference
 from ddit_kernels.patch_embed import patch_embed as patch_embed_triton
 from ddit_kernels.patch_embed import patch_embed_reference
-from ddit_kernels.patch_quantile import patch_std_quantile
 
 from .arguments import OpArgumentError, check_decision, check_deembed, check_embed, check_evolution
 
@@ -74,7 +67,7 @@ def latent_evolution(
         BackendError: ``backend="triton"`` where it cannot run.
     """
     check_evolution(increments, patch_sizes, quantile, packed)
-    return _evolve(increments, patch_sizes, quantile, 0.0, packed, None, backend)[1]()
+    return evolve(increments, patch_sizes, quantile, 0.0, packed, None, backend)[1]()
 
 
 def select_multiple(
@@ -105,7 +98,7 @@ def select_multiple(
     """
     check_evolution(increments, patch_sizes, quantile, packed)
     check_decision(threshold, out, increments[0])
-    return _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)[0]
+    return evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)[0]
 
 
 def evolve_and_select(
@@ -135,32 +128,10 @@ def evolve_and_select(
     """
     check_evolution(increments, patch_sizes, quantile, packed)
     check_decision(threshold, out, increments[0])
-    decision, quantiles = _evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)
+    decision, quantiles = evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)
     if decided is not None:
         decided.record()
     return decision, quantiles()
-
-
-def _evolve(
-    increments: Sequence[torch.Tensor],
-    patch_sizes: Sequence[int],
-    quantile: float,
-    threshold: float,
-    packed: tuple[int, int] | None,
-    out: torch.Tensor | None,
-    backend: str,
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
-    """The decision, and how to get the quantiles: with Triton they are another launch, which not every caller needs."""
-    device = increments[0].device
-    if resolve_backend(backend, device, evolution_unsupported(increments, patch_sizes, packed)) == "torch":
-        quantiles = latent_evolution_reference(increments, patch_sizes, quantile, packed)
-        decision = select_reference(quantiles, patch_sizes, threshold)
-        return decision if out is None else out.copy_(decision, non_blocking=True), lambda: quantiles
-    sizes, grid = list(patch_sizes), None if packed is None else list(packed)
-    decision = torch.empty(increments[0].shape[0], dtype=torch.int32, device=device) if out is None else out
-    stds = evolution_select(list(increments), sizes, quantile, threshold, grid, decision)
-    counts = patch_counts(*latent_shape(increments[0], packed)[2:], sizes)
-    return decision, lambda: patch_std_quantile(stds, counts, sizes, quantile)
 
 
 def patch_embed(

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..config import TeaCacheConfig
+from ..config import CACHE_CONFIGS, TeaCacheConfig
 from ..errors import ConfigError
 from ..families import Family
 from ..runtime import CacheState, TeaCache
 from .call_state import CallState
-from .executor import Cached, Forwards
+
+# hooks of diffusers' caches that hold activations of one token count
+_ONE_COUNT = frozenset(
+    {
+        "pyramid_attention_broadcast",
+        "faster_cache_denoiser",
+        "faster_cache_block",
+        "sea_cache_block",
+        "text_kv_cache_block",
+    }
+)
 
 
 class StepCaches:
@@ -31,14 +41,21 @@ class StepCaches:
         self._modules = modules
         self._teacaches: dict[int, TeaCache] = {}
         self._foreign = setting is not None and not isinstance(setting, TeaCacheConfig)
+        self._obstacles: dict[int, str] = {}
 
-    def check(self) -> None:
-        """Refuses a transformer that has a cache already.
+    def check(self, multiples: Sequence[int]) -> None:
+        """Refuses a transformer that has a cache which cannot go with ours, or with mixed patch sizes.
 
         Raises:
-            ConfigError: a cache is to be enabled where there is one.
+            ConfigError: naming it.
         """
         for name, module in self._modules.items():
+            found = _one_count_cache(unwrap_module(module))
+            if found and tuple(multiples) != (1,):
+                raise ConfigError(
+                    f"{name} has {found} on, which works at one token count only. Call pipe.{name}.disable_cache() "
+                    f"first, set multiples=(1,), or take cache='teacache' or one of {', '.join(CACHE_CONFIGS)}."
+                )
             if self._foreign and module.is_cache_enabled:
                 raise ConfigError(
                     f"cache={self._setting!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "
@@ -64,40 +81,76 @@ class StepCaches:
                     module.disable_cache()  # type: ignore[operator]
 
     def reset(self) -> None:
-        """Forgets what diffusers' caches remember of the last call."""
+        """A pipeline call begins: forgets what diffusers' caches remember of the last one, and looks for new ones."""
         for module in self._modules.values():
+            base = unwrap_module(module)
+            found = "" if self._foreign else _one_count_cache(base)
+            self._obstacles[id(base)] = f"{found} works at one token count only" if found else ""
             if getattr(module, "is_cache_enabled", False):
                 module._reset_stateful_cache()  # type: ignore[operator]
 
-    def forwards(self, run: CallState, base: nn.Module, inner: Callable[..., Any], ordinal: int) -> Forwards:
-        """Multiple -> the forward to call, in the context of diffusers' cache if there is one.
+    def obstacle(self, base: nn.Module) -> str:
+        """Why a transformer cannot run coarsely: a cache that was switched on after accelerate(); empty if it can."""
+        return self._obstacles.get(id(base), "")
+
+    def capture_obstacle(self, base: nn.Module) -> str:
+        """Why a transformer cannot be captured; empty if it can."""
+        enabled = getattr(base, "is_cache_enabled", False)
+        return "a cache of diffusers decides inside the transformer" if enabled else ""
+
+    def forwards(
+        self, call: CallState, base: nn.Module, inner: Callable[..., Any], ordinal: int
+    ) -> Callable[[int, bool], Callable[..., Any]]:
+        """(Multiple, probe?) -> the forward to call, in the context of diffusers' cache if there is one.
 
         A cache keeps one state per model call and multiple: residuals of different token counts never meet. A probe,
         which runs the coarse model at an earlier step's latent, has a state of its own.
 
         Args:
-            run: The pipeline call.
+            call: The pipeline call.
             base: The transformer.
             inner: Its forward.
             ordinal: Of the transformer's call within the step.
         """
-        step, sigma = run.index, run.sigma
+        if not getattr(base, "is_cache_enabled", False):
+            return lambda multiple, probe: inner
+        step, sigma, steps = call.index, call.sigma, call.steps
 
-        def at(multiple: int) -> Callable[..., Any]:
-            probe = run.index != step
-
+        def at(multiple: int, probe: bool) -> Callable[..., Any]:
             def in_context(*args: Any, **kwargs: Any) -> Any:
                 name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
-                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=run.steps):  # type: ignore[operator]
+                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=steps):  # type: ignore[operator]
                     return inner(*args, **kwargs)
 
-            return in_context if getattr(base, "is_cache_enabled", False) else inner
+            return in_context
 
         return at
 
-    def teacache(self, run: CallState, base: nn.Module, ordinal: int) -> Cached | None:
-        """Multiple -> the rule and what it remembers for this call of the step; None without TeaCache."""
+    def teacache(
+        self, states: dict[tuple[int, int, int], CacheState], base: nn.Module, ordinal: int
+    ) -> Callable[[int], tuple[TeaCache, CacheState]] | None:
+        """Multiple -> the rule and what it remembers for this call of the step; None without TeaCache.
+
+        Args:
+            states: Of the pipeline call: (transformer, call of the step, multiple) -> what is remembered.
+            base: The transformer.
+            ordinal: Of the transformer's call within the step.
+        """
         teacache = self._teacaches.get(id(base))
         if teacache is None:
             return None
-        return lambda multiple: (teacache, run.cache_states.setdefault((id(base), ordinal, multiple), CacheState()))
+        return lambda multiple: (teacache, states.setdefault((id(base), ordinal, multiple), CacheState()))
+
+
+def _one_count_cache(base: nn.Module) -> str:
+    """Name of a cache of diffusers' on the transformer that works at one token count only; empty if there is none."""
+    config = getattr(base, "_cache_config", None)
+    if config is not None:
+        name = type(config).__name__
+        return "" if name in CACHE_CONFIGS else name
+    for module in base.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in registry.hooks if registry is not None else ():
+            if hook in _ONE_COUNT:
+                return str(hook)
+    return ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..config import DDiTConfig
 from ..errors import ConfigError, UnsupportedPipelineError
-from ..families import Call
+from ..families import ModelInputs
+from ..granularity import CoarsePath
+from .plain_state import accelerated_by
 
 
 def check_unshared(owner: Any) -> None:
@@ -16,14 +21,38 @@ def check_unshared(owner: Any) -> None:
     Raises:
         UnsupportedPipelineError: with the way out.
     """
-    if owner.__dict__.get("_ddit_pipeline") is not None:
+    if accelerated_by(owner) is not None:
         raise UnsupportedPipelineError(
-            f"{type(owner).__name__} is shared with another accelerated pipeline: restore() that one first, or "
-            "give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
+            f"{type(owner).__name__} is shared with another accelerated pipeline: ddit_rt.restore(pipe) takes its "
+            "patches off, or give each pipeline its own, as in type(s).from_config(s.config) for a scheduler."
         )
 
 
-def check_finite(call: Call | None) -> None:
+def check_merge(config: DDiTConfig, path: CoarsePath) -> None:
+    """Refuses to merge an adapter that is not there.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    if config.merge_adapter and path.adapter is None:
+        raise ConfigError("merge_adapter=True: there is no adapter to merge; pass adapter=..., or leave it out.")
+
+
+def check_not_compiled(modules: Mapping[str, nn.Module]) -> None:
+    """Refuses transformers that are compiled as a whole in place.
+
+    Raises:
+        UnsupportedPipelineError: with the way out.
+    """
+    for name, module in modules.items():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedPipelineError(
+                f"{name}.compile() hides its forward. Use {name}.compile_repeated_blocks() or "
+                f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
+            )
+
+
+def check_finite(call: ModelInputs | None) -> None:
     """What can only be known once the call's latent is there, and must be known before its first step.
 
     Raises:

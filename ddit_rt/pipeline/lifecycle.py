@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from diffusers import DiffusionPipeline
 
 from ..config import DDiTConfig
 from ..errors import DDiTError
@@ -13,6 +16,9 @@ from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..schedule import Report
 from .accelerated_pipeline import AcceleratedPipeline
+from .plain_state import accelerated_by
+
+logger = logging.getLogger(__name__)
 
 Pipe = TypeVar("Pipe")
 
@@ -25,8 +31,9 @@ def accelerate(
 ) -> Pipe:
     """Makes a diffusers pipeline choose its patch size anew at every denoising step.
 
-    The pipeline is used as before. Its instance is patched (transformers and scheduler), no class is; one that is
-    already accelerated takes the new settings. Do these before: load LoRAs you keep, quantise, compile blocks. LoRA
+    The pipeline is used as before. Its instance is patched (transformers, scheduler, progress bar), no class is; one
+    that is already accelerated takes the new settings, and one that shares the transformers of an accelerated pipeline
+    takes them over. Do these before: load LoRAs you keep, quantise, compile blocks. LoRA
     loading, ``set_adapters``, CPU offload and exchanging the scheduler also work afterwards.
 
     Args:
@@ -44,7 +51,7 @@ def accelerate(
     settings = DDiTConfig.make(config, overrides)
     family = family_of(pipe)
     fresh = AcceleratedPipeline(pipe, family, settings, None if adapter is None else load_adapter(adapter))
-    old = find_accelerated(pipe)
+    old = _replaceable(pipe, fresh)
     if old is not None:
         old.detach()
     try:
@@ -53,16 +60,24 @@ def accelerate(
         if old is not None:
             old.attach()
         raise
-    pipe.__dict__["_ddit_pipeline"] = fresh
+    if old is not None and old.pipe is not pipe:
+        logger.warning(
+            "this %s takes its transformer over from the accelerated %s that it shares it with, whose own calls run "
+            "plain from now on unless they share the scheduler, too",
+            type(pipe).__name__,
+            type(old.pipe).__name__,
+        )
     return pipe
 
 
 def restore(pipe: Pipe) -> Pipe:
-    """Undoes :func:`accelerate`: the same modules, the same outputs bit for bit. A plain pipeline stays as it is."""
-    session = find_accelerated(pipe)
-    if session is not None:
-        session.detach()
-        del pipe.__dict__["_ddit_pipeline"]
+    """Undoes :func:`accelerate`: the same modules, the same outputs bit for bit. A plain pipeline stays as it is.
+
+    It follows the components: a pipeline that shares those of an accelerated one restores them.
+    """
+    found = find_accelerated(pipe)
+    if found is not None:
+        found.detach()
     return pipe
 
 
@@ -84,17 +99,32 @@ def accelerated(
 def report(pipe: Any) -> Report:
     """The :class:`Report` of the pipeline's last call.
 
+    It follows the components: for a pipeline that shares those of an accelerated one, it is that of their last call.
+
     Raises:
-        DDiTError: the pipeline is not accelerated, or was not called since.
+        DDiTError: the pipeline is not accelerated, was not called since, or its last call ran plain because its patches
+            had been taken away.
     """
-    session = find_accelerated(pipe)
-    if session is None:
+    found = find_accelerated(pipe)
+    if found is None:
         raise DDiTError(f"this {type(pipe).__name__} is not accelerated: call ddit_rt.accelerate(pipe) first.")
-    if session.report is None:
+    if found.report is None:
         raise DDiTError("no report yet: call the accelerated pipeline first.")
-    return session.report
+    return found.report
 
 
 def find_accelerated(pipe: Any) -> AcceleratedPipeline | None:
-    """The session of an accelerated pipeline; None for any other object."""
-    return pipe.__dict__.get("_ddit_pipeline") if hasattr(pipe, "__dict__") else None
+    """What accelerates a pipeline: its own, or that of the components it shares; None for any other object."""
+    own = accelerated_by(pipe)
+    if own is not None:
+        return own  # type: ignore[no-any-return]
+    components = getattr(pipe, "components", None) if isinstance(pipe, DiffusionPipeline) else None
+    found = (accelerated_by(component) for component in (components or {}).values())
+    return next((one for one in found if one is not None), None)
+
+
+def _replaceable(pipe: Any, fresh: AcceleratedPipeline) -> AcceleratedPipeline | None:
+    """What accelerates a pipeline, if it may be replaced: it accelerates the same transformers."""
+    old = find_accelerated(pipe)
+    same = old is not None and (old.pipe is pipe or old.transformers == fresh.transformers)
+    return old if same else None

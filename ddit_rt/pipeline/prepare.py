@@ -42,17 +42,17 @@ def warmup(
         DDiTError: the pipeline is not accelerated.
         ConfigError: there is no prompt to run with, or frames for a pipeline that makes pictures.
     """
-    session = find_accelerated(pipe)
-    if session is None:
+    found = find_accelerated(pipe)
+    if found is None:
         raise DDiTError(f"this {type(pipe).__name__} is not accelerated: call ddit_rt.accelerate(pipe) first.")
-    cycle = _cycle(session.config, session.transformers)
+    cycle = _cycle(found.config, len(found.transformers))
     # a pipeline that changes its transformer in mid-run needs a whole cycle on either side, wherever the change falls
-    steps = len(cycle) * (1 if session.transformers == 1 else 4)
+    steps = len(cycle) * (1 if len(found.transformers) == 1 else 4)
     arguments = _arguments(pipe, height, width, num_frames, steps, call)
     with (
         tqdm(total=steps, desc=f"warm-up {width}x{height}", disable=not progress) as bar,
         _own_bar_off(pipe),
-        session.following(lambda index, patch_std: cycle[index % len(cycle)]) as reports,
+        found.following(lambda index, patch_std: cycle[index % len(cycle)]) as reports,
     ):
 
         def tick(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,21 @@
-"""How a step executes: instance patches, CUDA graphs, the decision's way to the host, TeaCache, ranks."""
+"""How a step executes: instance patches, CUDA graphs, model state, TeaCache, ranks."""
 
-from .decision import HostResults, PendingEvolution
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .model_state import wrapped_forward
 from .parallel import agreed, sequence_ranks, undividable
 from .patching import MethodPatch, installed
-from .teacache import THRESHOLDS, CacheState, TeaCache, Trunk, polynomial, relative_change
+from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 from .timing import stopwatch
 
 __all__ = [
-    "THRESHOLDS",
     "CacheState",
     "CaptureBackend",
     "Captured",
     "CudaGraphs",
     "GraphRunner",
-    "HostResults",
     "MethodPatch",
-    "PendingEvolution",
     "TeaCache",
+    "TeaCacheDefaults",
     "Trunk",
     "agreed",
     "installed",

@@ -44,16 +44,22 @@ class MethodPatch:
 
     def remove(self) -> None:
         """Takes the patch out, wherever in the chain it sits."""
-        link, self._link = self._link, None
+        if self._link is not None:
+            self._link.active = False
+            self.take_out(self.owner.__dict__)
+            self._link = None
+
+    def take_out(self, attributes: dict[str, Any]) -> None:
+        """Takes the patch out of ``attributes``, the owner's or a copy of them."""
+        link = self._link
         if link is None:
             return
-        link.active = False
         for holder in (self.name, f"_old_{self.name}"):  # accelerate keeps what it wrapped in _old_forward
-            if self.owner.__dict__.get(holder) is link.patched:
+            if attributes.get(holder) is link.patched:
                 if holder == self.name and link.previous is None:
-                    del self.owner.__dict__[holder]
+                    del attributes[holder]
                 else:
-                    setattr(self.owner, holder, link.inner)
+                    attributes[holder] = link.inner
 
 
 @contextmanager

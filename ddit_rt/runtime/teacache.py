@@ -23,18 +23,6 @@ from torch import nn
 from ..config import TeaCacheConfig
 from ..errors import ConfigError
 
-COEFFICIENTS: dict[str, tuple[float, ...]] = {
-    "flux": (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861),
-    "wan-1.3b": (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
-    "wan-14b": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
-    "wan-1.3b-retention": (-52186.2437, 9230.41404, -528.275948, 13.6987616, -0.0499875664),
-    "wan-14b-retention": (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
-}
-"""Model -> polynomial, highest order first."""
-
-THRESHOLDS = {"flux": 0.4, "wan-1.3b": 0.08, "wan-14b": 0.2}
-"""Model -> the threshold for which about twice the speed is published."""
-
 RETAINED_STEPS = 5
 
 Forward = Callable[..., Any]
@@ -44,11 +32,28 @@ Execute = Callable[[str, Callable[[Any], Any], Any], Any]
 
 
 @dataclass(frozen=True)
+class TeaCacheDefaults:
+    """What is published of TeaCache for a model.
+
+    Attributes:
+        model: Name, for messages.
+        threshold: For which about twice the speed is published.
+        coefficients: Of the polynomial, highest order first.
+        retention: Those of the variant that computes the first steps and watches another signal; None if there is none.
+    """
+
+    model: str
+    threshold: float
+    coefficients: tuple[float, ...]
+    retention: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Trunk:
     """Where a transformer keeps what TeaCache steps around.
 
     Attributes:
-        model: Key of :data:`COEFFICIENTS`.
+        published: Threshold and coefficients for the model.
         embedder: Child whose output enters the blocks.
         blocks: Children that hold the blocks, lists of modules.
         norm: Child that takes the blocks' output as its first argument.
@@ -56,7 +61,7 @@ class Trunk:
         signal: (arguments of the forward, retention variant?) -> (B, ...), what the rule watches.
     """
 
-    model: str
+    published: TeaCacheDefaults
     embedder: nn.Module
     blocks: tuple[str, ...]
     norm: nn.Module
@@ -92,11 +97,15 @@ class TeaCache:
         self.module = module
         self._bind = bind
         self.retention = config.retention
-        name = f"{trunk.model}-retention" if config.retention else trunk.model
-        if config.coefficients is None and name not in COEFFICIENTS:
-            raise ConfigError(f"no coefficients are published for {name}: leave retention=False or give coefficients.")
-        self.coefficients = config.coefficients if config.coefficients is not None else COEFFICIENTS[name]
-        self.threshold = config.threshold if config.threshold is not None else THRESHOLDS[trunk.model]
+        published = trunk.published.retention if config.retention else trunk.published.coefficients
+        coefficients = published if config.coefficients is None else config.coefficients
+        if coefficients is None:
+            raise ConfigError(
+                f"no coefficients are published for {trunk.published.model}-retention: leave retention=False or give "
+                "coefficients."
+            )
+        self.coefficients = coefficients
+        self.threshold = config.threshold if config.threshold is not None else trunk.published.threshold
 
     def call(
         self, state: CacheState, step: int, steps: int, forward: Forward, row: Row, inputs: Any, execute: Execute
@@ -113,7 +122,7 @@ class TeaCache:
             forward: The transformer's forward.
             row: (forward, inputs) -> result; runs the forward once.
             inputs: Of the row.
-            execute: Runs a part, given its name, function and tensors; :func:`eagerly` or a graph runner's.
+            execute: Runs a part, given its name, function and tensors; directly, or through a graph runner.
 
         Returns:
             The row's result, and whether the blocks were skipped.
@@ -193,11 +202,6 @@ class _Arrived(Exception):
 
     def __init__(self, signal: torch.Tensor) -> None:
         self.signal = signal
-
-
-def eagerly(part: str, function: Callable[[Any], Any], inputs: Any) -> Any:
-    """Runs a part of :meth:`TeaCache.call` as it is."""
-    return function(inputs)
 
 
 def relative_change(signal: torch.Tensor, before: torch.Tensor) -> list[float]:

@@ -1,25 +1,37 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
+from .evolution import EvolutionHistory, HostResults, PendingEvolution, step_with_increment
+from .explicit import CallableSchedule, FixedSchedule
 from .fitted import FittedSchedule
-from .history import EvolutionHistory
-from .increments import step_with_increment
 from .plots import COLOURS, plot_reports
-from .policy import Policy, check_length, coarsest_below
+from .policies import make_policy
+from .policy import Evolution, KnownEvolution, Policy, Spacing, StepView, choices_along, coarsest_below
 from .report import Report, StepRecord
 from .spacing import initial_steps, one_in, pattern
 from .targets import check_speedup
+from .threshold import ThresholdPolicy
 
 __all__ = [
     "COLOURS",
+    "CallableSchedule",
+    "Evolution",
     "EvolutionHistory",
     "FittedSchedule",
+    "FixedSchedule",
+    "HostResults",
+    "KnownEvolution",
+    "PendingEvolution",
     "Policy",
     "Report",
+    "Spacing",
     "StepRecord",
-    "check_length",
+    "StepView",
+    "ThresholdPolicy",
     "check_speedup",
+    "choices_along",
     "coarsest_below",
     "initial_steps",
+    "make_policy",
     "one_in",
     "pattern",
     "plot_reports",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .report import Report
+
+class Reported(Protocol):
+    """What is drawn of a :class:`~ddit_rt.schedule.Report`."""
+
+    steps: Sequence[Any]
+    config: Mapping[str, Any]
+
+    @property
+    def schedule(self) -> Sequence[int]: ...
+
 
 COLOURS = {0: "#d9d9d9", 1: "#1b4965", 2: "#f4a259", 4: "#bc4b51"}
 
 
-def plot_report(report: Report, path: Path, title: str | None = None) -> Path:
+def plot_report(report: Reported, path: Path, title: str | None = None) -> Path:
     """Draws one report (see :func:`plot_reports`)."""
     return plot_reports({title or "": report}, path)
 
 
-def plot_reports(reports: dict[str, Report], path: Path) -> Path:
+def plot_reports(reports: Mapping[str, Reported], path: Path) -> Path:
     """Draws, per report, the schedule as a strip of coloured steps over its σ curves on a log scale.
 
     Args:

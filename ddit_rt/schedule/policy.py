@@ -1,26 +1,97 @@
-"""Which multiple the next step runs at."""
+"""When to be coarse: the contract of a policy, and what it may read of the step it chooses for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from ..config import SKIP, DDiTConfig
-from ..errors import ScheduleError
+from ..config import SKIP
 
 
-def check_length(schedule: object, steps: int) -> None:
-    """Checks a fixed schedule against the number of denoising steps, before the first of them.
+class Evolution(Protocol):
+    """How the latent has evolved up to a step. Both methods may wait for the device."""
 
-    Raises:
-        ScheduleError: the lengths differ.
+    def decision(self) -> int:
+        """The coarsest multiple whose ρ-quantile σ_k is below τ, else 1 (paper, equation 5)."""
+        ...
+
+    def wait(self) -> Mapping[int, float]:
+        """Multiple -> ρ-quantile σ_k of the per-patch standard deviations; takes longer than the decision."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a policy may read of a denoising step before it runs.
+
+    Attributes:
+        index: Of the step, from 0.
+        steps: Denoising steps of the call.
+        sigma: Noise level in [0, 1].
+        consecutive_coarse: Steps since the last full one, coarse and skipped ones.
+        consecutive_skipped: Skipped steps since the last model call.
+        can_skip: There are predictions that a skipped step could go on from.
+        evolution: Of the latent; None while its history fills.
     """
-    if isinstance(schedule, Sequence) and len(schedule) != steps:
-        raise ScheduleError(
-            f"the schedule has {len(schedule)} entries, this run has {steps} denoising steps (image-to-image runs "
-            "num_inference_steps x strength of them): give one multiple per step."
-        )
+
+    index: int
+    steps: int
+    sigma: float = 0.0
+    consecutive_coarse: int = 0
+    consecutive_skipped: int = 0
+    can_skip: bool = True
+    evolution: Evolution | None = None
+
+    @property
+    def smooth_multiple(self) -> int:
+        """The multiple of the paper's equation 5: 1 while the history fills. Waits for the decision alone."""
+        return 1 if self.evolution is None else self.evolution.decision()
+
+    @property
+    def patch_std(self) -> Mapping[int, float]:
+        """Multiple -> σ_k, empty while the history fills. Waits for the quantiles."""
+        return {} if self.evolution is None else self.evolution.wait()
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses the multiple of every denoising step.
+
+    A policy keeps nothing between steps: what it needs to know of the steps before is in the :class:`StepView`. So one
+    object may serve any number of calls and threads. It reads the evolution only where its choice depends on it, since
+    reading waits for the device.
+    """
+
+    def start(self, steps: int) -> None:
+        """Called before the first of a call's ``steps`` denoising steps.
+
+        Raises:
+            ScheduleError: the policy cannot serve a call of so many steps.
+        """
+        ...
+
+    def choose(self, step: StepView) -> int:
+        """The multiple to run at, or 0 to skip the step: to forecast its prediction instead of calling the model."""
+        ...
+
+
+class KnownEvolution:
+    """An evolution whose σ_k are known numbers, recorded in a run or made up.
+
+    Args:
+        patch_std: Multiple -> σ_k.
+        threshold: τ.
+    """
+
+    def __init__(self, patch_std: Mapping[int, float], threshold: float) -> None:
+        self._patch_std, self._threshold = patch_std, threshold
+
+    def decision(self) -> int:
+        return coarsest_below(self._patch_std, self._threshold)
+
+    def wait(self) -> Mapping[int, float]:
+        return self._patch_std
 
 
 def coarsest_below(patch_std: Mapping[int, float], threshold: float) -> int:
@@ -28,77 +99,31 @@ def coarsest_below(patch_std: Mapping[int, float], threshold: float) -> int:
     return max((k for k, sigma in patch_std.items() if k > 1 and sigma < threshold), default=1)
 
 
-class Policy:
-    """Turns the evolution of the latent into a multiple, step by step.
+@dataclass
+class Spacing:
+    """Counts the steps since the last full one and since the last model call."""
 
-    One instance serves one pipeline call: it counts the steps since the last full one and since the last model call.
+    consecutive_coarse: int = 0
+    consecutive_skipped: int = 0
+
+    def add(self, multiple: int) -> None:
+        """Takes in the multiple that a step ran at."""
+        self.consecutive_coarse = self.consecutive_coarse + 1 if multiple != 1 else 0
+        self.consecutive_skipped = self.consecutive_skipped + 1 if multiple == SKIP else 0
+
+
+def choices_along(policy: Policy, curves: Sequence[Mapping[int, float]], threshold: float) -> list[int]:
+    """What a policy would choose along recorded σ curves.
 
     Args:
-        config: Settings, :meth:`~ddit_rt.DDiTConfig.resolved` or without an ``"auto"`` limit.
-
-    Attributes:
-        steps: Denoising steps of the call, which a warm-up given as a share refers to.
+        policy: Any.
+        curves: Per step multiple -> σ_k, empty while the history filled.
+        threshold: τ.
     """
-
-    def __init__(self, config: DDiTConfig) -> None:
-        self._config = config
-        self.steps = 0
-        self._coarse_run = 0
-        self._skipped_run = 0
-
-    def choose(
-        self,
-        index: int,
-        patch_std: Mapping[int, float],
-        must_be_full: bool = False,
-        may_skip: bool = True,
-        decided: int | None = None,
-    ) -> int:
-        """The multiple of step ``index``, 0 for no model call.
-
-        Args:
-            index: Denoising step, from 0.
-            patch_std: Multiple -> ρ-quantile σ_k; empty while the history fills, or where nothing here needs it.
-            must_be_full: The step has to run at multiple 1, whatever the evolution says.
-            may_skip: There are predictions to go on from.
-            decided: The multiple that equation 5 gives, if it is already known; None takes it from ``patch_std``.
-
-        Raises:
-            ScheduleError: a callable schedule returned something that is not among the multiples.
-        """
-        schedule = self._config.schedule
-        if callable(schedule):
-            multiple = schedule(index, dict(patch_std))
-            if not isinstance(multiple, Integral) or (multiple != SKIP and multiple not in self._config.multiples):
-                raise ScheduleError(
-                    f"the schedule returned {multiple!r} for step {index}: it must be one of {self._config.multiples}, "
-                    f"or {SKIP} for no model call."
-                )
-            multiple = int(multiple)
-        elif schedule is not None:
-            multiple = schedule[index]
-        elif index < self._initial_full_steps:
-            multiple = 1
-        else:
-            multiple = self._by_evolution(patch_std, may_skip, decided)
-        if must_be_full or (multiple == SKIP and not may_skip):
-            multiple = 1
-        self._coarse_run = self._coarse_run + 1 if multiple != 1 else 0
-        self._skipped_run = self._skipped_run + 1 if multiple == SKIP else 0
-        return multiple
-
-    @property
-    def _initial_full_steps(self) -> int:
-        given = self._config.initial_full_steps
-        return math.ceil(given * self.steps) if given < 1 else int(given)
-
-    def _by_evolution(self, patch_std: Mapping[int, float], may_skip: bool, decided: int | None) -> int:
-        config = self._config
-        if isinstance(config.max_consecutive_coarse, Integral) and self._coarse_run >= config.max_consecutive_coarse:
-            return 1
-        # skipped steps go on from model predictions, and a model step shows in σ how far off they were
-        limit = config.skip_below * config.threshold
-        smooth = bool(patch_std) and all(sigma < limit for sigma in patch_std.values())
-        if smooth and may_skip and self._skipped_run < config.max_consecutive_skipped:
-            return SKIP
-        return coarsest_below(patch_std, config.threshold) if decided is None else decided
+    spacing, chosen = Spacing(), []
+    for index, patch_std in enumerate(curves):
+        evolution = KnownEvolution(patch_std, threshold) if patch_std else None
+        counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
+        chosen.append(policy.choose(StepView(index, len(curves), 0.0, *counts, can_skip=True, evolution=evolution)))
+        spacing.add(chosen[-1])
+    return chosen

@@ -16,7 +16,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import ConfigError, UnsupportedPipelineError
-from ..families import Call, NotCoarseError, denoisers, family_of
+from ..families import ModelInputs, NotCoarseError, denoisers, family_of
 from ..granularity import Adapter, bands, crop_to_latent, line, pad_to_grid
 from ..pipeline import accelerated, report, restore
 from ..runtime import MethodPatch, installed
@@ -46,7 +46,7 @@ class PlainRun:
     transformers: list[int]
     answers: list[list[torch.Tensor]]
     base: Any
-    call: Call
+    call: ModelInputs
     noise: int
     prompt: str
 
@@ -79,7 +79,7 @@ class PipelineRecorder:
         latents: list[torch.Tensor] = []
         answers: list[list[torch.Tensor]] = [[]]
         transformers: list[int] = []
-        first: list[tuple[Any, Call]] = []
+        first: list[tuple[Any, ModelInputs]] = []
 
         def forward(place: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             base = unwrap_module(self._modules[place])

@@ -9,6 +9,7 @@ from ddit_rt.granularity import (
     Anchor,
     Geometry,
     Models,
+    PathOptions,
     PredictionHistory,
     bands,
     crop_to_latent,
@@ -66,7 +67,7 @@ def test_delta_is_exact_at_its_anchor(grid, multiple, sigma, residual, high_band
     latent = random(grid, 0)
     full = fine_velocity(latent, sigma)
     anchors = trajectory(Anchor(1.5, random(grid, 1), random(grid, 2), models()), Anchor(sigma, latent, full, models()))
-    path = make_path("delta", residual, high_band=high_band)
+    path = make_path("delta", PathOptions(residual, high_band))
     result = path.predict(anchors, latent, sigma, multiple, geometry_of(latent), models())
     torch.testing.assert_close(result, full, rtol=1e-4, atol=2e-4)
 
@@ -77,7 +78,7 @@ def test_high_band_follows_the_line_through_the_last_two_fine_predictions(grid, 
     latent = random(grid, 5)
     geometry = geometry_of(latent)
     line = newer.prediction + (newer.prediction - older.prediction)  # σ 0.5 is as far again
-    path = make_path("delta", "linear", high_band="line")
+    path = make_path("delta", PathOptions("linear", "line"))
     result = path.predict(trajectory(older, newer), latent, 0.5, multiple, geometry, models())
 
     def padded(value):
@@ -101,7 +102,9 @@ def test_band_split_with_a_perfect_model_and_the_clean_high_band_is_exact(grid, 
     latent = (1 - sigma) * clean + sigma * noise
     # an anchor from which the clean latent can be read: z = x at σ = 0
     anchors = trajectory(Anchor(0.0, clean, torch.zeros_like(clean), models(perfect)))
-    result = make_path("band-split", "constant").predict(anchors, latent, sigma, multiple, geometry, models(perfect))
+    result = make_path("band-split", PathOptions("constant", "clean")).predict(
+        anchors, latent, sigma, multiple, geometry, models(perfect)
+    )
     torch.testing.assert_close(result, noise - clean, rtol=1e-3, atol=1e-3)
 
 
@@ -110,7 +113,9 @@ def test_before_any_fine_step_the_high_band_counts_as_noise(grid, multiple, sigm
     latent = random(grid, 0)
     geometry = geometry_of(latent)
     for name in ("delta", "band-split"):
-        result = make_path(name, "linear").predict(PredictionHistory(), latent, sigma, multiple, geometry, models())
+        result = make_path(name, PathOptions("linear", "clean")).predict(
+            PredictionHistory(), latent, sigma, multiple, geometry, models()
+        )
         low = bands.down(pad_to_grid(result, geometry, multiple), multiple)
         high = bands.high_band(pad_to_grid(latent, geometry, multiple), multiple) / sigma
         if latent.shape[3] % (2 * multiple) == latent.shape[4] % (2 * multiple) == 0:
@@ -137,7 +142,9 @@ def test_a_residual_that_is_linear_in_sigma_is_extrapolated_exactly(multiple):
     geometry = geometry_of(latent)
     low = {}
     for residual in ("linear", "constant"):
-        result = make_path("delta", residual).predict(anchors, latent, 0.5, multiple, geometry, models())
+        result = make_path("delta", PathOptions(residual, "clean")).predict(
+            anchors, latent, 0.5, multiple, geometry, models()
+        )
         low[residual] = bands.down(result, multiple)
     wanted = bands.down(full(latent, 0.5), multiple)
     torch.testing.assert_close(low["linear"], wanted, rtol=1e-4, atol=1e-4)
@@ -148,7 +155,7 @@ def test_an_anchor_is_measured_once_per_multiple():
     latent = random((8, 8), 0)
     probe = Counted(arbitrary)
     anchors = trajectory(Anchor(0.9, latent, latent, models(probe)), Anchor(0.8, latent, latent, models(probe)))
-    path = make_path("delta", "linear")
+    path = make_path("delta", PathOptions("linear", "clean"))
     for multiple, runs in ((2, 2), (2, 2), (4, 4), (2, 4)):
         path.predict(anchors, latent, 0.5, multiple, geometry_of(latent), models())
         assert probe.runs == runs
@@ -182,16 +189,18 @@ def test_reuse_repeats_and_extrapolate_draws_the_line(grid, sigma):
     anchors = trajectory(Anchor(1.1, latent, older, models()), Anchor(1.05, latent, newer, models()))
     never = Models(None, None)
     geometry = geometry_of(latent)
-    assert torch.equal(make_path("reuse", "linear").predict(anchors, latent, sigma, 2, geometry, never), newer)
+    assert torch.equal(
+        make_path("reuse", PathOptions("linear", "clean")).predict(anchors, latent, sigma, 2, geometry, never), newer
+    )
     drawn = newer + min((sigma - 1.05) / (1.05 - 1.1), 1) * (newer - older)
-    result = make_path("extrapolate", "linear").predict(anchors, latent, sigma, 2, geometry, never)
+    result = make_path("extrapolate", PathOptions()).predict(anchors, latent, sigma, 2, geometry, never)
     torch.testing.assert_close(result, drawn, rtol=1e-4, atol=1e-4)
 
 
 def test_with_one_fine_step_extrapolation_is_reuse():
     latent, full = random((2, 2), 0), random((2, 2), 1)
     anchors = trajectory(Anchor(1.0, latent, full, models()))
-    result = make_path("extrapolate", "linear").predict(
+    result = make_path("extrapolate", PathOptions()).predict(
         anchors, latent, 0.5, 2, geometry_of(latent), Models(None, None)
     )
     assert torch.equal(result, full)
@@ -201,6 +210,8 @@ def test_with_one_fine_step_extrapolation_is_reuse():
 def test_naive_runs_the_model_on_the_padded_latent_and_crops(grid, multiple):
     latent = random(grid, 0)
     geometry = geometry_of(latent)
-    result = make_path("naive", "linear").predict(PredictionHistory(), latent, 0.5, multiple, geometry, models())
+    result = make_path("naive", PathOptions("linear", "clean")).predict(
+        PredictionHistory(), latent, 0.5, multiple, geometry, models()
+    )
     padded = pad_to_grid(latent, geometry, multiple)
     assert torch.equal(result, crop_to_latent(arbitrary(padded, 0.5, multiple), geometry))

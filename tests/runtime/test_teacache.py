@@ -11,7 +11,8 @@ from torch import nn
 
 import ddit_rt
 from ddit_rt import ConfigError, TeaCacheConfig
-from ddit_rt.runtime.teacache import COEFFICIENTS, CacheState, TeaCache, Trunk, eagerly, polynomial, relative_change
+from ddit_rt.families.flux import TEACACHE
+from ddit_rt.runtime.teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 
 SWITCHING = [1, 1, 1, 2, 2, 2, 1, 4, 4, 4, 1, 1]
 
@@ -34,15 +35,26 @@ class Toy(nn.Module):
 
 def toy(threshold, coefficients=(1.0, 0.0), retention=False):
     module = Toy()
-    trunk = Trunk("toy", module.embed, ("blocks",), module.norm, lambda x: x, lambda arguments, _: arguments["watched"])
+    trunk = Trunk(
+        TeaCacheDefaults("toy", 0.4, (1.0, 0.0)),
+        module.embed,
+        ("blocks",),
+        module.norm,
+        lambda x: x,
+        lambda arguments, _: arguments["watched"],
+    )
     return module, TeaCache(
         TeaCacheConfig(threshold, coefficients, retention), trunk, module, lambda args, kwargs: kwargs
     )
 
 
+def directly(part, function, inputs):
+    return function(inputs)
+
+
 def call(cache, state, step, steps, module, given):
     """One run of the toy, with nothing around its forward."""
-    return cache.call(state, step, steps, module, lambda forward, inputs: forward(**inputs), given, eagerly)
+    return cache.call(state, step, steps, module, lambda forward, inputs: forward(**inputs), given, directly)
 
 
 def decisions(cache, module, signals):
@@ -67,7 +79,7 @@ def by_hand(changes, coefficients, threshold, steps):
 
 
 def test_polynomial_and_change():
-    assert polynomial(COEFFICIENTS["flux"], 0.13) == pytest.approx(np.polyval(COEFFICIENTS["flux"], 0.13))
+    assert polynomial(TEACACHE.coefficients, 0.13) == pytest.approx(np.polyval(TEACACHE.coefficients, 0.13))
     now, before = torch.tensor([[1.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     assert relative_change(now, before) == pytest.approx([2 / 3, 2 / 3])
 

@@ -2,7 +2,7 @@
 
 from .file import load_adapter, push_to_hub, save_adapter
 from .lora import LoraSet, is_fused
-from .matching import check_fit, fingerprint
+from .matching import ModelFacts, check_fit, fingerprint
 from .merged import MergedSet
 from .model import Adapter, AdapterSpec
 
@@ -11,6 +11,7 @@ __all__ = [
     "AdapterSpec",
     "LoraSet",
     "MergedSet",
+    "ModelFacts",
     "check_fit",
     "fingerprint",
     "is_fused",

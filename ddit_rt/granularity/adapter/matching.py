@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -10,24 +11,33 @@ from ...errors import AdapterMismatchError
 from ..projections import PatchProjections
 from .model import Adapter
 
-_FINGERPRINT_TOLERANCE = 0.02  # of its norm: rounding to bfloat16 moves a value by 0.004 of itself
+# of its norm: rounding moves a value by 0.004 of itself in bfloat16, by up to 0.06 in 8 bits; another model is above 1
+_TOLERANCE = {True: 0.02, False: 0.1}
 
 
-def check_fit(
-    adapter: Adapter,
-    family: str,
-    ends: PatchProjections,
-    layers: Mapping[str, tuple[int, int]],
-    component: str,
-    multiples: Sequence[int],
-) -> None:
+@dataclass(frozen=True)
+class ModelFacts:
+    """What of a model an adapter depends on.
+
+    Attributes:
+        family: Name of the model's family.
+        projections: Its embedding and de-embedding.
+        layers: Its linear layers, path -> (in_features, out_features).
+        own_embedding: The embedding's weight without a user's fused LoRA; None where it cannot be told.
+    """
+
+    family: str
+    projections: PatchProjections
+    layers: Mapping[str, tuple[int, int]]
+    own_embedding: torch.Tensor | None
+
+
+def check_fit(adapter: Adapter, facts: ModelFacts, component: str, multiples: Sequence[int]) -> None:
     """Checks that an adapter was made for a model.
 
     Args:
         adapter: The adapter.
-        family: Name of the model's family.
-        ends: Of the model.
-        layers: Linear layers of the model, path -> (in_features, out_features).
+        facts: Of the model.
         component: Name of the model inside its pipeline, for the message.
         multiples: Sizes that are asked of the adapter; 1 is the base model's own.
 
@@ -35,13 +45,13 @@ def check_fit(
         AdapterMismatchError: naming what does not fit.
     """
     spec = adapter.spec
-    if spec.family != family:
-        raise AdapterMismatchError(f"the adapter is for {spec.family} models, {component} is {family}.")
-    weight = ends.embed_weight
+    if spec.family != facts.family:
+        raise AdapterMismatchError(f"the adapter is for {spec.family} models, {component} is {facts.family}.")
+    weight = facts.projections.embed_weight
     found = {
         "width": weight.shape[0],
-        "channels": ends.channels,
-        "condition": weight.shape[1] - ends.channels,
+        "channels": facts.projections.channels,
+        "condition": weight.shape[1] - facts.projections.channels,
         "patch": weight.shape[2],
     }
     for name, value in found.items():
@@ -51,32 +61,34 @@ def check_fit(
                 f"it belongs to {spec.base_model or 'another model'}."
             )
     for path, sizes in spec.layers.items():
-        if layers.get(path) != tuple(sizes):
+        if facts.layers.get(path) != tuple(sizes):
             raise AdapterMismatchError(
                 f"the adapter's LoRA for {path} is {tuple(sizes)} (in, out), {component} has "
-                f"{layers.get(path, 'no such layer in use')}."
+                f"{facts.layers.get(path, 'no such layer in use')}."
             )
     missing = [k for k in multiples if k != 1 and k not in spec.multiples]
     if missing:
         raise AdapterMismatchError(
             f"the adapter has no {', '.join(map(str, missing))}: pass multiples={(1, *spec.multiples)}."
         )
-    if spec.fingerprint and torch.is_floating_point(weight):
-        here, there = torch.tensor(fingerprint(ends, len(spec.fingerprint))), torch.tensor(spec.fingerprint)
-        if float((here - there).norm()) > _FINGERPRINT_TOLERANCE * float(there.norm()):
+    own = facts.own_embedding
+    if spec.fingerprint and own is not None and torch.is_floating_point(own):
+        here, there = torch.tensor(fingerprint(own, len(spec.fingerprint))), torch.tensor(spec.fingerprint)
+        if float((here - there).norm()) > _TOLERANCE[own.element_size() > 1] * float(there.norm()):
             raise AdapterMismatchError(
                 f"the adapter was trained on {spec.base_model or 'another model'}; the embedding of {component} has "
-                "other weights. Load that model, or distill an adapter for this one."
+                "other weights. Load that model, distill an adapter for this one, or unfuse a LoRA that changed it."
             )
 
 
-def fingerprint(ends: PatchProjections, count: int = 64) -> tuple[float, ...]:
+def fingerprint(embedding: torch.Tensor, count: int = 64) -> tuple[float, ...]:
     """Values of the base embedding's weight at evenly spread places: equal up to rounding in every precision of it.
 
     Args:
-        ends: Of the base model.
+        embedding: The weight, (d, C, p, p).
         count: Values to take.
     """
-    values = ends.embed_weight.detach().flatten()
+    values = embedding.detach().flatten()
     places = torch.linspace(0, values.numel() - 1, count, device=values.device).long()
-    return tuple(round(value, 6) for value in values[places].float().tolist())
+    # one by one: 8-bit floats cannot be gathered everywhere
+    return tuple(round(float(values[place]), 6) for place in places.tolist())

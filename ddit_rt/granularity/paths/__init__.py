@@ -1,7 +1,19 @@
-"""What a coarse step computes: one file per coarse path."""
+"""What a coarse step computes: a file per coarse path, and the registry of their names."""
 
 from .adapter import AdapterPath
 from .base import Anchor, CoarsePath, Models, PredictionHistory, line
-from .registry import make_path
+from .registry import PathOptions, default_path, make_path, path_names, register_path
 
-__all__ = ["AdapterPath", "Anchor", "CoarsePath", "Models", "PredictionHistory", "line", "make_path"]
+__all__ = [
+    "AdapterPath",
+    "Anchor",
+    "CoarsePath",
+    "Models",
+    "PathOptions",
+    "PredictionHistory",
+    "default_path",
+    "line",
+    "make_path",
+    "path_names",
+    "register_path",
+]

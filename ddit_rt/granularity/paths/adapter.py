@@ -24,12 +24,25 @@ import torch
 from .. import bands
 from ..adapter.model import Adapter
 from ..bands import Scalar
-from ..geometry import Geometry, crop_to_latent, pad_to_grid
+from ..geometry import Geometry
 from .base import Anchor, CoarsePath, Models, PredictionHistory, line, residual_at
+from .registry import PathOptions, register_path
 
 # a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
 _TRUST_SPEED = 20.0
 _LEAST = 1e-4
+
+
+@register_path("adapter")
+def adapter(options: PathOptions) -> CoarsePath:
+    """The trained adapter; the default where one is given."""
+    return AdapterPath(options.require_adapter(), delta=False)
+
+
+@register_path("adapter-delta")
+def adapter_delta(options: PathOptions) -> CoarsePath:
+    """The trained adapter, supplying only the change since the last full step."""
+    return AdapterPath(options.require_adapter(), delta=True, extrapolate=options.residual == "linear")
 
 
 class AdapterPath(CoarsePath):
@@ -43,18 +56,20 @@ class AdapterPath(CoarsePath):
             holding it. An adapter with memory sees that line itself, and holds it.
     """
 
-    needs_embedding = True
+    needs_projections = True
     anchors = 2
 
     def __init__(self, adapter: Adapter, delta: bool, extrapolate: bool = False) -> None:
         self.adapter = adapter
+        self.positions = adapter.spec.positions
+        self.max_consecutive = adapter.spec.reach
         self.delta = delta
         self.extrapolate = extrapolate and not adapter.spec.memory
         self.probes = (2 if self.extrapolate else 1) if delta else 0
 
     def predict(
         self,
-        trajectory: PredictionHistory,
+        history: PredictionHistory,
         latent: torch.Tensor,
         sigma: Scalar,
         multiple: int,
@@ -62,10 +77,10 @@ class AdapterPath(CoarsePath):
         models: Models,
     ) -> torch.Tensor:
         """Prediction at full resolution, float32 (B, C, F, H, W); ``sigma`` may be a tensor (B, 1, 1, 1, 1)."""
-        anchors = list(trajectory.anchors)
+        anchors = list(history.anchors)
         prediction = self._run(anchors, latent, sigma, multiple, geometry, models)
         if self.delta and anchors:
-            prediction = prediction + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
+            prediction = prediction + residual_at(self, history, sigma, multiple, geometry, self.extrapolate)
         return prediction
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
@@ -82,12 +97,12 @@ class AdapterPath(CoarsePath):
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
-        padded = pad_to_grid(latent, geometry, multiple)
+        padded = bands.pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         high = bands.high_band(padded, multiple)
         if anchors:
             clean = anchors[-1].latent.float() - anchors[-1].sigma * anchors[-1].prediction.float()
-            high = high - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
+            high = high - bands.high_band(bands.pad_to_grid(clean, geometry, multiple), multiple)
         features, forecast, scale = self._features(anchors, padded, sigma, multiple, geometry)
         out, correction = models.tokens(features, low_sigma, multiple).chunk(2, dim=1)
         low = bands.low_velocity(low_latent, low_sigma, bands.down(out, multiple), multiple)
@@ -97,7 +112,7 @@ class AdapterPath(CoarsePath):
             trust = _TRUST_SPEED * size.trust.float()
             velocity = velocity + trust.view(1, -1, 1, 1, 1) * (forecast - velocity)
         residual = size.residual(features.to(size.embedding.embed.dtype)).float()
-        return crop_to_latent(velocity + scale * (correction + residual), geometry)
+        return bands.crop_to_latent(velocity + scale * (correction + residual), geometry)
 
     def _features(
         self, anchors: Sequence[Anchor], padded: torch.Tensor, sigma: Scalar, multiple: int, geometry: Geometry
@@ -115,10 +130,10 @@ class AdapterPath(CoarsePath):
         scale: Scalar = 1.0
         if anchors:
             newest, older = anchors[-1], anchors[-2] if len(anchors) > 1 else None
-            last = pad_to_grid(newest.prediction.float(), geometry, multiple)
+            last = bands.pad_to_grid(newest.prediction.float(), geometry, multiple)
             scale = distance = newest.sigma - sigma
             if older is not None:
-                before = pad_to_grid(older.prediction.float(), geometry, multiple)
+                before = bands.pad_to_grid(older.prediction.float(), geometry, multiple)
                 slope = line((older.sigma, before), (newest.sigma, last), sigma) - last
                 scale = slope.square().mean((1, 2, 3, 4), keepdim=True).sqrt() + _LEAST
         direction = slope / scale if len(anchors) > 1 else slope

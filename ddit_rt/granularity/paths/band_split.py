@@ -5,8 +5,21 @@ from __future__ import annotations
 import torch
 
 from .. import bands
-from ..geometry import Geometry, crop_to_latent, pad_to_grid
+from ..geometry import Geometry
 from .base import Anchor, CoarsePath, Models, PredictionHistory, line, residual_at
+from .registry import PathOptions, register_path
+
+
+@register_path("band-split")
+def band_split(options: PathOptions) -> CoarsePath:
+    """Every coarse step on its own."""
+    return BandSplitPath(delta=False)
+
+
+@register_path("delta")
+def delta(options: PathOptions) -> CoarsePath:
+    """Anchored at the last full steps; the default without an adapter."""
+    return BandSplitPath(delta=True, extrapolate=options.residual == "linear", line=options.high_band == "line")
 
 
 class BandSplitPath(CoarsePath):
@@ -21,7 +34,8 @@ class BandSplitPath(CoarsePath):
     """
 
     def __init__(self, delta: bool, extrapolate: bool = False, line: bool = False) -> None:
-        self.delta = delta
+        self.delta = self.prefers_anchor = delta
+        self.max_consecutive = 2 if delta else None
         self.extrapolate = extrapolate
         self.line = line
         self.anchors = 2 if extrapolate or line else 1
@@ -29,44 +43,44 @@ class BandSplitPath(CoarsePath):
 
     def predict(
         self,
-        trajectory: PredictionHistory,
+        history: PredictionHistory,
         latent: torch.Tensor,
         sigma: bands.Scalar,
         multiple: int,
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
-        padded = pad_to_grid(latent, geometry, multiple)
+        padded = bands.pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, models.low(low_latent, low_sigma, multiple), multiple)
-        if self.delta and trajectory.last is not None:
-            low = low + residual_at(self, trajectory, sigma, multiple, geometry, self.extrapolate)
-        high = self._high(trajectory, padded, sigma, multiple, geometry)
-        return crop_to_latent(bands.up(low, multiple) + high, geometry)
+        if self.delta and history.last is not None:
+            low = low + residual_at(self, history, sigma, multiple, geometry, self.extrapolate)
+        high = self._high(history, padded, sigma, multiple, geometry)
+        return bands.crop_to_latent(bands.up(low, multiple) + high, geometry)
 
     def _high(
         self,
-        trajectory: PredictionHistory,
+        history: PredictionHistory,
         padded: torch.Tensor,
         sigma: bands.Scalar,
         multiple: int,
         geometry: Geometry,
     ) -> torch.Tensor:
-        if self.line and len(trajectory.anchors) > 1:
-            older, newest = trajectory.anchors[0], trajectory.anchors[-1]
+        if self.line and len(history.anchors) > 1:
+            older, newest = history.anchors[0], history.anchors[-1]
             ahead = line((older.sigma, older.prediction), (newest.sigma, newest.prediction), sigma)
-            return bands.high_band(pad_to_grid(ahead, geometry, multiple), multiple)
+            return bands.high_band(bands.pad_to_grid(ahead, geometry, multiple), multiple)
         noise = bands.high_band(padded, multiple)
-        anchor = trajectory.last
+        anchor = history.last
         if anchor is not None:
             clean = anchor.latent.float() - anchor.sigma * anchor.prediction.float()
-            noise = noise - bands.high_band(pad_to_grid(clean, geometry, multiple), multiple)
+            noise = noise - bands.high_band(bands.pad_to_grid(clean, geometry, multiple), multiple)
         return noise / sigma
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
         """down(v_full) - v_low, float32 (B, C, F, H/k, W/k)."""
-        padded = pad_to_grid(anchor.latent.float(), geometry, multiple)
+        padded = bands.pad_to_grid(anchor.latent.float(), geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
         prediction = anchor.models.low(low_latent, low_sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
-        return bands.down(pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple) - low
+        return bands.down(bands.pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple) - low

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import bands
+from ..adapter.model import Adapter
 from ..geometry import Geometry
 
 # (low latent (B, C, F, H/k, W/k) float32, its noise level, multiple) -> prediction of the same shape, float32
@@ -101,15 +102,25 @@ class CoarsePath(ABC):
 
     Attributes:
         needs_anchor: There has to be a full step before.
-        needs_embedding: The model is run through ``models.tokens``.
+        prefers_anchor: The policy leaves a step full where there was none; a given schedule may do without.
+        needs_projections: The model is run through ``models.tokens``, with embedding and de-embedding for that size.
+        calls_model: A prediction runs the model.
         anchors: How many of the last full steps a prediction looks at.
         probes: For how many of them it needs what the coarse model missed there.
+        positions: Coordinates of coarse tokens by default, ``"native"`` or ``"interpolated"``.
+        max_consecutive: Longest run of coarse steps that the policy makes by default; None: no limit.
+        adapter: The trained adapter that it runs, or None.
     """
 
     needs_anchor = False
-    needs_embedding = False
+    prefers_anchor = False
+    needs_projections = False
+    calls_model = True
     anchors = 0
     probes = 0
+    positions = "native"
+    max_consecutive: int | None = None
+    adapter: Adapter | None = None
 
     @abstractmethod
     def predict(

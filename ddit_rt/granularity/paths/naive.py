@@ -5,22 +5,32 @@ from __future__ import annotations
 import torch
 
 from .. import bands
-from ..geometry import Geometry, crop_to_latent, pad_to_grid
+from ..geometry import Geometry
 from .base import CoarsePath, Models, PredictionHistory
+from .registry import PathOptions, register_path
+
+
+@register_path("naive")
+def naive(options: PathOptions) -> CoarsePath:
+    """PI-resized projections, as the paper starts from."""
+    return NaivePath()
 
 
 class NaivePath(CoarsePath):
     """The model on coarse tokens with its own embedding and de-embedding for that size, PI-resized."""
 
-    needs_embedding = True
+    needs_projections = True
+    positions = "interpolated"
 
     def predict(
         self,
-        trajectory: PredictionHistory,
+        history: PredictionHistory,
         latent: torch.Tensor,
         sigma: bands.Scalar,
         multiple: int,
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
-        return crop_to_latent(models.tokens(pad_to_grid(latent, geometry, multiple), sigma, multiple), geometry)
+        return bands.crop_to_latent(
+            models.tokens(bands.pad_to_grid(latent, geometry, multiple), sigma, multiple), geometry
+        )

@@ -7,7 +7,7 @@ from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
 import ddit_rt
 from ddit_rt import ConfigError, DDiTConfig, ScheduleError
 from ddit_rt.granularity import PredictionHistory
-from ddit_rt.schedule import Policy
+from ddit_rt.schedule import KnownEvolution, StepView, choices_along, make_policy
 
 CASES = [(flux, flux_inputs), (flux, lambda **k: negative(flux_inputs(**k))), (wan, wan_inputs)]
 
@@ -58,20 +58,28 @@ def test_first_step_cannot_be_free():
 
 
 def test_policy_makes_free_steps_below_a_share_of_the_threshold():
-    policy = Policy(DDiTConfig(threshold=0.5, skip_below=0.2, max_consecutive_skipped=2))
+    policy = make_policy(
+        DDiTConfig(threshold=0.5, skip_below=0.2, max_consecutive_skipped=2, initial_full_steps=0), None
+    )
     smooth, middling, rough = ({1: s, 2: s, 4: s} for s in (0.01, 0.3, 0.9))
-    assert policy.choose(0, {}) == 1
-    assert policy.choose(1, smooth, may_skip=False) == 4
-    assert [policy.choose(2 + i, smooth) for i in range(4)] == [0, 0, 4, 0]
-    assert policy.choose(6, middling) == 4 and policy.choose(7, rough) == 1
-    assert policy.choose(8, {1: 0.01, 2: 0.01, 4: 0.2}) == 4, "every size has to be smooth"
-    assert policy.choose(9, smooth, must_be_full=True) == 1
+
+    def choose(index, patch_std, skipped=0, can_skip=True):
+        evolution = KnownEvolution(patch_std, 0.5) if patch_std else None
+        return policy.choose(StepView(index, 50, 0.5, 0, skipped, can_skip, evolution))
+
+    assert choose(0, {}) == 1
+    assert choose(1, smooth, can_skip=False) == 4
+    assert choices_along(policy, [{}, *[smooth] * 4], 0.5)[1:] == [0, 0, 4, 0]
+    assert choose(6, middling) == 4 and choose(7, rough) == 1
+    assert choose(8, {1: 0.01, 2: 0.01, 4: 0.2}) == 4, "every size has to be smooth"
 
 
 def test_free_steps_count_towards_the_longest_coarse_run():
-    policy = Policy(DDiTConfig(threshold=0.5, skip_below=0.2, max_consecutive_skipped=1, max_consecutive_coarse=3))
+    config = DDiTConfig(
+        threshold=0.5, skip_below=0.2, max_consecutive_skipped=1, max_consecutive_coarse=3, initial_full_steps=0
+    )
     smooth = {1: 0.01, 2: 0.01, 4: 0.01}
-    assert [policy.choose(i, smooth) for i in range(6)] == [0, 4, 0, 1, 0, 4]
+    assert choices_along(make_policy(config, 3), [smooth] * 6, 0.5) == [0, 4, 0, 1, 0, 4]
 
 
 def test_free_steps_with_one_size_only():
@@ -82,8 +90,8 @@ def test_free_steps_with_one_size_only():
 
 
 def test_initial_full_steps_leaves_the_first_steps_fine():
-    policy = Policy(DDiTConfig(threshold=0.5, initial_full_steps=5))
-    assert [policy.choose(i, {1: 0.1, 2: 0.1, 4: 0.1}) for i in range(7)] == [1, 1, 1, 1, 1, 4, 4]
+    policy = make_policy(DDiTConfig(threshold=0.5, initial_full_steps=5), None)
+    assert choices_along(policy, [{1: 0.1, 2: 0.1, 4: 0.1}] * 7, 0.5) == [1, 1, 1, 1, 1, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddit_rt import ops
-from ddit_rt.runtime import PendingEvolution
+from ddit_rt.schedule import PendingEvolution
 
 
 def increments(count=2, shape=(2, 3, 2, 8, 12)):

@@ -1,0 +1,76 @@
+"""One call of the transformer by the pipeline, and what running it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..families import ModelInputs
+from ..granularity import Models
+from ..runtime import CacheState, TeaCache
+
+
+@dataclass(frozen=True)
+class TransformerCall:
+    """One call of the transformer by the pipeline. Guidance makes two in a step.
+
+    It holds nothing of the pipeline call's state, so that a full step's call may outlive its step: a later probe runs
+    the model once more as that step did.
+
+    Attributes:
+        base: The transformer, without a compiler's wrapping.
+        arguments: Of the call, by name.
+        inputs: What the family read in them; None if the call cannot run coarsely.
+        step: Denoising step, from 0.
+        steps: How many there are.
+        sigma: Noise level of the step.
+        level: The same as a 0-dim tensor where the latents are: a captured graph can take it as an input.
+        forward: (multiple, probe?) -> the transformer's forward, in the context of diffusers' cache if there is one.
+        obstacle: Why its runs cannot be captured, if the caller knows a reason.
+        cache: Multiple -> TeaCache and what it remembers; None without TeaCache. Probes pass it by.
+    """
+
+    base: nn.Module
+    arguments: dict[str, Any]
+    inputs: ModelInputs | None
+    step: int
+    steps: int
+    sigma: float
+    level: torch.Tensor
+    forward: Callable[[int, bool], Callable[..., Any]]
+    obstacle: str = ""
+    cache: Callable[[int], tuple[TeaCache, CacheState]] | None = None
+
+
+@dataclass(frozen=True)
+class CallModels(Models):
+    """How a path reaches the model, and the call that it would be reached through."""
+
+    call: TransformerCall
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one transformer call of a step came to.
+
+    Attributes:
+        output: What the pipeline gets back.
+        prediction: The model's prediction, float32 (B, C, F, H, W); None for a full step, whose output holds it.
+        flops: Floating-point operations spent, probes included.
+        full_flops: What they would have been at multiple 1.
+        replayed: Whether captured graphs computed all of it.
+        blocks_skipped: TeaCache skipped the transformer's blocks.
+        ran_model: Whether the model ran, blocks or no blocks.
+    """
+
+    output: Any
+    prediction: torch.Tensor | None
+    flops: float
+    full_flops: float
+    replayed: bool
+    blocks_skipped: bool = False
+    ran_model: bool = True

@@ -1,0 +1,186 @@
+"""The evolution of the latent: its increments, their history, and the decision that follows from them, under way.
+
+Increments are taken inside the scheduler's step in float32. Rounding latents to bfloat16 gives their third difference a
+standard deviation of several times the default τ, so Δz = z_out - z_in has to be known before the scheduler casts its
+result to the model's dtype. The decision reaches the host without holding up the stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from ddit_kernels.evolve import evolve
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+
+class EvolutionHistory:
+    """Keeps as many increments as the finite difference needs.
+
+    An n-th difference of latents takes n increments (n + 1 latents): Δⁿz = Σ (-1)^i C(n-1, i) d_i over increments
+    d_0 (newest) to d_{n-1} (paper, equations 2 to 4). A change of shape empties the history.
+    """
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self._increments: deque[torch.Tensor] = deque(maxlen=order)
+
+    def push(self, increment: torch.Tensor) -> None:
+        """Adds the newest increment, float32, any shape."""
+        if self._increments and self._increments[0].shape != increment.shape:
+            self._increments.clear()
+        self._increments.appendleft(increment)
+
+    @property
+    def full(self) -> bool:
+        return len(self._increments) == self.order
+
+    @property
+    def increments(self) -> list[torch.Tensor]:
+        """Newest first; ``order`` of them once :attr:`full`."""
+        return list(self._increments)
+
+    def clear(self) -> None:
+        self._increments.clear()
+
+
+def step_with_increment(
+    step: Callable[..., Any],
+    scheduler: Any,
+    model_output: torch.Tensor,
+    timestep: Any,
+    sample: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Any, torch.Tensor]:
+    """Runs ``scheduler.step`` and returns its result with the float32 increment of the latent.
+
+    In float32 the result is the scheduler's own, bit for bit. In lower precision the Euler increment is computed from
+    the sigmas and the result is again the scheduler's own; other schedulers run their arithmetic in float32, and only
+    the new sample is cast back.
+
+    Args:
+        step: The scheduler's own (unpatched) bound ``step``.
+        scheduler: The scheduler that owns it.
+        model_output: Prediction, any float dtype, the shape of ``sample``.
+        timestep: As the pipeline passes it.
+        sample: Latent before the step.
+
+    Returns:
+        The scheduler's result and Δz, float32, the shape of ``sample``.
+    """
+    if _is_plain_euler(scheduler, args, kwargs) and model_output.dtype != torch.float32:
+        result = step(model_output, timestep, sample, *args, **kwargs)
+        index = scheduler.step_index - 1
+        return result, (scheduler.sigmas[index + 1] - scheduler.sigmas[index]) * model_output.float()
+
+    half = {torch.float16, torch.bfloat16}
+    dtype = model_output.dtype if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else sample.dtype
+    if dtype in half:
+        model_output, sample = model_output.float(), sample.float()
+    result = step(model_output, timestep, sample, *args, **kwargs)
+    new = result[0] if isinstance(result, tuple) else result.prev_sample
+    increment = new.float() - sample.float()
+    if dtype in half:
+        new = new.to(dtype)
+        if isinstance(result, tuple):
+            result = (new, *result[1:])
+        else:
+            result.prev_sample = new
+    return result, increment
+
+
+def _is_plain_euler(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the step is z + (σ_next - σ)·v with one σ for all tokens and no added noise."""
+    return (
+        isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        and not scheduler.config.stochastic_sampling
+        and kwargs.get("per_token_timesteps") is None
+        and len(args) < 6  # fewer arguments than would reach per_token_timesteps by position
+    )
+
+
+class HostResults:
+    """Page-locked memory that the device writes its results to, and the events that say when; reused from step to step.
+
+    Args:
+        batch: Samples.
+        sizes: Patch sizes.
+    """
+
+    def __init__(self, batch: int, sizes: int) -> None:
+        self.decision = torch.empty(batch, dtype=torch.int32, pin_memory=True)
+        self.quantiles = torch.empty(batch, sizes, dtype=torch.float32, pin_memory=True)
+        self.decided = torch.cuda.Event()
+        self.measured = torch.cuda.Event()
+
+
+class PendingEvolution:
+    """The decision for one step and the σ_k it rests on, under way.
+
+    The kernel is launched right after the scheduler's step and writes its decision straight to page-locked memory. The
+    host waits for it only when the next step begins, and for the σ_k, which take longer, only when somebody reads them.
+
+    Args:
+        increments: Newest first; see :func:`ddit_rt.ops.latent_evolution`.
+        multiples: The sizes, as multiples of ``patch``, ascending.
+        patch: The model's patch size in latent pixels.
+        quantile: ρ.
+        packed: Token grid of FLUX's packed layout, or None.
+        backend: "auto", "triton" or "torch".
+        threshold: τ.
+        host: Where results on CUDA go; whatever was launched into it before has to be read by now. None makes its own.
+    """
+
+    def __init__(
+        self,
+        increments: Sequence[torch.Tensor],
+        multiples: Sequence[int],
+        patch: int,
+        quantile: float,
+        packed: tuple[int, int] | None,
+        backend: str,
+        threshold: float = 0.0,
+        host: HostResults | None = None,
+    ) -> None:
+        self._multiples = tuple(multiples)
+        self._patch_std: dict[int, float] | None = None
+        sizes = [k * patch for k in self._multiples]
+        on_device = increments[0].is_cuda
+        if on_device and host is None:
+            host = HostResults(increments[0].shape[0], len(sizes))
+        self._host = host if on_device else None
+        self._decision, quantiles = evolve(
+            increments,
+            sizes,
+            quantile,
+            threshold,
+            packed,
+            None if self._host is None else self._host.decision,
+            backend,
+        )
+        if self._host is not None:
+            self._host.decided.record()
+        self._quantiles = quantiles()
+        if self._host is not None:
+            self._quantiles = self._host.quantiles.copy_(self._quantiles, non_blocking=True)
+            self._host.measured.record()
+
+    def decision(self) -> int:
+        """The coarsest multiple whose σ_k is below τ, else 1: the finest that any sample of the batch asks for.
+
+        A sample whose latent is not finite asks for 1.
+        """
+        if self._host is not None:
+            self._host.decided.synchronize()
+        return min((1, *self._multiples)[index] for index in self._decision.tolist())
+
+    def wait(self) -> dict[int, float]:
+        """Multiple -> σ_k, the largest over the batch; NaN where any sample's latent is not finite."""
+        if self._patch_std is None:
+            if self._host is not None:
+                self._host.measured.synchronize()
+            self._patch_std = dict(zip(self._multiples, self._quantiles.amax(dim=0).tolist()))
+        return self._patch_std

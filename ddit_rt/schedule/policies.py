@@ -1,0 +1,31 @@
+"""The policy that a configuration asks for."""
+
+from __future__ import annotations
+
+from ..config import DDiTConfig
+from .explicit import CallableSchedule, FixedSchedule
+from .policy import Policy
+from .threshold import ThresholdPolicy
+
+
+def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Policy:
+    """The policy of ``config``: its ``schedule`` if it has one, else the paper's threshold rule.
+
+    Args:
+        config: Settings.
+        max_consecutive_coarse: Limit of the threshold rule, with ``"auto"`` resolved by the coarse path.
+    """
+    schedule = config.schedule
+    if isinstance(schedule, Policy):
+        return schedule
+    if callable(schedule):
+        return CallableSchedule(schedule, config.multiples)
+    if schedule is not None:
+        return FixedSchedule(schedule)
+    return ThresholdPolicy(
+        config.threshold,
+        config.initial_full_steps,
+        max_consecutive_coarse,
+        config.skip_below,
+        config.max_consecutive_skipped,
+    )
