@@ -1,7 +1,9 @@
 """The public calls, what they work together with, and every error they raise."""
 
 import copy
+import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -166,19 +168,43 @@ def test_a_scheduler_without_flow_is_refused_with_the_way_out(name):
 # -- sharing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_made_from_an_accelerated_one_is_refused():
+def test_a_pipeline_made_from_an_accelerated_one_is_reported_restored_and_takes_over():
     pipe, inputs = flux(), flux_inputs()
     plain = latents_of(pipe, inputs)
-    ddit_rt.accelerate(pipe, threshold=0)
+    given = flux_inputs(image=picture(), strength=0.5)
     other = FluxImg2ImgPipeline.from_pipe(pipe)
-    with pytest.raises(UnsupportedPipelineError, match="shared with another accelerated pipeline"):
-        ddit_rt.accelerate(other)
-    assert torch.equal(latents_of(pipe, inputs), plain) and ddit_rt.report(pipe).complete
+    other_plain = latents_of(other, given)
+    ddit_rt.accelerate(pipe, threshold=0)
+    assert torch.equal(latents_of(other, given), other_plain)
+    assert ddit_rt.report(other).complete and len(ddit_rt.report(other).steps) == 4
+    ddit_rt.accelerate(other, schedule=[1, 2, 4, 2])
+    coarse = latents_of(other, given)
+    assert ddit_rt.report(other).schedule == [1, 2, 4, 2] and not torch.equal(coarse, other_plain)
     ddit_rt.restore(pipe)
-    with ddit_rt.accelerated(other, schedule=[1, 2, 4, 2]):
-        latents_of(other, flux_inputs(image=picture(), strength=0.5))
-        assert ddit_rt.report(other).complete
+    assert torch.equal(latents_of(other, given), other_plain) and torch.equal(latents_of(pipe, inputs), plain)
+    with pytest.raises(DDiTError, match="not accelerated"):
+        ddit_rt.report(other)
+    ddit_rt.accelerate(pipe, threshold=0)
+    ddit_rt.restore(other)
+    assert not {"forward", "_ddit_pipeline"} & set(pipe.transformer.__dict__)
     assert torch.equal(latents_of(pipe, inputs), plain)
+
+
+def test_a_pipeline_with_a_scheduler_of_its_own_takes_the_transformer_over_and_says_so(caplog):
+    pipe, inputs = flux(), flux_inputs()
+    plain = latents_of(pipe, inputs)
+    own = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    other = type(pipe)(**{**pipe.components, "scheduler": own})
+    other.set_progress_bar_config(disable=True)
+    ddit_rt.accelerate(pipe, schedule=COARSE)
+    assert torch.equal(latents_of(other, inputs), plain)  # another pipeline's calls are not ours
+    with caplog.at_level("WARNING"):
+        ddit_rt.accelerate(other, schedule=COARSE)
+    assert "takes its transformer over" in caplog.text
+    assert not torch.equal(latents_of(other, inputs), plain)
+    assert torch.equal(latents_of(pipe, inputs), plain)
+    ddit_rt.restore(other)
+    assert torch.equal(latents_of(other, inputs), plain)
 
 
 def test_two_pipelines_with_one_scheduler_are_refused():
@@ -454,8 +480,26 @@ def test_an_exception_of_a_callable_passes_through():
     assert torch.equal(latents_of(ddit_rt.restore(pipe), inputs), plain)
 
 
-def test_a_component_of_an_accelerated_pipeline_refuses_to_be_copied() -> None:
-    pipe = ddit_rt.accelerate(flux())
-    with pytest.raises(ddit_rt.DDiTError, match="restore"):
-        copy.deepcopy(pipe.scheduler)
-    copy.deepcopy(ddit_rt.restore(pipe).scheduler)
+def test_copies_of_an_accelerated_pipelines_components_are_plain() -> None:
+    pipe, inputs = flux(), flux_inputs()
+    plain = latents_of(pipe, inputs)
+    ddit_rt.accelerate(pipe, schedule=COARSE)
+    coarse = latents_of(pipe, inputs)
+    for copied in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        scheduler = copied(pipe.scheduler)
+        assert not {"step", "set_timesteps", "_ddit_pipeline", "__getstate__"} & set(scheduler.__dict__)
+        scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.5)
+        assert len(pipe.scheduler.timesteps) != 2
+        transformer = copied(pipe.transformer)
+        assert not {"forward", "_ddit_pipeline", "__getstate__"} & set(transformer.__dict__)
+        other = type(pipe)(**{**pipe.components, "scheduler": scheduler, "transformer": transformer})
+        other.set_progress_bar_config(disable=True)
+        assert torch.equal(latents_of(other, inputs), plain)
+        assert torch.equal(latents_of(pipe, inputs), coarse)
+    buffer = io.BytesIO()
+    torch.save(pipe, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    assert torch.equal(latents_of(loaded, inputs), plain)
+    ddit_rt.restore(pipe)
+    assert not any("__getstate__" in one.__dict__ for one in (pipe, pipe.transformer, pipe.scheduler))

@@ -71,9 +71,9 @@ class Family(ABC):
         """The arguments of a forward call by name."""
         return {**dict(zip(self.argument_names, args)), **kwargs}
 
+    @abstractmethod
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the text condition, and of others beside it, that the blocks see."""
-        return int(arguments["encoder_hidden_states"].shape[1])
 
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
         """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
@@ -149,6 +149,12 @@ class Family(ABC):
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
         with at_hand(module, self.projection_names):
             return PatchEmbedding.from_base(self.projections(module), multiple)
+
+    def stamp(self, module: nn.Module) -> tuple[object, ...]:
+        """Changes when the embedding's or de-embedding's weights are known to have changed."""
+        weights = (weight for name in self.projection_names for weight in module.get_submodule(name).parameters())
+        # weights made in inference mode count no versions
+        return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
 
     def facts(self, module: nn.Module) -> ModelFacts:
         """What of the model an adapter depends on."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from einops import rearrange
 from torch import nn
 
 from ..granularity import (
@@ -16,7 +17,6 @@ from ..granularity import (
     PatchProjections,
     Scalar,
     bands,
-    coarse_centres,
     patchify,
     swapped,
     unpatchify,
@@ -50,9 +50,12 @@ class Flux(Family):
                 raise NotCoarseError(f"{name} has one residual per full token")
         tokens = arguments["hidden_states"]
         rows, columns = _grid(arguments["img_ids"], tokens.shape[1])
-        latent = unpatchify(tokens, PATCH, 1, rows, columns)
+        latent = _unpacked(tokens, rows, columns)
         geometry = Geometry(latent.shape[1], 1, rows * PATCH, columns * PATCH, PATCH)
         return ModelInputs(arguments, latent, None, geometry, self.text_tokens(arguments))
+
+    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
+        return int(arguments["encoder_hidden_states"].shape[1])
 
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
         return geometry.grid(1)
@@ -62,20 +65,20 @@ class Flux(Family):
         return negative and call["true_cfg_scale"] > 1
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
-        return unpatchify(raw_sample(raw), PATCH, 1, *call.geometry.grid(1))
+        return _unpacked(raw_sample(raw), *call.geometry.grid(1))
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
-        sample = patchify(prediction, PATCH)
+        sample = _packed(prediction)
         return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
-        hidden = patchify(low, PATCH).to(call.latent.dtype)
+        hidden = _packed(low).to(call.latent.dtype)
         return {**_coarse_arguments(call, sigma, multiple, native), "hidden_states": hidden}
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
-        return unpatchify(raw[0], PATCH, 1, *call.geometry.grid(multiple))
+        return _unpacked(raw[0], *call.geometry.grid(multiple))
 
     def run_low(
         self,
@@ -153,6 +156,17 @@ class Flux(Family):
         return Geometry(channels, 1, height // side * PATCH, width // side * PATCH, PATCH)
 
 
+def _unpacked(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """(B, rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, 1, 2·rows, 2·columns)."""
+    layout = "b (h w) (c p q) -> b c 1 (h p) (w q)"
+    return rearrange(tokens, layout, h=rows, w=columns, p=PATCH, q=PATCH)
+
+
+def _packed(latent: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`_unpacked`."""
+    return rearrange(latent, "b c 1 (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
+
+
 def _coarse_arguments(call: ModelInputs, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
     arguments = dict(call.arguments)
     arguments["timestep"] = bands.noise_level(arguments["timestep"], sigma)
@@ -168,8 +182,11 @@ def _coarse_ids(full: torch.Tensor, rows: int, columns: int, multiple: int, nati
     """(rows·columns, 3) position ids (0, row, column), dtype and device of the full ones; float32 if fractional."""
     spread = 1 if native else multiple
     dtype = full.dtype if native else torch.float32
-    row = coarse_centres(rows, spread, full.device)
-    column = coarse_centres(columns, spread, full.device)
+    # the centre of the full patches that a coarse one covers
+    row, column = (
+        torch.arange(count, device=full.device, dtype=torch.float32) * spread + (spread - 1) / 2
+        for count in (rows, columns)
+    )
     grid = torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(dtype)
 

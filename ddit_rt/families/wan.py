@@ -70,7 +70,7 @@ class Wan(Family):
 
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         image = arguments.get("encoder_hidden_states_image")
-        return super().text_tokens(arguments) + (0 if image is None else int(image.shape[1]))
+        return int(arguments["encoder_hidden_states"].shape[1] + (0 if image is None else image.shape[1]))
 
     def is_guided(self, call: Mapping[str, Any]) -> bool:
         return bool(call["guidance_scale"] > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +10,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from ..config import SKIP, DDiTConfig, ScheduleFn
-from ..errors import ScheduleError, UnsupportedPipelineError
-from ..families import Family, ModelInputs, NotCoarseError, denoisers
+from ..errors import UnsupportedPipelineError
+from ..families import Family, NotCoarseError, denoisers
 from ..granularity import Adapter, CoarsePath, PathOptions, check_fit, default_path, make_path
 from ..runtime import (
     CaptureBackend,
     GraphRunner,
     MethodPatch,
-    agreed,
     make_runner,
-    sequence_ranks,
-    undividable,
     wrapped_forward,
 )
 from ..schedule import Report, make_policy, step_with_increment
 from .caches import StepCaches
-from .call_state import CallState
-from .caller import NOBODY, CallBar, calling_pipeline
+from .call_state import CallBar, CallState
 from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
 from .executor import StepExecutor
 from .plain_state import keep_plain, release_plain
@@ -76,8 +74,6 @@ class AcceleratedPipeline:
         self._executor = StepExecutor(family, self._path, positions == "native", graphs, sizes)
         # the evolution is watched for the report, too
         self._watches = len(config.multiples) > 1 or config.skip_below > 0
-        by_threshold = (len(config.multiples) > 1 and config.threshold > 0) or config.skip_below > 0
-        self._may_coarsen = config.schedule is not None or by_threshold
         self._local = threading.local()
         self._report: Report | None = None
         self._scheduler: Any = None
@@ -166,15 +162,15 @@ class AcceleratedPipeline:
         Yields:
             A list that holds the report of the last call when the context ends.
         """
-        kept = (self.config, self._policy, self._may_coarsen, self._report)
+        kept = (self.config, self._policy, self._report)
         reports: list[Report] = []
-        self.config, self._may_coarsen = replace(self.config, schedule=schedule), True
+        self.config = replace(self.config, schedule=schedule)
         self._policy = make_policy(self.config, None)
         try:
             yield reports
             reports += [self._report] if self._report is not None else []
         finally:
-            self.config, self._policy, self._may_coarsen, self._report = kept
+            self.config, self._policy, self._report = kept
 
     # -- one pipeline call ----------------------------------------------------------------------------------------
 
@@ -196,7 +192,7 @@ class AcceleratedPipeline:
     def _begin_call(self, caller: tuple[Any, int]) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        self._local.call = CallState(self.config, self._policy, caller)
+        self._local.call = CallState(self.config, self._policy, self._path, caller)
         self._report = Report(self._local.call.records, self.config.to_dict())
 
     def _end_call(self) -> None:
@@ -239,13 +235,8 @@ class AcceleratedPipeline:
         call = self._current_call(caller)
         if call is None:
             return bar
-        call.updates = 0
-
-        def update() -> None:
-            assert call.updates is not None
-            call.updates += 1
-
-        return CallBar(bar, update, self._end_call)
+        call.bar = CallBar(bar, self._end_call)
+        return call.bar
 
     def _on_free_model_hooks(self, inner: Any) -> None:
         """Every pipeline call ends here, interrupted ones too. CPU offload takes all patches off the transformers then:
@@ -270,108 +261,57 @@ class AcceleratedPipeline:
 
     def _run(self, call: CallState, base: nn.Module, inner: Any, args: Any, kwargs: Any) -> Any:
         """Runs one transformer call of a step and remembers it."""
-        family = self.family
+        family, executor, caches = self.family, self._executor, self._caches
         arguments = {**dict(zip(family.argument_names, args)), **kwargs}
-        inputs, reason = None, self._caches.obstacle(base)
+        inputs, obstacle = None, caches.obstacles.get(id(base), "")
         try:
             inputs = family.parse(base, arguments)
         except NotCoarseError as error:
-            reason = str(error)
-        self._executor.refresh(base, inputs)
-        unfit = ""
+            obstacle = str(error)
+        if executor.watches:
+            executor.refresh(base, inputs)
         if call.record is None:
             if call.index == 0:
-                unfit = call.start(self._scheduler, family, arguments[family.time_argument])
+                obstacle = call.start(self._scheduler, family, arguments[family.time_argument]) or obstacle
                 check_finite(inputs)
-            unfit = unfit or call.unfit(family, arguments[family.time_argument])
-            self._begin_step(call, base, inputs, unfit or reason)
+            executed = "eager" if executor.graphs is None else "graph"
+            call.begin_step(base, family, inputs, arguments, obstacle, executed)
         record, ordinal = call.record, call.calls
         assert record is not None
         call.calls += 1
-        transformer_call = self._describe(call, base, inner, arguments, inputs, ordinal)
-        history = call.history(base, ordinal)
-        multiple = record.multiple
-        # guidance that begins in mid-run has a second call without a full step, where the first call has one
-        lost = ordinal > 0 and self._lost(call, base, ordinal)
-        lost |= multiple == SKIP and not history.recent
-        if inputs is None or multiple == 1 or lost:
-            result = self._executor.full(transformer_call)
-            # the last step has no successor to remember for
-            remembers = self._may_coarsen and call.index + 1 < call.steps
-            if inputs is not None and remembers and not result.blocks_skipped and not unfit:
-                history.add_full(self._executor.anchor(transformer_call, result.output))
-        elif self._makes_no_call(multiple):
-            result = self._executor.skipped(transformer_call, history, multiple)
-        else:
-            result = self._executor.coarse(transformer_call, history, multiple)
-            if not result.blocks_skipped:
-                assert result.prediction is not None
-                history.add_run(record.sigma, result.prediction)
-        call.add(result)
-        return result.output
-
-    def _describe(
-        self,
-        call: CallState,
-        base: nn.Module,
-        inner: Any,
-        arguments: dict[str, Any],
-        inputs: ModelInputs | None,
-        ordinal: int,
-    ) -> TransformerCall:
-        forward, obstacle = self._caches.forwards(call, base, inner, ordinal), ""
-        if self._executor.graphs is not None:
-            obstacle = self._caches.capture_obstacle(base) or wrapped_forward(inner, base)
+        history, multiple = call.history(base, ordinal), record.multiple
         device = inputs.latent.device if inputs is not None else torch.device("cpu")
-        return TransformerCall(
+        # diffusers' caches keep a state per context
+        cached = getattr(base, "is_cache_enabled", False)
+        transformer_call = TransformerCall(
             base,
             arguments,
             inputs,
             call.index,
             call.steps,
-            call.sigma,
+            record.sigma,
             call.level(device),
-            forward,
-            obstacle,
-            self._caches.teacache(call.cache_states, base, ordinal),
+            inner,
+            caches.contexts(call, base, inner, ordinal) if cached else None,
+            _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",
+            caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
         )
-
-    def _begin_step(self, call: CallState, base: nn.Module, inputs: ModelInputs | None, reason: str) -> None:
-        call.see_shape(inputs)
-        if call.index > 0 and self._lost(call, base, 0) and not reason:
-            reason = "no full step of this transformer to start from"
-        multiple = call.choose(must_be_full=bool(reason), can_skip=bool(call.history(base, 0).recent))
-        if call.index == 0 and multiple > 1 and self._path.needs_anchor:
-            raise ScheduleError(f"schedule[0]={multiple}: coarse={self.config.coarse!r} needs a full first step (1).")
-        if inputs is not None and getattr(base, "_parallel_config", None) is not None:
-            multiple, obstacle = self._among_ranks(base, inputs, multiple)
-            reason = obstacle or reason
-        executed = "eager" if self._executor.graphs is None else "graph"
-        call.begin_step(multiple, inputs, "cached" if self._makes_no_call(multiple) else executed, reason)
-
-    def _among_ranks(self, base: nn.Module, inputs: ModelInputs, multiple: int) -> tuple[int, str]:
-        """The multiple for all ranks that share the sequence, and why it is not what they would choose, if so."""
-        group = sequence_ranks(base)
-        if group is None:
-            return multiple, ""
-        multiple = agreed(multiple, group, inputs.latent.device)
-        if multiple in (SKIP, 1):
-            return multiple, ""
-        obstacle = undividable(inputs.geometry.tokens(multiple), group)
-        if self._path.needs_projections:
-            coarse = self.config.coarse
-            obstacle = f"coarse={coarse!r} has projections of its own, which context parallelism does not split"
-        return (1, obstacle) if obstacle else (multiple, "")
-
-    def _makes_no_call(self, multiple: int) -> bool:
-        return multiple == SKIP or (multiple > 1 and not self._path.calls_model)
-
-    def _lost(self, call: CallState, base: nn.Module, ordinal: int) -> bool:
-        """Whether a coarse call would have no full step to lean on, as after Wan 2.2 changes its transformer."""
-        if not self._may_coarsen or call.history(base, ordinal).anchors:
-            return False
-        # a schedule given by hand may do without the anchor where the path can
-        return self._path.needs_anchor or (self._path.prefers_anchor and self.config.schedule is None)
+        # guidance that begins in mid-run has a second call without a full step, where the first call has one
+        lost = ordinal > 0 and call.lost(history)
+        if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
+            result = executor.full(transformer_call)
+            # the last step has no successor to remember for
+            if inputs is not None and call.remembers and not result.blocks_skipped:
+                history.add_full(executor.anchor(transformer_call, result.output))
+        elif multiple == SKIP or not self._path.calls_model:
+            result = executor.skipped(transformer_call, history, multiple)
+        else:
+            result = executor.coarse(transformer_call, history, multiple)
+            if not result.blocks_skipped:
+                assert result.prediction is not None
+                history.add_run(record.sigma, result.prediction)
+        call.add(result)
+        return result.output
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._current_call(calling_pipeline())
@@ -386,9 +326,34 @@ class AcceleratedPipeline:
             result, increment = step_with_increment(inner, self._scheduler, *step_args, *rest, **given)
         else:
             result = inner(*args, **kwargs)
-        call.end_step(increment, self.family)
+        call.end_step(increment)
         if call.index >= call.steps:
             self._end_call()
             if self._report is not None and self._report.steps is call.records:
                 self._report.complete = True
         return result
+
+
+def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:
+    """Why the transformer's forward cannot be captured, where that can be seen from outside it."""
+    return "a cache of diffusers decides inside the transformer" if cached else wrapped_forward(inner, base)
+
+
+NOBODY = (None, 0)
+"""No pipeline's call: components that are used directly, or in a loop of the user's own."""
+
+
+def calling_pipeline() -> tuple[Any, int]:
+    """The innermost diffusers pipeline whose ``__call__`` runs on this thread, and the identity of its frame.
+
+    Pipelines share components, fail half-way and are called inside one another's callbacks; a transformer or scheduler
+    cannot tell from its arguments for whom it works. The stack can.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, DiffusionPipeline):
+                return owner, id(frame)
+        frame = frame.f_back  # type: ignore[assignment]
+    return NOBODY

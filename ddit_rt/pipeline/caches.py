@@ -33,15 +33,19 @@ class StepCaches:
         setting: Of ``DDiTConfig.cache``: a :class:`TeaCacheConfig`, a configuration of diffusers', or None.
         family: Of the transformers.
         modules: Component name -> transformer.
+
+    Attributes:
+        teacaches: Transformer, by id -> TeaCache's rule for it; empty without TeaCache.
+        obstacles: Transformer, by id -> why it cannot run coarsely: a cache that was switched on after accelerate().
     """
 
     def __init__(self, setting: Any, family: Family, modules: Mapping[str, nn.Module]) -> None:
         self._setting = setting
         self._family = family
         self._modules = modules
-        self._teacaches: dict[int, TeaCache] = {}
+        self.teacaches: dict[int, TeaCache] = {}
         self._foreign = setting is not None and not isinstance(setting, TeaCacheConfig)
-        self._obstacles: dict[int, str] = {}
+        self.obstacles: dict[int, str] = {}
 
     def check(self, multiples: Sequence[int]) -> None:
         """Refuses a transformer that has a cache which cannot go with ours, or with mixed patch sizes.
@@ -66,7 +70,7 @@ class StepCaches:
         """Puts the caches on."""
         if isinstance(self._setting, TeaCacheConfig):
             for module in map(unwrap_module, self._modules.values()):
-                self._teacaches[id(module)] = TeaCache(
+                self.teacaches[id(module)] = TeaCache(
                     self._setting, self._family.trunk(module), module, self._family.bind
                 )
         elif self._foreign:
@@ -85,23 +89,14 @@ class StepCaches:
         for module in self._modules.values():
             base = unwrap_module(module)
             found = "" if self._foreign else _one_count_cache(base)
-            self._obstacles[id(base)] = f"{found} works at one token count only" if found else ""
+            self.obstacles[id(base)] = f"{found} works at one token count only" if found else ""
             if getattr(module, "is_cache_enabled", False):
                 module._reset_stateful_cache()  # type: ignore[operator]
 
-    def obstacle(self, base: nn.Module) -> str:
-        """Why a transformer cannot run coarsely: a cache that was switched on after accelerate(); empty if it can."""
-        return self._obstacles.get(id(base), "")
-
-    def capture_obstacle(self, base: nn.Module) -> str:
-        """Why a transformer cannot be captured; empty if it can."""
-        enabled = getattr(base, "is_cache_enabled", False)
-        return "a cache of diffusers decides inside the transformer" if enabled else ""
-
-    def forwards(
+    def contexts(
         self, call: CallState, base: nn.Module, inner: Callable[..., Any], ordinal: int
     ) -> Callable[[int, bool], Callable[..., Any]]:
-        """(Multiple, probe?) -> the forward to call, in the context of diffusers' cache if there is one.
+        """(Multiple, probe?) -> the forward to call, in the context of diffusers' cache.
 
         A cache keeps one state per model call and multiple: residuals of different token counts never meet. A probe,
         which runs the coarse model at an earlier step's latent, has a state of its own.
@@ -112,8 +107,6 @@ class StepCaches:
             inner: Its forward.
             ordinal: Of the transformer's call within the step.
         """
-        if not getattr(base, "is_cache_enabled", False):
-            return lambda multiple, probe: inner
         step, sigma, steps = call.index, call.sigma, call.steps
 
         def at(multiple: int, probe: bool) -> Callable[..., Any]:
@@ -136,7 +129,7 @@ class StepCaches:
             base: The transformer.
             ordinal: Of the transformer's call within the step.
         """
-        teacache = self._teacaches.get(id(base))
+        teacache = self.teacaches.get(id(base))
         if teacache is None:
             return None
         return lambda multiple: (teacache, states.setdefault((id(base), ordinal, multiple), CacheState()))

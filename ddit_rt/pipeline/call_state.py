@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +11,11 @@ import torch
 from torch import nn
 
 from ..config import SKIP, DDiTConfig
+from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import Geometry, PredictionHistory
-from ..runtime import CacheState, stopwatch
-from ..schedule import EvolutionHistory, HostResults, PendingEvolution, Policy, Spacing, StepRecord, StepView
+from ..granularity import CoarsePath, PredictionHistory
+from ..runtime import CacheState, agree_on_multiple
+from ..schedule import LatentEvolution, Policy, Spacing, StepRecord, StepView
 from .transformer_call import StepResult
 
 
@@ -24,8 +27,8 @@ class CallState:
     Args:
         config: Settings.
         policy: Chooses the multiples.
-        caller: Of the call: the pipeline, and the identity of its ``__call__``'s frame; see
-            :func:`~ddit_rt.pipeline.caller.calling_pipeline`.
+        path: What coarse steps compute.
+        caller: Of the call: the pipeline, and the identity of its ``__call__``'s frame.
 
     Attributes:
         index: Current step, from 0.
@@ -33,27 +36,32 @@ class CallState:
         calls: Transformer calls made so far in the current step (guidance makes two).
         record: Of the current step, None between steps.
         records: Of finished steps.
+        remembers: Later steps may need what this one predicts.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
-        updates: How often the pipeline's progress bar was moved on; None until it is there.
+        bar: The pipeline's progress bar; None until it is there.
     """
 
-    def __init__(self, config: DDiTConfig, policy: Policy, caller: tuple[Any, int]) -> None:
+    def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
         self.caller = caller
         self.index = 0
         self.steps = 0
         self.calls = 0
         self.record: StepRecord | None = None
         self.records: list[StepRecord] = []
+        by_threshold = (len(config.multiples) > 1 and config.threshold > 0) or config.skip_below > 0
+        self._may_coarsen = config.schedule is not None or by_threshold
+        self.remembers = self._may_coarsen
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
-        self.updates: int | None = None
+        self.bar: CallBar | None = None
         self._config = config
         self._policy = policy
+        self._path = path
         self._spacing = Spacing()
-        self._history = EvolutionHistory(config.order)
-        self._pending: PendingEvolution | None = None
-        self._evolution: PendingEvolution | None = None
-        self._host: HostResults | None = None
-        self._geometry: Geometry | None = None
+        self._evolution = LatentEvolution(
+            config.order, config.multiples, config.quantile, config.backend, config.threshold
+        )
+        self._patch: int | None = None
+        self._packed: tuple[int, int] | None = None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -66,13 +74,13 @@ class CallState:
 
     # -- where the call is ----------------------------------------------------------------------------------------
 
-    def start(self, scheduler: Any, family: Family, time: torch.Tensor) -> str:
+    def start(self, scheduler: Any, family: Family, given: torch.Tensor) -> str:
         """Takes σ and timesteps of the steps to come.
 
         Args:
             scheduler: With the call's timesteps set.
             family: Of the transformer.
-            time: The transformer's first timestep argument. It says where a call begins that runs the last of the
+            given: The transformer's first timestep argument. It says where a call begins that runs the last of the
                 scheduler's timesteps only, as image- and video-to-video do, whether or not they tell the scheduler.
 
         Returns:
@@ -83,7 +91,7 @@ class CallState:
         """
         timesteps, sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         begin = scheduler.begin_index or 0
-        value, precision = _value(time)
+        value, precision = _value(given)
         fits = [i for i, t in enumerate(timesteps) if _same(value, _argument(family, t), precision)]
         if begin not in fits:
             begin = fits[0] if len(fits) == 1 and scheduler.begin_index is None else None
@@ -97,38 +105,16 @@ class CallState:
         self._policy.start(self.steps)
         return ""
 
-    def unfit(self, family: Family, time: torch.Tensor) -> str:
-        """Why a transformer call that would begin the next step is none of the pipeline's steps; empty if it is one.
-
-        A callback, say, may call the transformer between two steps. Where the progress bar is moved on after every
-        step, as most pipelines do, nothing but a callback comes before that; elsewhere the timestep has to be the one
-        that is due, which on a CUDA device costs a wait.
-        """
-        if self._begin is None:
-            return "where in the schedule this call is cannot be told"
-        if self.index >= self.steps:
-            return "the call's last step is over"
-        if self.index == 0:
-            return ""
-        if self.updates is not None and self.updates >= self.index:
-            self._updated_every_step = True
-            return ""
-        if self._updated_every_step:
-            return "a call of the transformer between two steps"
-        value, precision = _value(time)
-        due = _argument(family, self._timesteps[self.index])
-        return "" if _same(value, due, precision) else f"timestep {value:g} came where {due:g} was due"
-
     @property
     def sigma(self) -> float:
         """Noise level of the current step; NaN where it cannot be told."""
-        return self._sigmas[self.index] if self.index < len(self._timesteps) else float("nan")
+        return self._sigmas[self.index] if self.index < len(self._timesteps) else math.nan
 
     def level(self, device: torch.device) -> torch.Tensor:
         """σ of the current step where the latents are, a 0-dim tensor."""
         if self._levels is None or self._levels.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._levels = torch.tensor(self._sigmas or [float("nan")], dtype=dtype, device=device)
+            self._levels = torch.tensor(self._sigmas or [math.nan], dtype=dtype, device=device)
         return self._levels[min(self.index, len(self._levels) - 1)]
 
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:
@@ -139,46 +125,94 @@ class CallState:
             found = self._histories[key] = PredictionHistory()
         return found
 
+    def lost(self, history: PredictionHistory) -> bool:
+        """Whether a coarse call would have no full step to lean on, as after Wan 2.2 changes its transformer."""
+        if not self._may_coarsen or history.anchors:
+            return False
+        # a schedule given by hand may do without the anchor where the path can
+        return self._path.needs_anchor or (self._path.prefers_anchor and self._config.schedule is None)
+
     # -- a step ---------------------------------------------------------------------------------------------------
 
-    def see_shape(self, inputs: ModelInputs | None) -> None:
-        """Starts the evolution anew where the latent has another shape than before."""
-        if inputs is None or self._shape == inputs.latent.shape:
-            return
-        self._shape, self._geometry = inputs.latent.shape, inputs.geometry
-        self._pending = self._evolution = self._host = None
-        self._history.clear()
-        self.cache_states.clear()
-        self._histories.clear()
+    def begin_step(
+        self, base: nn.Module, family: Family, inputs: ModelInputs | None, arguments: Any, obstacle: str, executed: str
+    ) -> None:
+        """Chooses the multiple of the step that a transformer call begins, and opens its record.
 
-    def choose(self, must_be_full: bool, can_skip: bool) -> int:
+        Args:
+            base: The transformer.
+            family: Of it.
+            inputs: Of the call; None if it cannot run coarsely.
+            arguments: Of the call, by name.
+            obstacle: Why the step has to be full, if so.
+            executed: How model runs are executed unless something falls back, "eager" or "graph".
+
+        Raises:
+            ScheduleError: the policy chose what cannot be run.
+        """
+        unfit = obstacle if self._begin is None else self._unfit(family, arguments[family.time_argument])
+        self.remembers = self._may_coarsen and not unfit and self.index + 1 < self.steps
+        note = unfit or obstacle
+        if inputs is not None and self._shape != inputs.latent.shape:
+            # a latent of another shape than before starts the evolution anew
+            self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
+            self._packed = family.packing(inputs.geometry)
+            self._evolution.clear()
+            self.cache_states.clear()
+            self._histories.clear()
+        self._evolution.begin_step()
+        history = self.history(base, 0)
+        if self.index > 0 and not note and self.lost(history):
+            note = "no full step of this transformer to start from"
+        multiple = self._choose(bool(note), bool(history.recent))
+        if self.index == 0 and multiple > 1 and self._path.needs_anchor:
+            coarse = self._config.coarse
+            raise ScheduleError(f"schedule[0]={multiple}: coarse={coarse!r} needs a full first step (1).")
+        if inputs is not None and getattr(base, "_parallel_config", None) is not None:
+            multiple, divided = agree_on_multiple(base, inputs, multiple, self._path.needs_projections)
+            note = divided or note
+        known = self.index < len(self._timesteps)
+        self.record = StepRecord(
+            index=self.index,
+            timestep=self._timesteps[self.index] if known else math.nan,
+            sigma=self._sigmas[self.index] if known else math.nan,
+            multiple=multiple,
+            tokens=inputs.geometry.tokens(multiple) if inputs is not None and multiple != SKIP else 0,
+            executed=executed if multiple == 1 or (multiple > 1 and self._path.calls_model) else "cached",
+            note=note,
+        )
+        self._stop = stopwatch(inputs.latent.device if inputs is not None else torch.device("cpu"))
+
+    def _unfit(self, family: Family, given: torch.Tensor) -> str:
+        """Why a transformer call that would begin the next step is none of the pipeline's steps; empty if it is one.
+
+        A callback, say, may call the transformer between two steps. Where the progress bar is moved on after every
+        step, as most pipelines do, nothing but a callback comes before that; elsewhere the timestep has to be the one
+        that is due, which on a CUDA device costs a wait.
+        """
+        if self.index == 0:
+            return ""
+        if self.bar is not None and self.bar.updates >= self.index:
+            self._updated_every_step = True
+            return ""
+        if self._updated_every_step:
+            return "a call of the transformer between two steps"
+        value, precision = _value(given)
+        due = _argument(family, self._timesteps[self.index])
+        return "" if _same(value, due, precision) else f"timestep {value:g} came where {due:g} was due"
+
+    def _choose(self, must_be_full: bool, can_skip: bool) -> int:
         """The multiple of the step that begins, 0 to skip it."""
-        self._evolution, self._pending = self._pending, None
-        index, spacing = self.index, self._spacing
-        multiple = 1
-        # outside the scheduler's timesteps there is nothing to choose
-        if index < len(self._timesteps):
-            coarse, skipped = spacing.consecutive_coarse, spacing.consecutive_skipped
-            view = StepView(index, self.steps, self._sigmas[index], coarse, skipped, can_skip, self._evolution)
+        multiple, spacing = 1, self._spacing
+        if self.index < len(self._timesteps):  # elsewhere there is nothing to choose
+            counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
+            sigma = self._sigmas[self.index]
+            view = StepView(self.index, self.steps, sigma, *counts, can_skip, self._evolution.current)
             multiple = self._policy.choose(view)
         if must_be_full or (multiple == SKIP and not can_skip):
             multiple = 1
         spacing.add(multiple)
         return multiple
-
-    def begin_step(self, multiple: int, inputs: ModelInputs | None, executed: str, note: str) -> None:
-        """Opens the record of the current step."""
-        known = self.index < len(self._timesteps)
-        self.record = StepRecord(
-            index=self.index,
-            timestep=self._timesteps[self.index] if known else float("nan"),
-            sigma=self._sigmas[self.index] if known else float("nan"),
-            multiple=multiple,
-            tokens=inputs.geometry.tokens(multiple) if inputs is not None and multiple != SKIP else 0,
-            executed=executed,
-            note=note,
-        )
-        self._stop = stopwatch(inputs.latent.device if inputs is not None else torch.device("cpu"))
 
     def add(self, result: StepResult) -> None:
         """Takes a transformer call's result into the record.
@@ -195,54 +229,96 @@ class CallState:
         record.flops += result.flops
         record.full_flops += result.full_flops
 
-    def end_step(self, increment: torch.Tensor | None, family: Family) -> None:
+    def end_step(self, increment: torch.Tensor | None) -> None:
         """Closes the current step's record, and starts the decision for the next one.
-
-        Its σ_k are long there: they were launched before its model run.
 
         Args:
             increment: Of the latent, float32; None if the evolution is not watched.
-            family: Of the transformer; knows whether the scheduler steps packed tokens.
         """
         record = self.record
         assert record is not None and self._stop is not None
-        if self._evolution is not None:
-            record.patch_std = dict(self._evolution.wait())
-            if any(sigma != sigma for sigma in record.patch_std.values()):
-                record.note = "the latent is not finite (NaN or Inf)"
-        self._evolution = None
-        record.elapsed = self._stop()
-        self.records.append(record)
-        self.record = None
-        self._replayed = True
         self.index += 1
         self.calls = 0
-        if increment is None:
-            return
-        self._history.push(increment)
-        if self.index < self.steps and self._history.full and self._geometry is not None:
-            self._launch(self._geometry, family)
-
-    def _launch(self, geometry: Geometry, family: Family) -> None:
-        increments, config = self._history.increments, self._config
-        if increments[0].is_cuda and self._host is None:
-            self._host = HostResults(increments[0].shape[0], len(config.multiples))
-        self._pending = PendingEvolution(
-            increments,
-            config.multiples,
-            geometry.patch,
-            config.quantile,
-            family.packing(geometry) if increments[0].ndim == 3 else None,
-            config.backend,
-            config.threshold,
-            self._host,
-        )
+        self.record = None
+        self._replayed = True
+        patch = self._patch if self.index < self.steps else None
+        record.patch_std = self._evolution.end_step(increment, patch, self._packed)
+        if any(map(math.isnan, record.patch_std.values())):
+            record.note = "the latent is not finite (NaN or Inf)"
+        record.elapsed = self._stop()
+        self.records.append(record)
 
 
-def _value(time: torch.Tensor) -> tuple[float, float]:
+class CallBar:
+    """A pipeline's progress bar that counts its updates, and tells when its ``with`` block ends, however it ends.
+
+    Args:
+        bar: The pipeline's own.
+        on_end: Called at the end.
+
+    Attributes:
+        updates: How often it was moved on.
+    """
+
+    def __init__(self, bar: Any, on_end: Callable[[], None]) -> None:
+        self.updates = 0
+        self._bar, self._on_end = bar, on_end
+
+    def __enter__(self) -> CallBar:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return self._bar.__exit__(*error)
+        finally:
+            self._on_end()
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Moves the bar on."""
+        self.updates += 1
+        return self._bar.update(*args, **kwargs)
+
+    def __iter__(self) -> Any:
+        return iter(self._bar)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Starts timing; call the result to stop, and what that returns for the seconds in between.
+
+    On CUDA, events mark both ends in the stream, and only reading the seconds waits for the device.
+    """
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+
+        def stop() -> Callable[[], float]:
+            end.record()
+
+            def seconds() -> float:
+                end.synchronize()
+                return start.elapsed_time(end) / 1e3
+
+            return seconds
+
+        return stop
+
+    began = time.perf_counter()
+
+    def stop_host() -> Callable[[], float]:
+        took = time.perf_counter() - began
+        return lambda: took
+
+    return stop_host
+
+
+def _value(given: torch.Tensor) -> tuple[float, float]:
     """A timestep argument as a number, and the relative precision of its dtype."""
-    precision = torch.finfo(time.dtype).eps if time.is_floating_point() else 0.0
-    return float(time.flatten()[0]), precision
+    precision = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+    return float(given.flatten()[0]), precision
 
 
 def _argument(family: Family, timestep: float) -> float:

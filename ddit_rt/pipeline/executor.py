@@ -17,7 +17,16 @@ import torch
 from torch import nn
 
 from ..families import Family, ModelInputs
-from ..granularity import Anchor, CoarsePath, MergedSet, Models, PatchEmbedding, PredictionHistory, Scalar
+from ..granularity import (
+    Anchor,
+    CoarsePath,
+    Geometry,
+    MergedSet,
+    Models,
+    PatchEmbedding,
+    PredictionHistory,
+    Scalar,
+)
 from ..runtime import GraphRunner
 from .transformer_call import CallModels, StepResult, TransformerCall
 
@@ -52,8 +61,12 @@ class StepExecutor:
         self._family = family
         self._native = native
         self._merged_sizes = tuple(merged)
+        # whether there is anything to look over before a call
+        self.watches = path.adapter is not None or graphs is not None
+        self._costs: dict[tuple[int, Geometry, int, int], float] = {}
         self._merged: dict[tuple[int, int], MergedSet] = {}
         self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
+        self._stamps: dict[tuple[int, int], tuple[object, ...]] = {}
         # models whose copied weights have been brought up to date in this pipeline call
         self._renewed: set[tuple[int, int]] = set()
 
@@ -89,7 +102,7 @@ class StepExecutor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        models = CallModels(*self._models(call, inputs, lambda multiple: call.forward(multiple, True)), call)
+        models = CallModels(*self._models(call, inputs, _forwards(call, probe=True)), call)
         return Anchor(call.sigma, inputs.latent, self._family.output(call.base, inputs, raw), models)
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
@@ -106,8 +119,10 @@ class StepExecutor:
         def row(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
             here = replace(inputs, **given["inputs"])
             models = Models(*self._models(call, here, at))
-            known = PredictionHistory(deque(_anchor(tensors, multiple, models) for tensors in given["anchors"]))
-            return path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            known = PredictionHistory(
+                deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]]), deque()
+            )
+            return path.predict(history, here.latent.float(), given["level"], multiple, here.geometry, models)
 
         given = {
             "inputs": self._tensors_of(inputs),
@@ -136,8 +151,7 @@ class StepExecutor:
         self, call: TransformerCall, inputs: ModelInputs, prediction: torch.Tensor, flops: float, done: _Execution
     ) -> StepResult:
         output = self._family.wrap(call.base, inputs, prediction.to(inputs.latent.dtype))
-        cost = inputs.latent.shape[0] * self._family.flops(call.base, inputs.geometry, 1, inputs.text_tokens)
-        return StepResult(output, prediction, flops, cost, done.replayed, done.blocks_skipped)
+        return StepResult(output, prediction, flops, self._flops(call, inputs, 1), done.replayed, done.blocks_skipped)
 
     def _probe(self, anchor: Anchor, multiple: int, done: _Execution) -> torch.Tensor:
         """What the coarse model misses at an earlier full step."""
@@ -146,11 +160,10 @@ class StepExecutor:
         inputs = call.inputs
         assert inputs is not None
 
-        def forward(multiple: int) -> Callable[..., Any]:
-            return call.forward(multiple, True)
+        forwards = _forwards(call, probe=True)
 
         def row(given: dict[str, Any]) -> torch.Tensor:
-            models = Models(*self._models(call, replace(inputs, **given["inputs"]), forward))
+            models = Models(*self._models(call, replace(inputs, **given["inputs"]), forwards))
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
         given = {"inputs": self._tensors_of(inputs), "anchor": _tensors_of_anchor(anchor, multiple)}
@@ -167,12 +180,9 @@ class StepExecutor:
         given: Any,
     ) -> Any:
         """The row's result, behind TeaCache if there is one; each of its parts runs as rows do."""
-
-        def forward(multiple: int) -> Callable[..., Any]:
-            return call.forward(multiple, False)
-
+        forwards = _forwards(call, probe=False)
         if call.cache is None:
-            return self._execute(call, done, label, modules, lambda inputs: row(forward, inputs), given)
+            return self._execute(call, done, label, modules, lambda inputs: row(forwards, inputs), given)
         teacache, state = call.cache(multiple)
 
         def around(inner: Callable[..., Any], inputs: Any) -> Any:
@@ -182,7 +192,7 @@ class StepExecutor:
             return self._execute(call, done, (label, part), modules, function, inputs)
 
         result, done.blocks_skipped = teacache.call(
-            state, call.step, call.steps, forward(multiple), around, given, execute
+            state, call.step, call.steps, forwards(multiple), around, given, execute
         )
         return result
 
@@ -231,14 +241,15 @@ class StepExecutor:
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
         if self.path.adapter is not None:
             return self.path.adapter.size(multiple).embedding
-        key = (id(base), multiple)
+        key, stamp = (id(base), multiple), self._family.stamp(base)
         if key not in self._embeddings:
             made = self._family.patch_embedding(base, multiple).requires_grad_(False)
             self._embeddings[key] = made.to(like.device, like.dtype)
-        elif self._first_time(*key):
+        elif self._first_time(*key) or self._stamps[key] != stamp:
             # a fused LoRA or another dtype changes what was resized, and may leave no trace of it; captured graphs
             # read the copy where it is
             self._embeddings[key].renew(self._family.patch_embedding(base, multiple))
+        self._stamps[key] = stamp
         self._renewed.add(key)
         return self._embeddings[key].to(like.device, like.dtype)
 
@@ -264,18 +275,27 @@ class StepExecutor:
 
     def _flops(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> float:
         """FLOP of one model run."""
-        flops = self._family.flops(call.base, inputs.geometry, multiple, inputs.text_tokens)
-        adapter = self.path.adapter
-        if adapter is not None and multiple > 1:
-            tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
-            flops += adapter.flops(multiple, tokens, inputs.text_tokens, merged)
-        return inputs.latent.shape[0] * flops
+        key = (id(call.base), inputs.geometry, multiple, inputs.text_tokens)
+        if key not in self._costs:
+            flops = self._family.flops(call.base, inputs.geometry, multiple, inputs.text_tokens)
+            adapter = self.path.adapter
+            if adapter is not None and multiple > 1:
+                tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
+                flops += adapter.flops(multiple, tokens, inputs.text_tokens, merged)
+            self._costs[key] = flops
+        return inputs.latent.shape[0] * self._costs[key]
 
     def _tensors_of(self, inputs: ModelInputs) -> dict[str, Any]:
         """A call's inputs without the tokens that the latent was read from."""
         taken = self._family.latent_argument
         arguments = {name: value for name, value in inputs.arguments.items() if name != taken}
         return {"arguments": arguments, "latent": inputs.latent, "condition": inputs.condition}
+
+
+def _forwards(call: TransformerCall, probe: bool) -> Forwards:
+    """Multiple -> the transformer's forward as the call reaches it."""
+    in_context = call.in_context
+    return lambda multiple: call.inner if in_context is None else in_context(multiple, probe)
 
 
 def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:

@@ -60,10 +60,10 @@ def accelerate(
         if old is not None:
             old.attach()
         raise
-    if old is not None and old.pipe is not pipe:
+    if old is not None and old.pipe.scheduler is not pipe.scheduler:
         logger.warning(
-            "this %s takes its transformer over from the accelerated %s that it shares it with, whose own calls run "
-            "plain from now on unless they share the scheduler, too",
+            "this %s takes its transformer over from the accelerated %s that it shares it with: the calls of that one "
+            "run plain from now on",
             type(pipe).__name__,
             type(old.pipe).__name__,
         )
@@ -114,13 +114,15 @@ def report(pipe: Any) -> Report:
 
 
 def find_accelerated(pipe: Any) -> AcceleratedPipeline | None:
-    """What accelerates a pipeline: its own, or that of the components it shares; None for any other object."""
-    own = accelerated_by(pipe)
-    if own is not None:
-        return own  # type: ignore[no-any-return]
-    components = getattr(pipe, "components", None) if isinstance(pipe, DiffusionPipeline) else None
-    found = (accelerated_by(component) for component in (components or {}).values())
-    return next((one for one in found if one is not None), None)
+    """What accelerates a pipeline: its own, or that of the transformers it shares; None for any other object."""
+    own: AcceleratedPipeline | None = accelerated_by(pipe)
+    if own is not None or not isinstance(pipe, DiffusionPipeline):
+        return own
+    for component in pipe.components.values():
+        found: AcceleratedPipeline | None = accelerated_by(component)
+        if found is not None and any(component is module for module in found.transformers.values()):
+            return found
+    return None
 
 
 def _replaceable(pipe: Any, fresh: AcceleratedPipeline) -> AcceleratedPipeline | None:

@@ -29,7 +29,8 @@ class TransformerCall:
         steps: How many there are.
         sigma: Noise level of the step.
         level: The same as a 0-dim tensor where the latents are: a captured graph can take it as an input.
-        forward: (multiple, probe?) -> the transformer's forward, in the context of diffusers' cache if there is one.
+        inner: The transformer's forward, as it was before it was patched.
+        in_context: (multiple, probe?) -> the same in the context of diffusers' cache; None without such a cache.
         obstacle: Why its runs cannot be captured, if the caller knows a reason.
         cache: Multiple -> TeaCache and what it remembers; None without TeaCache. Probes pass it by.
     """
@@ -41,7 +42,8 @@ class TransformerCall:
     steps: int
     sigma: float
     level: torch.Tensor
-    forward: Callable[[int, bool], Callable[..., Any]]
+    inner: Callable[..., Any]
+    in_context: Callable[[int, bool], Callable[..., Any]] | None = None
     obstacle: str = ""
     cache: Callable[[int], tuple[TeaCache, CacheState]] | None = None
 

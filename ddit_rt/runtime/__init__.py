@@ -2,10 +2,9 @@
 
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .model_state import wrapped_forward
-from .parallel import agreed, sequence_ranks, undividable
+from .parallel import agree_on_multiple, agreed, sequence_ranks, undividable
 from .patching import MethodPatch, installed
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
-from .timing import stopwatch
 
 __all__ = [
     "CacheState",
@@ -17,13 +16,13 @@ __all__ = [
     "TeaCache",
     "TeaCacheDefaults",
     "Trunk",
+    "agree_on_multiple",
     "agreed",
     "installed",
     "make_runner",
     "polynomial",
     "relative_change",
     "sequence_ranks",
-    "stopwatch",
     "undividable",
     "wrapped_forward",
 ]

@@ -31,3 +31,24 @@ def undividable(tokens: int, group: Any) -> str:
     """Why a sequence cannot be split evenly among the group's ranks; empty if it can."""
     ranks = distributed.get_world_size(group)
     return "" if tokens % ranks == 0 else f"{tokens} tokens do not divide among {ranks} ranks"
+
+
+def agree_on_multiple(module: nn.Module, inputs: Any, multiple: int, own_projections: bool) -> tuple[int, str]:
+    """The multiple for all ranks that share a module's sequence, and why it is not what they would choose, if so.
+
+    Args:
+        module: The transformer.
+        inputs: Of its call; has a ``latent`` and a ``geometry``.
+        multiple: What this rank chose.
+        own_projections: Coarse steps have projections of their own, which context parallelism does not split.
+    """
+    group = sequence_ranks(module)
+    if group is None:
+        return multiple, ""
+    multiple = agreed(multiple, group, inputs.latent.device)
+    if multiple <= 1:
+        return multiple, ""
+    obstacle = undividable(inputs.geometry.tokens(multiple), group)
+    if own_projections:
+        obstacle = "coarse steps have projections of their own, which context parallelism does not split"
+    return (1, obstacle) if obstacle else (multiple, "")

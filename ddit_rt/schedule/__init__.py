@@ -1,11 +1,20 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
-from .evolution import EvolutionHistory, HostResults, PendingEvolution, step_with_increment
-from .explicit import CallableSchedule, FixedSchedule
+from .evolution import EvolutionHistory, LatentEvolution, PendingEvolution, step_with_increment
 from .fitted import FittedSchedule
 from .plots import COLOURS, plot_reports
 from .policies import make_policy
-from .policy import Evolution, KnownEvolution, Policy, Spacing, StepView, choices_along, coarsest_below
+from .policy import (
+    CallableSchedule,
+    Evolution,
+    FixedSchedule,
+    KnownEvolution,
+    Policy,
+    Spacing,
+    StepView,
+    choices_along,
+    coarsest_below,
+)
 from .report import Report, StepRecord
 from .spacing import initial_steps, one_in, pattern
 from .targets import check_speedup
@@ -18,8 +27,8 @@ __all__ = [
     "EvolutionHistory",
     "FittedSchedule",
     "FixedSchedule",
-    "HostResults",
     "KnownEvolution",
+    "LatentEvolution",
     "PendingEvolution",
     "Policy",
     "Report",

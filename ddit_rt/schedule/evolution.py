@@ -184,3 +184,67 @@ class PendingEvolution:
                 self._host.measured.synchronize()
             self._patch_std = dict(zip(self._multiples, self._quantiles.amax(dim=0).tolist()))
         return self._patch_std
+
+
+class LatentEvolution:
+    """The evolution of one call's latent, from increment to increment.
+
+    Args:
+        order: n of the n-th difference.
+        multiples, quantile, backend, threshold: As for :class:`PendingEvolution`.
+
+    Attributes:
+        current: What is known of the evolution up to the current step; None while the history fills.
+    """
+
+    def __init__(
+        self, order: int, multiples: Sequence[int], quantile: float, backend: str, threshold: float = 0.0
+    ) -> None:
+        self.current: PendingEvolution | None = None
+        self._multiples, self._quantile, self._backend, self._threshold = multiples, quantile, backend, threshold
+        self._history = EvolutionHistory(order)
+        self._pending: PendingEvolution | None = None
+        self._host: HostResults | None = None
+
+    def clear(self) -> None:
+        """Forgets everything: the latent has another shape than before."""
+        self.current = self._pending = self._host = None
+        self._history.clear()
+
+    def begin_step(self) -> None:
+        """Makes what was launched after the last step the current evolution."""
+        self.current, self._pending = self._pending, None
+
+    def end_step(
+        self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, int] | None
+    ) -> dict[int, float]:
+        """Closes a step and launches the decision for the next one.
+
+        Args:
+            increment: Of the latent, float32; None if the evolution is not watched.
+            patch: The model's patch size in latent pixels; None if no step follows.
+            packed: Token grid of packed increments.
+
+        Returns:
+            The step's σ_k, long there, since they were launched before its model run; empty while the history filled.
+        """
+        patch_std = {} if self.current is None else self.current.wait()
+        self.current = None
+        if increment is None:
+            return patch_std
+        self._history.push(increment)
+        if self._history.full and patch is not None:
+            increments = self._history.increments
+            if increments[0].is_cuda and self._host is None:
+                self._host = HostResults(increments[0].shape[0], len(self._multiples))
+            self._pending = PendingEvolution(
+                increments,
+                self._multiples,
+                patch,
+                self._quantile,
+                packed if increments[0].ndim == 3 else None,
+                self._backend,
+                self._threshold,
+                self._host,
+            )
+        return patch_std

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..config import DDiTConfig
-from .explicit import CallableSchedule, FixedSchedule
-from .policy import Policy
+from .policy import CallableSchedule, FixedSchedule, Policy
 from .threshold import ThresholdPolicy
 
 

@@ -53,29 +53,20 @@ class BandSplitPath(CoarsePath):
         padded = bands.pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, models.low(low_latent, low_sigma, multiple), multiple)
-        if self.delta and history.last is not None:
+        anchors = history.anchors
+        if self.delta and anchors:
             low = low + residual_at(self, history, sigma, multiple, geometry, self.extrapolate)
-        high = self._high(history, padded, sigma, multiple, geometry)
-        return bands.crop_to_latent(bands.up(low, multiple) + high, geometry)
-
-    def _high(
-        self,
-        history: PredictionHistory,
-        padded: torch.Tensor,
-        sigma: bands.Scalar,
-        multiple: int,
-        geometry: Geometry,
-    ) -> torch.Tensor:
-        if self.line and len(history.anchors) > 1:
-            older, newest = history.anchors[0], history.anchors[-1]
+        if self.line and len(anchors) > 1:
+            older, newest = anchors[0], anchors[-1]
             ahead = line((older.sigma, older.prediction), (newest.sigma, newest.prediction), sigma)
-            return bands.high_band(bands.pad_to_grid(ahead, geometry, multiple), multiple)
-        noise = bands.high_band(padded, multiple)
-        anchor = history.last
-        if anchor is not None:
-            clean = anchor.latent.float() - anchor.sigma * anchor.prediction.float()
-            noise = noise - bands.high_band(bands.pad_to_grid(clean, geometry, multiple), multiple)
-        return noise / sigma
+            high = bands.high_band(bands.pad_to_grid(ahead, geometry, multiple), multiple)
+        else:
+            noise = bands.high_band(padded, multiple)
+            if anchors:
+                clean = anchors[-1].latent.float() - anchors[-1].sigma * anchors[-1].prediction.float()
+                noise = noise - bands.high_band(bands.pad_to_grid(clean, geometry, multiple), multiple)
+            high = noise / sigma
+        return bands.crop_to_latent(bands.up(low, multiple) + high, geometry)
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
         """down(v_full) - v_low, float32 (B, C, F, H/k, W/k)."""

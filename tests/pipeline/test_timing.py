@@ -2,7 +2,7 @@ import time
 
 import torch
 
-from ddit_rt.runtime import stopwatch
+from ddit_rt.pipeline.call_state import stopwatch
 
 
 def test_it_measures_between_start_and_stop(monkeypatch):
