@@ -119,10 +119,9 @@ class StepExecutor:
         def row(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
             here = replace(inputs, **given["inputs"])
             models = Models(*self._models(call, here, at))
-            known = PredictionHistory(
-                deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]]), deque()
-            )
-            return path.predict(history, here.latent.float(), given["level"], multiple, here.geometry, models)
+            anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
+            known = PredictionHistory(anchors, deque())
+            return path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
 
         given = {
             "inputs": self._tensors_of(inputs),
