@@ -35,11 +35,11 @@ class DistillConfig:
             the forecast makes at that sample. Easy samples, where the forecast is nearly exact, then count as much
             as hard ones; evenly weighted they leave a floor of noise that costs more decibels than the hard ones gain.
             Steps without memory count evenly.
-        optimizer: ``"auto"``: Prodigy for images and AdamW for video, as the paper has them.
+        optimizer: ``"auto"``: the family's, Prodigy for images and AdamW for video, as the paper has them.
         lr: None: 1.0 for Prodigy, 1e-4 for AdamW.
         weight_decay: Decoupled, of every weight.
-        warmup: Steps over which the learning rate rises.
-        decay: Share of the steps, at the end, over which it falls to zero.
+        lr_warmup_steps: Steps over which the learning rate rises.
+        lr_decay: Share of the steps, at the end, over which it falls to zero.
         ema: Decay of the average that is saved; 0 saves the weights themselves.
         clip: Largest norm of the gradient.
         max_gap: Longest distance, in steps, between a coarse step and the full step it remembers.
@@ -71,8 +71,8 @@ class DistillConfig:
     optimizer: str = "auto"
     lr: float | None = None
     weight_decay: float = 0.01
-    warmup: int = 100
-    decay: float = 0.5
+    lr_warmup_steps: int = 100
+    lr_decay: float = 0.5
     ema: float = 0.999
     clip: float = 1.0
     max_gap: int = 6
@@ -104,7 +104,7 @@ class DistillConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r}: a whole number, at least 1.")
-        for name in ("decay", "ema", "blank", "fill"):
+        for name in ("lr_decay", "ema", "blank", "fill"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: a number in [0, 1].")
         for name in ("clip", "weight_decay", "lr"):
@@ -125,11 +125,11 @@ class DistillConfig:
         """JSON-ready values."""
         return {**asdict(self), "multiples": list(self.multiples), "targets": list(self.targets)}
 
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate at ``step``."""
+    def lr_factor(self, step: int) -> float:
+        """What the learning rate is multiplied with at ``step``, in [0, 1]: a linear rise, 1, a linear fall."""
         left = (self.steps - step) / self.steps
-        falling = min(1.0, left / self.decay) if self.decay else 1.0
-        return min(1.0, (step + 1) / self.warmup if self.warmup else 1.0) * falling
+        fall = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
+        return min(1.0, (step + 1) / self.lr_warmup_steps if self.lr_warmup_steps else 1.0) * fall
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

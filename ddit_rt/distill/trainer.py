@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration
 from diffusers.utils.torch_utils import unwrap_module
 from tqdm.auto import tqdm
 
@@ -21,39 +21,17 @@ from ..errors import ConfigError
 from ..families import family_of, fresh_adapter
 from ..granularity import Adapter, save_adapter
 from ..trajectories import sole_transformer
-from .checkpoint import load_state, save_atomic
-from .config import DistillConfig, differences
+from .checkpoint import Checkpoints
+from .config import DistillConfig
 from .data import Source
 from .objective import Student
+from .optimization import build_optimizer, build_schedule, moving_average
 from .recordings import open_library
 from .samples import Batch, draw
+from .tracking import build_trackers
+from .validation import Evaluation, evaluate, pictures
 
 Log = Callable[[str], None]
-
-
-@dataclass
-class Evaluation:
-    """Mean squared distance to the base model on held-out trajectories.
-
-    Attributes:
-        loss: Of the trained adapter, per multiple.
-        untrained: Of the fresh adapter (band-split), per multiple.
-        forecast: Of the straight line through the last two full predictions, which takes no model run.
-    """
-
-    loss: dict[int, float]
-    untrained: dict[int, float]
-    forecast: float
-
-    @property
-    def gain_db(self) -> dict[int, float]:
-        """How much closer than band-split the adapter is, in dB of mean squared distance."""
-        return {k: _decibel(self.untrained[k], loss) for k, loss in self.loss.items()}
-
-    @property
-    def gain_over_forecast_db(self) -> dict[int, float]:
-        """How much closer than the forecast it is. Below 0, its coarse steps are worth less than none."""
-        return {k: _decibel(self.forecast, loss) for k, loss in self.loss.items()}
 
 
 class Trainer:
@@ -65,11 +43,15 @@ class Trainer:
         call: Arguments of the pipeline that fix size, steps and guidance; or several such calls of one size, which the
             recordings take in turn. An adapter serves best where it was trained. Pictures are drawn with the first.
         config: Settings.
-        out: Directory of the run: checkpoint, adapter, log, and recordings if ``recordings`` is None.
+        out: Directory of the run: checkpoints, adapter, log, and recordings if ``recordings`` is None.
         recordings: Directory of the recordings, to share between runs.
         base_model: Name for the adapter's description.
         tensorboard: Whether to write TensorBoard events (extra ``distill``).
         log: Told of what happens.
+
+    Attributes:
+        adapter: What is trained.
+        step: Optimizer steps done.
 
     Raises:
         UnsupportedPipelineError, ConfigError: before anything is written.
@@ -95,19 +77,22 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             cpu=next(self.transformer.parameters()).device.type == "cpu",
+            log_with=build_trackers(out, tensorboard),
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
+            step_scheduler_with_optimizer=False,  # or the rate would take a step per process
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._log: Log = log if self.accelerator.is_main_process else lambda _: None
         self.adapter = self._fresh(base_model)
-        self.average = copy.deepcopy(self.adapter).requires_grad_(False) if config.ema else self.adapter
+        self._averaged = moving_average(self.adapter, config.ema)
         self._untrained = copy.deepcopy(self.adapter).requires_grad_(False)
         self.recorded = open_library(
             recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
         )
         self.transformer.requires_grad_(False).eval()
+        self.checkpoints = Checkpoints(out / "checkpoints", self.accelerator)
         self.step = 0
-        self._tensorboard = tensorboard
-        self._resumed_seconds = 0.0
+        self._began = 0.0  # on the monotonic clock, as if the run had never been interrupted
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -128,22 +113,10 @@ class Trainer:
                 base_model=base_model,
             )
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        config, parameters = self.config, list(self.adapter.parameters())
-        name = config.optimizer
-        if name == "auto":
-            name = "adamw" if self.family.name == "wan" else "prodigy"
-        if name == "adamw":
-            lr = 1e-4 if config.lr is None else config.lr
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-        try:
-            from prodigyopt import Prodigy
-        except ImportError as error:
-            raise ConfigError("the Prodigy optimizer is in the extra: pip install 'ddit-rt[distill]'.") from error
-        lr = 1.0 if config.lr is None else config.lr
-        return Prodigy(
-            parameters, lr=lr, weight_decay=config.weight_decay, use_bias_correction=True, safeguard_warmup=True
-        )
+    @property
+    def average(self) -> Adapter:
+        """The moving average of the adapter's weights: what is validated and saved."""
+        return self._averaged.module
 
     def available(self, step: int) -> Sequence[int]:
         """Training shards of this process at ``step``: their number grows while recording is spread over the run."""
@@ -180,69 +153,73 @@ class Trainer:
         """Trains to the last step, or to ``stop_after``.
 
         Args:
-            resume: Go on from the run's checkpoint, if there is one.
+            resume: Go on from the run's newest checkpoint, if there is one.
             stop_after: Stop, with a checkpoint, after this step.
 
         Returns:
             The trained adapter (its average), also at ``out/adapter.safetensors``.
 
         Raises:
-            ConfigError: the directory holds another run, or the loss is not finite.
+            ConfigError: the directory holds another run or a damaged checkpoint, or the loss is not finite.
         """
-        config, accelerator = self.config, self.accelerator
-        checkpoint = self.out / "checkpoint.pt"
-        if checkpoint.exists() and not resume:
+        kept = bool(self.checkpoints.folders())
+        if kept and not resume:
             raise ConfigError(f"{self.out} holds a run: pass --resume to go on with it, or choose another directory.")
-        optimizer = self._optimizer()
-        if checkpoint.exists():
-            self._restore(load_state(checkpoint), optimizer)
-        student, optimizer = accelerator.prepare(self._student(), optimizer)
-        self.average.to(accelerator.device)
-        inner: Student = accelerator.unwrap_model(student)
+        if self.step and not kept:
+            raise ConfigError(f"step={self.step}: this run stopped before its first checkpoint. Make a new Trainer.")
+        try:
+            self._run(self.config.steps if stop_after is None else min(stop_after, self.config.steps))
+            self.accelerator.wait_for_everyone()
+        finally:
+            if self.config.checkpointing:
+                self.transformer.disable_gradient_checkpointing()
+            self.accelerator.end_training()
+            self.accelerator.free_memory()  # forgets what it prepared
+        return self.average
+
+    def _run(self, last: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        optimizer = build_optimizer(config, self.family, self.adapter.parameters())
+        student, optimizer, schedule = accelerator.prepare(
+            self._student(), optimizer, build_schedule(config, optimizer)
+        )
+        accelerator.prepare_model(self._averaged, evaluation_mode=True)  # so that it is in the checkpoints
+        optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted
+        self._began = time.monotonic()
+        if self.checkpoints.folders():
+            self.step, seconds = self.checkpoints.restore(config)
+            self._began -= seconds
+            self._log(f"resumed at step {self.step}")
+        if not accelerator.trackers:
+            accelerator.init_trackers("distill")
         if config.checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        base_rates = [group.get("base_rate", group["lr"]) for group in optimizer.param_groups]
-        writer = self._writer()
         if not config.fill:
             self._record_all()
-        last = config.steps if stop_after is None else min(stop_after, config.steps)
-        bar = tqdm(
-            initial=self.step,
-            total=config.steps,
-            desc="distill",
-            disable=not accelerator.is_main_process,
-            mininterval=1.0,
-        )
-        began = time.monotonic()
         recent: list[float] = []
-        try:
+        hidden = not accelerator.is_main_process
+        with tqdm(initial=self.step, total=config.steps, desc="distill", disable=hidden, mininterval=1.0) as bar:
             while self.step < last:
-                for group, rate in zip(optimizer.param_groups, base_rates):
-                    group["base_rate"], group["lr"] = rate, rate * config.rate(self.step)
-                recent.append(self._one_step(student, inner, optimizer))
+                rate = schedule.get_last_lr()[0]
+                recent.append(self._one_step(student, optimizer))
+                schedule.step()
                 self.step += 1
                 bar.update()
                 if self.step % 20 == 0 or self.step == last:
                     loss, recent = sum(recent) / len(recent), []
                     bar.set_postfix(loss=f"{loss:.4g}")
-                    self._write(writer, {"loss": loss, "rate": optimizer.param_groups[0]["lr"]}, began)
+                    self._write({"loss": loss, "lr": rate})
                 if self.step % config.checkpoint_every == 0 or self.step == last:
-                    self._save(checkpoint, optimizer, began)
+                    self._save()
                 if self.step % config.validate_every == 0 or self.step == config.steps:
-                    self._validate(writer, began)
-        finally:
-            bar.close()
-            if config.checkpointing:
-                self.transformer.disable_gradient_checkpointing()
-            if writer is not None:
-                writer.close()
-        return self.average
+                    self._validate()
 
     def _student(self) -> Student:
         return Student(self.adapter, self.family, self.transformer, self.config.weighting == "relative")
 
-    def _one_step(self, student: Any, inner: Student, optimizer: torch.optim.Optimizer) -> float:
+    def _one_step(self, student: Any, optimizer: torch.optim.Optimizer) -> float:
         config, accelerator = self.config, self.accelerator
+        inner: Student = accelerator.unwrap_model(student)
         total = 0.0
         for micro in range(config.accumulate):
             batch = self.batch(self.step, micro)
@@ -260,50 +237,36 @@ class Trainer:
             accelerator.clip_grad_norm_(self.adapter.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if config.ema:
-            weight = 1 - min(config.ema, (1 + self.step) / (10 + self.step))
-            averaged = [parameter.data for parameter in self.average.parameters()]
-            torch._foreach_lerp_(averaged, [parameter.data for parameter in self.adapter.parameters()], weight)
+        self._averaged.update_parameters(self.adapter)
         return total / config.accumulate
 
-    @torch.no_grad()
     def evaluate(self, batches: int = 4) -> Evaluation:
-        """Compares the average with the fresh adapter on held-out trajectories, the same ones every time."""
-        losses: dict[str, dict[int, float]] = {"trained": {}, "untrained": {}}
-        forecast = 0.0
-        dtype = next(self.transformer.parameters()).dtype
-        for name, adapter in (("trained", self.average), ("untrained", self._untrained)):
-            student = Student(adapter.to(self.accelerator.device), self.family, self.transformer)
-            for k in self.config.multiples:
-                one = replace(self.config, multiples=(k,), batch=4, blank=0.0)
-                total = forecast = 0.0  # the same batches for every k: the forecast does not depend on it
-                for index in range(batches):
-                    generator = torch.Generator().manual_seed(index)
-                    batch = draw(self.recorded, self.recorded.held_out, self.family, adapter.spec.patch, one, generator)
-                    forecast += float((batch.forecast() - batch.target.prediction).square().mean()) / batches
-                    with student.coarse(k), self.accelerator.autocast():
-                        total += float(student(batch.to(self.accelerator.device, dtype)))
-                losses[name][k] = total / batches
-        return Evaluation(losses["trained"], losses["untrained"], forecast)
+        """Compares the average with the fresh adapter and the forecast on held-out trajectories.
 
-    def _validate(self, writer: Any, began: float) -> None:
+        Args:
+            batches: Of four samples, per multiple; the same ones every time.
+        """
+        return evaluate(
+            self.average,
+            self._untrained,
+            self.recorded,
+            self.family,
+            self.transformer,
+            self.config,
+            self.accelerator,
+            batches,
+        )
+
+    def _validate(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        from .validate import pictures
-
-        result = self.evaluate()
-        for k, gain in result.gain_db.items():
-            self._log(
-                f"step {self.step}: held out, {k}p: {result.loss[k]:.4g}; band-split {result.untrained[k]:.4g} "
-                f"({gain:+.1f} dB), forecast {result.forecast:.4g} ({result.gain_over_forecast_db[k]:+.1f} dB)"
-            )
-        values = {f"held_out/{k}p": value for k, value in result.loss.items()}
-        values |= {f"gain_db/{k}p": value for k, value in result.gain_db.items()}
+        found = self.evaluate()
+        for line in found.lines():
+            self._log(f"step {self.step}: {line}")
         captions = list(self.source.captions[-self.config.held_out :])
-        values |= {f"gain_over_forecast_db/{k}p": value for k, value in result.gain_over_forecast_db.items()}
         sheet = self.out / "pictures" / f"{self.step:07d}.png"
-        values |= pictures(self.pipe, self.average, self.calls[0], captions, sheet, self.config.objective)
-        self._write(writer, values, began)
+        shown = pictures(self.pipe, self.average, self.calls[0], captions, sheet, self.config.objective)
+        self._write({**found.values(), **shown})
 
     def _record_all(self) -> None:
         own = self.available(self.config.steps)
@@ -312,10 +275,15 @@ class Trainer:
 
     # -- state --------------------------------------------------------------------------------------------------
 
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer, began: float) -> None:
+    def _seconds(self) -> float:
+        """Spent on the run, without its interruptions."""
+        return time.monotonic() - self._began
+
+    def _save(self) -> None:
+        seconds = self._seconds()
+        self.checkpoints.save(self.step, seconds, self.config)
         if not self.accelerator.is_main_process:
             return
-        seconds = self._resumed_seconds + time.monotonic() - began
         summary = {
             **self.config.to_dict(),
             "step": self.step,
@@ -323,53 +291,9 @@ class Trainer:
             **self.source.describe(),
             "calls": self.recorded.calls,
         }
-        state = {
-            "step": self.step,
-            "seconds": seconds,
-            "config": self.config.to_dict(),
-            "adapter": self.adapter.state_dict(),
-            "average": self.average.state_dict() if self.config.ema else {},
-            "optimizer": optimizer.state_dict(),
-        }
-        save_atomic(path, state)
         self.average.spec = replace(self.average.spec, training=summary)
         dtype = next(self.transformer.parameters()).dtype
         save_adapter(self.average, self.out / "adapter.safetensors", torch.float16 if dtype == torch.float32 else dtype)
 
-    def _restore(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        # How often it saves and validates may change; everything else would make it another training.
-        cadence = {name: getattr(self.config, name) for name in ("checkpoint_every", "validate_every")}
-        changed = differences({**state["config"], **cadence}, self.config.to_dict())
-        if changed:
-            raise ConfigError(f"{self.out} was trained with other settings ({'; '.join(changed)}).")
-        self.adapter.load_state_dict(state["adapter"])
-        if self.config.ema:
-            self.average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.step, self._resumed_seconds = state["step"], state["seconds"]
-        self._log(f"resumed at step {self.step}")
-
-    def _writer(self) -> Any:
-        if not self._tensorboard or not self.accelerator.is_main_process:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("TensorBoard is in the extra: pip install 'ddit-rt[distill]', or do without.") from error
-        return SummaryWriter(str(self.out / "tensorboard"))
-
-    def _write(self, writer: Any, values: Mapping[str, float], began: float) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        seconds = self._resumed_seconds + time.monotonic() - began
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
-            file.write(json.dumps({"step": self.step, "minutes": round(seconds / 60, 2), **rounded}) + "\n")
-        if writer is not None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, self.step)
-
-
-def _decibel(reference: float, loss: float) -> float:
-    return 10 * math.log10(max(reference, 1e-30) / max(loss, 1e-30))
+    def _write(self, values: Mapping[str, float]) -> None:
+        self.accelerator.log({"minutes": round(self._seconds() / 60, 2), **values}, step=self.step)

@@ -61,6 +61,8 @@ class Family(ABC):
     """The argument that holds the latent."""
     time_argument: ClassVar[str] = "timestep"
     """The argument that holds the noise level."""
+    distill_optimizer: ClassVar[str] = "prodigy"
+    """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
 
     @cached_property
     def argument_names(self) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Wan(Family):
     components = ("transformer", "transformer_2")
     projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
+    distill_optimizer = "adamw"
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
         "attention": r"blocks\.\d+\.attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)",

@@ -17,7 +17,6 @@ from distill_models import CALL, PROMPTS, pipeline
 
 import ddit_rt
 from ddit_rt.distill import DistillConfig, Prompts, Trainer
-from ddit_rt.distill.checkpoint import load_state
 from ddit_rt.distill.config import differences
 from ddit_rt.distill.objective import Student
 from ddit_rt.families import family_of
@@ -31,7 +30,7 @@ SMALL = DistillConfig(
     rank=4,
     optimizer="adamw",
     lr=3e-3,
-    warmup=2,
+    lr_warmup_steps=2,
     held_out=4,
     checkpoint_every=3,
     validate_every=1000,

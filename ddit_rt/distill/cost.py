@@ -16,6 +16,7 @@ import torch
 
 from .config import DistillConfig
 from .data import Source
+from .optimization import optimizer_name
 from .recordings import GROUP, Library
 from .samples import draw
 from .trainer import Trainer
@@ -104,11 +105,10 @@ def estimate(
             memory = torch.cuda.max_memory_allocated(device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        prodigy = config.optimizer == "prodigy" or (config.optimizer == "auto" and trainer.family.name != "wan")
         return Estimate(
             parameters=parameters,
             adapter_bytes=2 * parameters,
-            checkpoint_bytes=4 * parameters * (6 if prodigy else 4),
+            checkpoint_bytes=4 * parameters * (6 if optimizer_name(config, trainer.family) == "prodigy" else 4),
             recording_bytes=int(shard_bytes * groups),
             memory_bytes=memory,
             record_seconds=groups * steps * base_step,
