@@ -19,9 +19,7 @@ def optimizer_name(config: DistillConfig, family: Family) -> str:
     return family.distill_optimizer if config.optimizer == "auto" else config.optimizer
 
 
-def build_optimizer(
-    config: DistillConfig, family: Family, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
+def build_optimizer(config: DistillConfig, family: Family, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of ``parameters``, at its full learning rate.
 
     Raises:
@@ -43,7 +41,7 @@ def build_optimizer(
 def build_schedule(config: DistillConfig, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """The learning rate: a linear rise, a constant, a linear fall (:meth:`DistillConfig.lr_factor`).
 
-    ``diffusers.optimization.get_scheduler`` has no such shape: its schedules fall from the end of the rise on, or never.
+    ``diffusers.optimization.get_scheduler`` has no such shape: its schedules fall from the end of the rise, or never.
     """
     return LambdaLR(optimizer, config.lr_factor)
 
@@ -51,9 +49,9 @@ def build_schedule(config: DistillConfig, optimizer: torch.optim.Optimizer) -> L
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights, for ``update_parameters(model)`` after every step.
 
-    The decay rises with the number n of updates as min(``decay``, (1 + n) / (10 + n)), the rise of
-    ``diffusers.training_utils.EMAModel``; the first update copies the weights, as it does there. Unlike there the average
-    is a module that can be run and saved as it is, without a further copy.
+    The decay rises with the number n of updates as min(``decay``, (1 + n) / (10 + n)), and the first update copies the
+    weights; both are what ``diffusers.training_utils.EMAModel`` does. Unlike there the average is a module that can be
+    run and saved as it is, without a further copy.
 
     Args:
         model: Is copied.

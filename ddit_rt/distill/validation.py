@@ -111,7 +111,7 @@ def evaluate(
                 with student.coarse(k), accelerator.autocast():
                     total += float(student(batch.to(accelerator.device, dtype)))
             losses[-1][k] = total / batches
-    return Evaluation(*losses, forecast)
+    return Evaluation(losses[0], losses[1], forecast)
 
 
 def pictures(

@@ -1,4 +1,4 @@
-"""A complete text-to-image pipeline of a few thousand random parameters, with tokenizer and text encoders."""
+"""A complete text-to-image pipeline of a few thousand random parameters, with text encoders; and a short training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from tiny import randomise
 
+from ddit_rt.distill import DistillConfig, Prompts, Trainer
 from examples.demo_model.common import Sizes
 from examples.demo_model.dit import build_transformer
 from examples.demo_model.export import build_scheduler
@@ -36,3 +37,29 @@ def pipeline() -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+SMALL = DistillConfig(
+    steps=8,
+    batch=2,
+    accumulate=2,
+    rank=4,
+    optimizer="adamw",
+    lr=3e-3,
+    lr_warmup_steps=2,
+    held_out=4,
+    checkpoint_every=3,
+    validate_every=1000,
+    ema=0.9,
+    fill=0.0,
+)
+
+
+def trainer(out, recordings, config=SMALL, pipe=None, **options):
+    return Trainer(
+        pipe or pipeline(), Prompts(PROMPTS), CALL, config, out, recordings=recordings, log=lambda _: None, **options
+    )
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import ddit_rt
 from ddit_rt.cli.distill import add_commands
-from ddit_rt.distill.estimate import estimate
+from ddit_rt.distill import estimate
 
 
 @pytest.fixture(scope="module")
