@@ -30,7 +30,7 @@ class Estimate:
 
     Attributes:
         parameters: Trained.
-        adapter_bytes, checkpoint_bytes, recording_bytes: On disk.
+        adapter_bytes, checkpoint_bytes, recording_bytes: On disk; the last two checkpoints are kept.
         memory_bytes: Peak of the device (of the process, on a CPU).
         record_seconds: For all recordings.
         train_seconds: For all steps.
@@ -54,7 +54,7 @@ class Estimate:
         return "\n".join(
             (
                 f"trained parameters   {self.parameters / 1e6:.2f} M",
-                f"adapter file         {_size(self.adapter_bytes)}, checkpoint {_size(self.checkpoint_bytes)}",
+                f"adapter file         {_size(self.adapter_bytes)}, two checkpoints of {_size(self.checkpoint_bytes)}",
                 f"recordings           {_size(self.recording_bytes)}",
                 f"peak memory          {_size(self.memory_bytes)} (measured)",
                 f"recording            {_hours(self.record_seconds)} (estimated from {_STEPS} denoising steps)",
