@@ -1,7 +1,7 @@
 """Schedules, thresholds and coefficients fitted to a model."""
 
 from .error_model import ErrorModel
-from .fitter import fit_schedule, tried
+from .fitter import fit_schedule, try_schedule
 from .measurement import measure
 from .search import find_schedule
 from .teacache import TeaCacheFit, fit_teacache
@@ -16,5 +16,5 @@ __all__ = [
     "fit_schedule",
     "fit_teacache",
     "measure",
-    "tried",
+    "try_schedule",
 ]

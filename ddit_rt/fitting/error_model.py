@@ -21,14 +21,14 @@ class ErrorModel:
 
     Attributes:
         sigmas: (S + 1,) noise levels.
-        full: (S, N, D) the model's predictions.
+        full: (S, N, D) the model's predictions at full steps.
         coarse: Multiple -> (S, N, D), what it says of the low band on coarse tokens.
         shares: Multiple -> FLOP of a coarse step over those of a full one.
         sensitivity: (S,) by how much the rest of the run multiplies an error made at a step.
         transformers: (S,) which transformer makes a step.
         floor: (N,) mean square below which an error does not count.
-        left: Multiple -> (S, G), with an adapter: the share of a straight line's error that is left at a step, up to G
-            steps after the last full one; beyond, all of it. ``coarse`` does not count then.
+        adapter_residual: Multiple -> (S, G), with an adapter: the share of a straight line's error that it leaves at a
+            step, 1 to G steps after the last full one; farther, it leaves all of it. ``coarse`` does not count then.
         probes: Whether a coarse step needs coarse runs at its anchors, as delta does and an adapter does not.
     """
 
@@ -39,7 +39,7 @@ class ErrorModel:
     sensitivity: Array
     transformers: tuple[int, ...]
     floor: Array
-    left: Mapping[int, Array] = field(default_factory=dict)
+    adapter_residual: Mapping[int, Array] = field(default_factory=dict)
     probes: bool = True
 
     @property
@@ -74,33 +74,34 @@ class ErrorModel:
         """
         steps = np.diff(self.sigmas)
         total = np.zeros_like(self.full[0])
-        full: list[int] = []
-        runs: list[tuple[float, Array]] = []
+        full_steps: list[int] = []
+        model_runs: list[tuple[float, Array]] = []
         for t, multiple in enumerate(schedule):
             if t and self.transformers[t] != self.transformers[t - 1]:
-                full, runs = [], []
+                full_steps, model_runs = [], []
             sigma, truth = float(self.sigmas[t]), self.full[t]
             if multiple == 1:
-                full = _with_newest(full, t, bool(full) and self.sigmas[full[-1]] == sigma)
-                runs = _with_newest(runs, (sigma, truth), bool(runs) and runs[-1][0] == sigma)
+                full_steps = _with_newest(full_steps, t, bool(full_steps) and self.sigmas[full_steps[-1]] == sigma)
+                model_runs = _with_newest(model_runs, (sigma, truth), bool(model_runs) and model_runs[-1][0] == sigma)
                 continue
             if multiple == SKIP:
-                guess = _line(runs[0], runs[1], sigma)
+                guess = _line(model_runs[0], model_runs[1], sigma)
             else:
-                guess = self._learned(t, multiple, full) if self.left else self._delta(t, multiple, full)
-                runs = _with_newest(runs, (sigma, guess), runs[-1][0] == sigma)
+                predict = self._with_adapter if self.adapter_residual else self._with_delta
+                guess = predict(t, multiple, full_steps)
+                model_runs = _with_newest(model_runs, (sigma, guess), model_runs[-1][0] == sigma)
             total += np.float32(steps[t] * self.sensitivity[t]) * (guess - truth)
         return np.square(total).mean(-1)
 
-    def _delta(self, t: int, multiple: int, full: Sequence[int]) -> Array:
+    def _with_delta(self, t: int, multiple: int, full_steps: Sequence[int]) -> Array:
         known = self.coarse[multiple]
-        older, newest = ((float(self.sigmas[a]), self.full[a] - known[a]) for a in full)
+        older, newest = ((float(self.sigmas[i]), self.full[i] - known[i]) for i in full_steps)
         return known[t] + _line(older, newest, float(self.sigmas[t]))
 
-    def _learned(self, t: int, multiple: int, full: Sequence[int]) -> Array:
-        left, distance = self.left[multiple], t - full[-1]
-        older, newest = ((float(self.sigmas[a]), self.full[a]) for a in full)
-        share = left[t, distance - 1] if distance <= left.shape[1] else np.float32(1.0)
+    def _with_adapter(self, t: int, multiple: int, full_steps: Sequence[int]) -> Array:
+        residual, distance = self.adapter_residual[multiple], t - full_steps[-1]
+        older, newest = ((float(self.sigmas[i]), self.full[i]) for i in full_steps)
+        share = residual[t, distance - 1] if distance <= residual.shape[1] else np.float32(1.0)
         return self.full[t] + share * (_line(older, newest, float(self.sigmas[t])) - self.full[t])
 
     def loss(self, schedule: Sequence[int]) -> float:

@@ -61,17 +61,17 @@ def fit_schedule(
     progress("searching")
     schedules = [find_schedule(error_model, speedup, kinds)]
     # first order flatters coarse steps where steps are long, and an adapter where its errors add up: real runs choose
-    if error_model.left:
-        schedules.append(find_schedule(replace(error_model, left={}), speedup, kinds))
+    if error_model.adapter_residual:
+        schedules.append(find_schedule(replace(error_model, adapter_residual={}), speedup, kinds))
     if SKIP in kinds:
         schedules.append(find_schedule(error_model, speedup, (1, SKIP)))
     different = [s for i, s in enumerate(schedules) if s not in schedules[:i]]
-    runs = (tried(pipe, s, prompts, seed, progress, settings, **call) for s in different)
-    found = max(runs, key=lambda found: found.psnr)
+    trials = (try_schedule(pipe, s, prompts, seed, progress, settings, **call) for s in different)
+    found = max(trials, key=lambda trial: trial.psnr)
     return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in error_model.sensitivity])
 
 
-def tried(
+def try_schedule(
     pipe: Any,
     schedule: Sequence[int],
     prompts: Sequence[str],
@@ -80,7 +80,16 @@ def tried(
     settings: Mapping[str, Any] = MappingProxyType({}),
     **call: Any,
 ) -> FittedSchedule:
-    """Runs a schedule, with further ``settings``, and the plain pipeline on ``prompts``."""
+    """Runs a schedule and the plain pipeline, and says how fast and how near to it the schedule is.
+
+    Args:
+        pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
+        schedule: One multiple per step, 0 for no model call.
+        settings: Further settings of :func:`ddit_rt.accelerate`.
+
+    Returns:
+        The schedule with its FLOP speed-up and its PSNR in dB, means over the prompts; no sensitivity.
+    """
     speedups, decibels = [], []
     for i, prompt in enumerate(prompts):
         progress(f"trying: {prompt}")

@@ -12,22 +12,24 @@ from numpy.typing import NDArray
 from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..granularity import Adapter, PredictionHistory
-from ..trajectories import Errors, PipelineRecorder, PlainRun
+from ..trajectories import (
+    AdapterErrors,
+    Trajectory,
+    adapter_errors,
+    coarse_predictions,
+    last_latent_with_error,
+    record_trajectory,
+)
 from .error_model import Array, ErrorModel
 
 SENSITIVITY_AT = (0.04, 0.1, 0.16, 0.24, 0.34, 0.48, 0.64, 0.84, 0.98)
 """Shares of a run at which its sensitivity is measured; it falls by orders of magnitude, most of them early."""
 
-
-LEARNED_EVERY = (2, 3, 5)
+ADAPTER_EVERY = (2, 3, 5)
 """Distances from full step to full step at which an adapter's errors are measured."""
 
-
-_NUMBERS = 512
-
-
-_FLOOR = 1e-3
-
+_NUMBERS = 512  # that a prediction is reduced to
+_FLOOR = 1e-3  # root mean square, of the last latent's, below which an error does not count
 
 Progress = Callable[[str], None]
 
@@ -47,48 +49,52 @@ def measure(
         pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
         multiples: Of the coarse steps.
         adapter: What they run; None for delta, which is measured in any case.
+
+    Raises:
+        ConfigError: a multiple is unknown or cannot be run here, there is no prompt, or there are too few steps.
+        UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
+        AdapterMismatchError: the adapter was made for another model, or lacks one of the multiples.
     """
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
     check_kinds(multiples)
-    tracer = PipelineRecorder(pipe, call)
     sketch: _Sketch | None = None
     full: list[torch.Tensor] = []
     floor: list[float] = []
     coarse: dict[int, list[torch.Tensor]] = {k: [] for k in multiples}
     shares: dict[int, float] = {}
-    left: dict[int, list[Errors]] = {k: [] for k in multiples if adapter is not None}
+    errors: dict[int, list[AdapterErrors]] = {k: [] for k in multiples if adapter is not None}
     gains: list[list[float]] = []
     for i, prompt in enumerate(prompts):
         progress(f"plain run: {prompt}")
-        trace = tracer.plain(prompt, seed + i)
-        predictions = [tracer.canonical(trace, output) for output in trace.outputs]
+        trajectory = record_trajectory(pipe, seed + i, **{**call, "prompt": prompt})
+        predictions = [trajectory.canonical(output) for output in trajectory.outputs]
         sketch = sketch or _Sketch(predictions[0].numel())
         full.append(torch.stack([sketch(p) for p in predictions]))
-        floor.append(_FLOOR**2 * float(trace.latents[-1].float().square().mean()))
+        floor.append(_FLOOR**2 * float(trajectory.latents[-1].float().square().mean()))
         for k in multiples:
             progress(f"{k}p along it: {prompt}")
-            found, shares[k] = tracer.coarse(trace, k, sketch)
+            found, shares[k] = coarse_predictions(pipe, trajectory, k, sketch)
             coarse[k].append(torch.stack(found))
             if adapter is None:
                 continue
-            for every in LEARNED_EVERY:
-                errors, shares[k] = tracer.learned(trace, adapter, k, every)
-                left[k].append(errors)
+            for every in ADAPTER_EVERY:
+                made, shares[k] = adapter_errors(pipe, trajectory, adapter, k, every)
+                errors[k].append(made)
         progress(f"sensitivity: {prompt}")
-        at = _places(trace.steps)
-        gains.append([_gain(tracer, trace, t) for t in at])
+        at = _places(trajectory.steps)
+        gains.append([_gain(pipe, trajectory, t) for t in at])
     # errors grow by factors, so it is factors that are averaged, and drawn between the places where they were measured
     logs = np.log(np.maximum(np.array(gains), 1e-3)).mean(0)
     return ErrorModel(
-        sigmas=trace.sigmas.numpy(),
+        sigmas=trajectory.sigmas.numpy(),
         full=torch.stack(full, 1).numpy(),
         coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items()},
         shares=shares,
-        sensitivity=np.exp(np.interp(np.arange(trace.steps), at, logs)),
-        transformers=tuple(trace.transformers),
+        sensitivity=np.exp(np.interp(np.arange(trajectory.steps), at, logs)),
+        transformers=tuple(trajectory.transformers),
         floor=np.array(floor),
-        left={k: _left(found, trace.steps) for k, found in left.items()},
+        adapter_residual={k: _adapter_residual(found, trajectory.steps) for k, found in errors.items()},
         probes=adapter is None,
     )
 
@@ -110,19 +116,20 @@ def _places(steps: int) -> list[int]:
     return sorted({min(max(round(share * steps), 2), steps - 1) for share in SENSITIVITY_AT})
 
 
-def _gain(tracer: PipelineRecorder, trace: PlainRun, t: int) -> float:
+def _gain(pipe: Any, trajectory: Trajectory, t: int) -> float:
     """By how much the run multiplies the error that a skipped step at ``t`` makes."""
     before = PredictionHistory()
     for i in range(t):
-        before.add_run(float(trace.sigmas[i]), trace.outputs[i])
-    error = before.forecast(float(trace.sigmas[t])) - trace.outputs[t]
-    made = abs(float(trace.sigmas[t + 1] - trace.sigmas[t])) * float(error.square().mean().sqrt())
+        before.add_run(float(trajectory.sigmas[i]), trajectory.outputs[i])
+    error = before.forecast(float(trajectory.sigmas[t])) - trajectory.outputs[t]
+    made = abs(float(trajectory.sigmas[t + 1] - trajectory.sigmas[t])) * float(error.square().mean().sqrt())
     if made == 0:
         return 1.0
-    return float((tracer.disturbed(trace, t, error) - trace.latents[-1].float()).square().mean().sqrt()) / made
+    ended = last_latent_with_error(pipe, trajectory, t, error) - trajectory.latents[-1].float()
+    return float(ended.square().mean().sqrt()) / made
 
 
-def _left(found: Sequence[Errors], steps: int) -> Array:
+def _adapter_residual(found: Sequence[AdapterErrors], steps: int) -> Array:
     """(S, G): what the adapter leaves of a line's error; drawn between the steps where it was measured."""
     reach = max(distance for errors in found for _, distance in errors)
     table = np.ones((steps, reach), np.float32)

@@ -9,35 +9,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import ConfigError
-from ..families import denoisers, family_of
-from ..pipeline import restore
-from ..runtime import MethodPatch, installed, polynomial, relative_change
+from ..families import family_of
+from ..runtime import polynomial, relative_change
 from ..schedule import check_speedup
+from ..trajectories import Recorder, StreamCall, denoise
+
+Change = tuple[float, float]
+"""Of the signal, and of the transformer's prediction, from one step to the next; relative, of the first sample."""
 
 
 @dataclass
 class TeaCacheFit:
-    """A fit and the runs it was made from.
+    """A fit and what it was made from.
 
     Attributes:
         coefficients: Highest order first; goes into :class:`ddit_rt.TeaCacheConfig`.
-        runs: Per stream of model calls, (change of the signal, change of the output) from step to step.
+        streams: Per stream of every run, the changes from step to step.
     """
 
     coefficients: tuple[float, ...]
-    runs: list[list[tuple[float, float]]]
+    streams: list[list[Change]]
 
     def share_computed(self, threshold: float) -> float:
         """The share of steps whose blocks the rule would run on the recorded streams."""
         computed = total = 0
-        for run in self.runs:
+        for stream in self.streams:
             accumulated = 0.0
             computed += 2  # first and last
-            total += len(run) + 1
-            for change, _ in run[:-1]:
+            total += len(stream) + 1
+            for change, _ in stream[:-1]:
                 accumulated += polynomial(self.coefficients, change)
                 if accumulated >= threshold:
                     computed, accumulated = computed + 1, 0.0
@@ -71,51 +73,38 @@ def fit_teacache(
         retention: Watch the signal of the retention variant.
         degree: Of the polynomial.
         **call: Arguments of the pipeline.
+
+    Raises:
+        UnsupportedPipelineError: no family knows the pipeline.
+        ConfigError: the runs have too few steps for a polynomial of this degree.
     """
-    restore(pipe)
-    runs = [
+    streams = [
         stream
         for index, prompt in enumerate(prompts)
-        for stream in _record(pipe, retention, {**call, "prompt": prompt}, seed + index)
+        for stream in _changes(pipe, retention, {**call, "prompt": prompt}, seed + index)
     ]
-    points = np.array([point for run in runs for point in run])
+    points = np.array([point for stream in streams for point in stream])
     if len(points) <= degree:
         raise ConfigError(f"{len(points)} changes cannot carry a polynomial of degree {degree}: run more steps.")
-    return TeaCacheFit(tuple(float(c) for c in np.polyfit(points[:, 0], points[:, 1], degree)), runs)
+    return TeaCacheFit(tuple(float(c) for c in np.polyfit(points[:, 0], points[:, 1], degree)), streams)
 
 
-def _record(pipe: Any, retention: bool, call: dict[str, Any], seed: int) -> list[list[tuple[float, float]]]:
-    """Per model call of a step (guidance makes two), the changes from step to step."""
+def _changes(pipe: Any, retention: bool, call: dict[str, Any], seed: int) -> list[list[Change]]:
+    """Changes from step to step along one plain run, of each stream of each transformer."""
     family = family_of(pipe)
     before: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    ordinal = 0
+    found: dict[tuple[int, int], list[Change]] = {}
 
-    def watch(module: torch.nn.Module) -> Any:
-        trunk = family.trunk(unwrap_module(module))
+    def keep_call(call: StreamCall) -> None:
+        stream = call.transformer, call.stream
+        signal = family.trunk(call.module).signal(call.arguments, retention)
+        if stream in before:
+            old_signal, old_prediction = before[stream]
+            change = relative_change(signal, old_signal)[0], relative_change(call.prediction, old_prediction)[0]
+            found.setdefault(stream, []).append(change)
+        before[stream] = signal, call.prediction
 
-        def handle(inner: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal ordinal
-            result = inner(*args, **kwargs)
-            output = result[0] if isinstance(result, tuple) else result.sample
-            signal = trunk.signal(family.bind(args, kwargs), retention)
-            key = (id(module), ordinal)
-            if key in before:
-                changes = [relative_change(*pair)[0] for pair in zip((signal, output), before[key])]
-                found.setdefault(key, []).append((changes[0], changes[1]))
-            before[key] = (signal, output)
-            ordinal += 1
-            return result
-
-        return handle
-
-    def next_step(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal ordinal
-        ordinal = 0
-        return inner(*args, **kwargs)
-
-    patches = [MethodPatch(module, "forward", watch(module)) for module in denoisers(pipe, family).values()]
-    patches.append(MethodPatch(pipe.scheduler, "step", next_step))
-    with installed(patches):
-        pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="latent")
+    # TeaCache caches calls that coarse tokens could not carry too
+    recorder = Recorder(pipe, family, parse=False)
+    recorder.record(lambda: denoise(pipe, seed, call), keep_call, lambda step: None)
     return list(found.values())

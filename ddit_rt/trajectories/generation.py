@@ -51,6 +51,17 @@ def generate(pipe: Any, settings: Mapping[str, Any] | None, seed: int, **call: A
         return Outcome(*timed_call(pipe, seed, call), report(pipe))
 
 
+def denoise(pipe: Any, seed: int, call: Mapping[str, Any]) -> None:
+    """Calls ``pipe`` for the sake of its steps: as it is, from the noise that ``seed`` gives, and decodes nothing.
+
+    Args:
+        pipe: A pipeline, plain or accelerated.
+        seed: As for :func:`generate`.
+        call: Arguments of the pipeline, but for generator and output type.
+    """
+    pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="latent")
+
+
 def timed_call(pipe: Any, seed: int, call: Mapping[str, Any], warmup_runs: int = 0) -> tuple[torch.Tensor, float]:
     """Frames as in :class:`Outcome` and wall-clock seconds of a call, after ``warmup_runs`` untimed ones."""
     for _ in range(warmup_runs):

@@ -1,266 +1,169 @@
-"""What a pipeline's own runs tell about its steps: plain runs, coarse ones along the same latents, disturbed ones.
+"""The one recorder of plain runs. Fitting, distillation and TeaCache's calibration all watch the model through it.
 
-Everything is taken and changed where the pipeline meets transformer and scheduler, so guidance, conditions and the
-scheduler's arithmetic are those of the real pipeline.
+A *trajectory* is one plain run of S denoising steps. A *stream* is one of the transformer's calls per step: guidance
+has a conditional and an unconditional one. A pipeline makes a step like this, and the recorder looks on where marked::
+
+    for t in scheduler.timesteps:
+        prediction = transformer(latents, t, prompt, ...)          # StreamCall of stream 0
+        negative = transformer(latents, t, negative_prompt, ...)   # StreamCall of stream 1
+        output = negative + scale * (prediction - negative)
+        latents = scheduler.step(output, t, latents)               # Step
+
+What is seen are the live tensors, on the model's device. Nothing of them is kept but what two functions of the caller
+return: ``keep_call`` right after each transformer call, ``keep_step`` after each scheduler step. A caller that wants
+the whole run moves it to the CPU there; one that wants a number per step computes it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
 
-from ..errors import ConfigError, UnsupportedPipelineError
-from ..families import ModelInputs, NotCoarseError, denoisers, family_of
-from ..granularity import Adapter, bands, crop_to_latent, line, pad_to_grid
-from ..pipeline import accelerated, report, restore
-from ..runtime import MethodPatch, installed
+from ..errors import UnsupportedPipelineError
+from ..families import Family, ModelInputs, denoisers, raw_sample
+from ..pipeline import restore
+from .interception import intercepted, latent_of
 
-# (step, steps since the last full one) -> mean squared error of an adapter and of a straight line
-Errors = dict[tuple[int, int], tuple[float, float]]
+KeptCall = TypeVar("KeptCall")
+KeptStep = TypeVar("KeptStep")
 
 
-@dataclass
-class PlainRun:
-    """One plain run of S steps.
+@dataclass(frozen=True)
+class StreamCall:
+    """One call of a transformer: one stream of one step.
 
     Attributes:
-        sigmas: float32 (S + 1,): noise levels, the one after the last step included.
-        outputs: S predictions as the scheduler got them, guidance applied, float32, the pipeline's layout.
-        latents: S latents as the scheduler returned them.
-        transformers: Which transformer made each step, as its place among the pipeline's.
-        answers: Per step, what the transformer answered to each call.
-        base, call: A transformer and its first call, which say how to read ``outputs``.
-        noise: Seed of the run.
-        prompt: Its prompt.
+        step: Index of the step, from 0.
+        stream: Which of the step's transformer calls this is, from 0.
+        transformer: Which of the pipeline's transformers was called, as its place among them.
+        module: That transformer, without what wraps it.
+        arguments: What it was called with, by name.
+        inputs: The arguments as the family reads them, with the latent in canonical layout; None if ``parse`` is off.
+        prediction: What it returned, in the pipeline's own layout and dtype.
     """
 
-    sigmas: torch.Tensor
-    outputs: list[torch.Tensor]
-    latents: list[torch.Tensor]
-    transformers: list[int]
-    answers: list[list[torch.Tensor]]
-    base: Any
-    call: ModelInputs
-    noise: int
-    prompt: str
-
-    @property
-    def steps(self) -> int:
-        return len(self.outputs)
+    step: int
+    stream: int
+    transformer: int
+    module: nn.Module
+    arguments: Mapping[str, Any]
+    inputs: ModelInputs | None
+    prediction: torch.Tensor
 
 
-class PipelineRecorder:
-    """Runs a pipeline and watches it.
+@dataclass(frozen=True)
+class Step(Generic[KeptCall]):
+    """One denoising step, all its tensors in the pipeline's own layout and dtype.
+
+    Attributes:
+        index: From 0, at the first step of this call, wherever in the scheduler's range that is.
+        timestep: As the pipeline gave it to the scheduler.
+        sigma: Noise level of ``latents``.
+        latents: What the scheduler's step began from.
+        output: The prediction as the scheduler got it, guidance applied.
+        next_latents: What the scheduler's step returned.
+        transformer: Which of the pipeline's transformers made the step, as its place among them.
+        calls: What ``keep_call`` returned for each stream.
+    """
+
+    index: int
+    timestep: float
+    sigma: float
+    latents: torch.Tensor
+    output: torch.Tensor
+    next_latents: torch.Tensor
+    transformer: int
+    calls: list[KeptCall]
+
+
+class _EnoughError(Exception):
+    """Ends a pipeline call once the steps that were asked for are recorded."""
+
+
+class Recorder:
+    """Watches a plain pipeline where it meets its transformers and its scheduler.
 
     Args:
-        pipe: A supported pipeline; made plain.
-        call: Arguments of the pipeline but prompt, generator and output type.
+        pipe: A supported pipeline; whatever acceleration it has is taken off.
+        family: Of its transformers.
+        parse: Read every call as its family does. A call that could not run on coarse tokens then ends the run, before
+            the model runs.
     """
 
-    def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
+    def __init__(self, pipe: Any, family: Family, parse: bool = True) -> None:
         restore(pipe)
-        self._pipe, self._call = pipe, call
-        self._family = family_of(pipe)
-        self._modules = list(denoisers(pipe, self._family).values())
+        self._pipe, self._family, self._parse = pipe, family, parse
 
-    def plain(self, prompt: str, seed: int) -> PlainRun:
-        """A plain run, remembered.
+    @torch.no_grad()
+    def record(
+        self,
+        run: Callable[[], Any],
+        keep_call: Callable[[StreamCall], KeptCall],
+        keep_step: Callable[[Step[KeptCall]], KeptStep],
+        max_steps: int | None = None,
+    ) -> tuple[torch.Tensor, list[KeptStep]]:
+        """Watches one run.
+
+        Args:
+            run: Calls the pipeline, or one that shares its transformers and scheduler; its result is not used.
+            keep_call: What to keep of a transformer call. Called before the pipeline gets the prediction, so it may
+                not change it, and a tensor that is kept should be a copy if the pipeline could write to it.
+            keep_step: What to keep of a step.
+            max_steps: End the run after so many steps; None for all.
+
+        Returns:
+            Noise levels float32 (S + 1,) on the CPU, the one after the last recorded step included, and what
+            ``keep_step`` returned for the S steps.
 
         Raises:
-            UnsupportedPipelineError: the transformer is called in a way that coarse tokens cannot carry.
+            NotCoarseError: ``parse`` is on, and the transformer is called in a way that coarse tokens cannot carry.
+            UnsupportedPipelineError: the run made no step of this pipeline's scheduler.
         """
-        outputs: list[torch.Tensor] = []
-        latents: list[torch.Tensor] = []
-        answers: list[list[torch.Tensor]] = [[]]
-        transformers: list[int] = []
-        first: list[tuple[Any, ModelInputs]] = []
+        pipe, family = self._pipe, self._family
+        modules = [unwrap_module(module) for module in denoisers(pipe, family).values()]
+        steps: list[KeptStep] = []
+        calls: list[KeptCall] = []
+        latest = position = 0
 
-        def forward(place: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            base = unwrap_module(self._modules[place])
-            if not first:
-                try:
-                    first.append((base, self._family.parse(base, self._family.bind(args, kwargs))))
-                except NotCoarseError as error:
-                    raise UnsupportedPipelineError(f"no schedule can be fitted to this call: {error}.") from error
-            raw = inner(*args, **kwargs)
-            answers[-1].append((raw[0] if isinstance(raw, tuple) else raw.sample).cpu())
-            transformers[len(outputs) :] = [place]
+        def on_forward(place: int, arguments: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+            nonlocal latest
+            inputs = family.parse(modules[place], arguments) if self._parse else None
+            raw = proceed()
+            call = StreamCall(len(steps), len(calls), place, modules[place], arguments, inputs, raw_sample(raw))
+            calls.append(keep_call(call))
+            latest = place
             return raw
 
-        def step(inner: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-            result = inner(output, timestep, sample, *args, **kwargs)
-            outputs.append(output.float().cpu())
-            latents.append(_sample(result).cpu())
-            answers.append([])
+        def on_step(
+            output: torch.Tensor, timestep: Any, latents: torch.Tensor, proceed: Callable[[torch.Tensor], Any]
+        ) -> Any:
+            nonlocal calls, position
+            result = proceed(output)
+            # the scheduler counts from the start of its own range, where image-to-image does not begin
+            position = pipe.scheduler.step_index - 1
+            sigma = float(pipe.scheduler.sigmas[position])
+            step = Step(len(steps), float(timestep), sigma, latents, output, latent_of(result), latest, calls)
+            steps.append(keep_step(step))
+            calls = []
+            if len(steps) == max_steps:
+                raise _EnoughError
             return result
 
-        with self._watched(forward, step):
-            self._run(prompt, seed)
-        scheduler = self._pipe.scheduler
-        begin = scheduler.begin_index or 0
-        sigmas = scheduler.sigmas[begin : begin + len(outputs) + 1].float().cpu()
-        return PlainRun(sigmas, outputs, latents, transformers, answers[:-1], *first[0], seed, prompt)
-
-    def canonical(self, trace: PlainRun, output: torch.Tensor) -> torch.Tensor:
-        """A prediction in the scheduler's layout as (B, C, F, H, W)."""
-        return self._family.output(trace.base, trace.call, (output,)).float()
-
-    def coarse(self, trace: PlainRun, multiple: int, keep: Callable[[torch.Tensor], Any]) -> tuple[list[Any], float]:
-        """What the model says on coarse tokens at each of the trace's latents: the low band, upsampled.
-
-        Args:
-            trace: A plain run.
-            multiple: Of the patch size.
-            keep: Called with each (B, C, F, H, W) float32; its results are returned.
-
-        Returns:
-            S results, and the FLOP of such a step over those of a full one.
-
-        Raises:
-            ConfigError: the pipeline cannot run at this multiple.
-        """
-        found: list[Any] = []
-        geometry = trace.call.geometry
-
-        def see(index: int, output: torch.Tensor) -> None:
-            padded = pad_to_grid(self.canonical(trace, output), geometry, multiple)
-            low = bands.up(bands.down(padded, multiple), multiple)
-            found.append(keep(crop_to_latent(low, geometry)))
-
-        return found, self._along(trace, [multiple] * trace.steps, see, coarse="band-split")
-
-    def learned(self, trace: PlainRun, adapter: Adapter, multiple: int, every: int) -> tuple[Errors, float]:
-        """How far off an adapter is at the trace's latents, one full step in ``every``, and how far a straight line.
-
-        Args:
-            trace: A plain run.
-            adapter: Of the pipeline's transformer.
-            multiple: Of the patch size.
-            every: Steps from one full step to the next, >= 2.
-
-        Returns:
-            (step, steps since the last full one) -> mean squares of both errors; and the FLOP of a coarse step over
-            those of a full one.
-
-        Raises:
-            ConfigError: the pipeline cannot run at this multiple.
-            AdapterMismatchError: the adapter was made for another model.
-        """
-        first = {trace.transformers.index(place) for place in trace.transformers}
-        schedule = [1 if {i, i - 1} & first or i % every == 0 else multiple for i in range(trace.steps)]
-        found: Errors = {}
-
-        def see(index: int, output: torch.Tensor) -> None:
-            if schedule[index] == 1:
-                return
-            older, newest = [i for i in range(index) if schedule[i] == 1][-2:]
-            points = [(float(trace.sigmas[i]), trace.outputs[i]) for i in (older, newest)]
-            truth = trace.outputs[index]
-            ahead = line(points[0], points[1], float(trace.sigmas[index]))
-            own, free = (float((guess.float() - truth).square().mean()) for guess in (output, ahead))
-            found[index, index - newest] = own, free
-
-        sizes = (1, multiple)
-        share = self._along(trace, schedule, see, coarse="adapter", adapter=adapter, multiples=sizes)
-        return found, share
-
-    def _along(
-        self, trace: PlainRun, schedule: Sequence[int], see: Callable[[int, torch.Tensor], None], **settings: Any
-    ) -> float:
-        """Runs by ``schedule``, but on the trace's latents; FLOP of a coarse step over those of a full one.
-
-        Args:
-            see: Called after every step with its index and prediction, on the CPU in the scheduler's layout.
-            settings: Of :func:`ddit_rt.accelerate`.
-        """
-        index = 0
-
-        def step(inner: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal index
-            result = inner(output, timestep, sample, *args, **kwargs)
-            see(index, output.cpu())
-            index += 1
-            return _with_sample(result, trace.latents[index - 1])
-
-        with accelerated(self._pipe, schedule=list(schedule), cuda_graphs=False, **settings):
-            with self._watched(None, step):
-                self._run(trace.prompt, trace.noise)
-            steps = report(self._pipe).steps
-        for record, multiple in zip(steps, schedule):
-            if record.multiple != multiple:
-                raise ConfigError(f"multiples: {multiple} cannot be run here: {record.note}. Leave it out.")
-        coarse = [record for record in steps if record.multiple > 1]
-        return sum(record.flops for record in coarse) / max(sum(record.full_flops for record in coarse), 1.0)
-
-    def disturbed(self, trace: PlainRun, index: int, error: torch.Tensor) -> torch.Tensor:
-        """The last latent, float32, if the prediction of step ``index`` is off by ``error`` (the scheduler's layout).
-
-        Steps up to that one take their answers from the trace, those after it run the model.
-        """
-        step_index, call_index, last = 0, 0, trace.latents[-1]
-
-        def forward(place: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal call_index
-            if step_index > index:
-                return inner(*args, **kwargs)
-            answer = trace.answers[step_index][call_index]
-            call_index += 1
-            arguments = self._family.bind(args, kwargs)
-            answer = answer.to(arguments["hidden_states"].device)
-            return Transformer2DModelOutput(sample=answer) if arguments.get("return_dict", True) else (answer,)
-
-        def step(inner: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal step_index, call_index, last
-            if step_index == index:
-                output = (output.float() + error.to(output.device)).to(output.dtype)
-            result = inner(output, timestep, sample, *args, **kwargs)
-            step_index, call_index, last = step_index + 1, 0, _sample(result)
-            return result
-
-        with self._watched(forward, step):
-            self._run(trace.prompt, trace.noise)
-        return last.float().cpu()
-
-    def _run(self, prompt: str, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._pipe(**{**self._call, "prompt": prompt}, generator=generator, output_type="latent")
-
-    @contextmanager
-    def _watched(self, forward: Callable[..., Any] | None, step: Callable[..., Any]) -> Iterator[None]:
-        patches = [MethodPatch(self._pipe.scheduler, "step", _named(step))]
-        if forward is not None:
-            patches += [MethodPatch(m, "forward", _placed(forward, i)) for i, m in enumerate(self._modules)]
-        with installed(patches):
-            yield
-
-
-def _placed(forward: Callable[..., Any], place: int) -> Callable[..., Any]:
-    return lambda inner, *args, **kwargs: forward(place, inner, *args, **kwargs)
-
-
-def _named(step: Callable[..., Any]) -> Callable[..., Any]:
-    def handle(
-        inner: Callable[..., Any], model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        return step(inner, model_output, timestep, sample, *args, **kwargs)
-
-    return handle
-
-
-def _sample(result: Any) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple) else result.prev_sample
-
-
-def _with_sample(result: Any, sample: torch.Tensor) -> Any:
-    """The scheduler's result with another latent in it."""
-    sample = sample.to(_sample(result).device)
-    if isinstance(result, tuple):
-        return (sample, *result[1:])
-    result.prev_sample = sample
-    return result
+        with intercepted(pipe, family, on_forward, on_step):
+            try:
+                run()
+            except _EnoughError:
+                if hasattr(pipe, "maybe_free_model_hooks"):
+                    pipe.maybe_free_model_hooks()
+        if not steps:
+            raise UnsupportedPipelineError(
+                f"nothing to record: the run made no step of this {type(pipe).__name__}'s scheduler. It has to call "
+                "this pipeline, or one that shares its transformer and scheduler."
+            )
+        sigmas = pipe.scheduler.sigmas[position - len(steps) + 1 : position + 2]
+        return sigmas.float().cpu(), steps

@@ -1,7 +1,6 @@
-"""The frozen base model's own trajectories: what one pipeline call showed its transformer, and what that answered.
+"""What distillation keeps of the base model's trajectories: what its transformer was shown, and what that answered.
 
-Everything is taken where the pipeline calls its transformer, so guidance, image conditions and scheduler are those of
-the real pipeline, whatever its class.
+In memory it is a :class:`Recording`, on disk a safetensors file that :class:`Shard` reads piece by piece.
 """
 
 from __future__ import annotations
@@ -14,27 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import unwrap_module
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
-from ..runtime import MethodPatch, installed
+from .recorder import Recorder, Step, StreamCall
 
 _KEY = "ddit_recording"
 
 
 @dataclass
 class Recording:
-    """B trajectories (or pieces of them) of S steps.
-
-    A *stream* is one of the transformer's calls per step: guidance has a conditional and an unconditional one.
+    """B trajectories (or pieces of them) of S steps, on the CPU.
 
     Attributes:
         sigmas: float32 (S + 1,): noise levels, the one after the last step included.
-        latents: (S, B, C, F, H, W).
-        predictions: Per stream, the shape of ``latents``.
+        latents: float32 (S, B, C, F, H, W), as the transformer got them.
+        predictions: Per stream, the transformer's own (before guidance), shape and dtype of ``latents``.
         arguments: Per stream, the transformer's other tensor arguments by name.
         condition: (B, C', F, H, W) un-noised channels, or None.
         captions: B texts.
@@ -100,8 +96,65 @@ class Shard:
         return self._file.get_slice(name)[step : step + 1, index : index + 1][0, 0].float()
 
 
-class _EnoughError(Exception):
-    """Ends a pipeline call once the steps that were asked for are recorded."""
+def record(
+    pipe: Any,
+    family: Family,
+    run: Callable[[], Any],
+    captions: Sequence[str],
+    max_steps: int | None = None,
+) -> Recording:
+    """Records what ``run()``, a call of ``pipe`` or of a pipeline that shares its components, does.
+
+    Args:
+        pipe: Owner of transformer and scheduler; left plain.
+        family: Of the transformer.
+        run: Makes the call; its result is not used.
+        captions: One per sample.
+        max_steps: Stop the call after so many denoising steps.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline has two transformers, calls its transformer in a way that coarse tokens
+            cannot carry, or calls it more often in some steps than in others.
+    """
+    sole_transformer(pipe, family)
+    arguments: list[dict[str, torch.Tensor]] = []
+    conditions: list[torch.Tensor | None] = []
+
+    def keep_call(call: StreamCall) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The step's latent, once, and the prediction."""
+        inputs = call.inputs
+        assert inputs is not None  # the recorder parses
+        if call.step == 0:
+            tensors = {name: value for name, value in call.arguments.items() if isinstance(value, torch.Tensor)}
+            tensors.pop(family.latent_argument)
+            arguments.append({name: value.detach().cpu() for name, value in tensors.items()})
+            conditions.append(None if inputs.condition is None else inputs.condition.cpu())
+        latent = inputs.latent.float().cpu() if call.stream == 0 else None
+        return latent, family.output(call.module, inputs, (call.prediction,)).float().cpu()
+
+    def keep_step(step: Step[tuple[torch.Tensor | None, torch.Tensor]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        if len(step.calls) != len(arguments):
+            raise UnsupportedPipelineError(
+                f"this call cannot be distilled: step {step.index} calls the transformer {len(step.calls)} times, step "
+                f"0 did {len(arguments)} times. Keep guidance on, or off, for the whole run."
+            )
+        latent = step.calls[0][0]
+        assert latent is not None  # it is there for stream 0
+        return latent, [prediction for _, prediction in step.calls]
+
+    try:
+        sigmas, steps = Recorder(pipe, family).record(run, keep_call, keep_step, max_steps)
+    except NotCoarseError as error:
+        raise UnsupportedPipelineError(f"this call cannot be distilled: {error}.") from error
+    latents, predictions = zip(*steps)
+    return Recording(
+        sigmas,
+        torch.stack(latents),
+        [torch.stack(stream) for stream in zip(*predictions)],
+        arguments,
+        conditions[0],
+        list(captions),
+    )
 
 
 def sole_transformer(pipe: Any, family: Family) -> Any:
@@ -117,80 +170,3 @@ def sole_transformer(pipe: Any, family: Family) -> Any:
             "Distill a pipeline with a single transformer."
         )
     return next(iter(modules.values()))
-
-
-@torch.no_grad()
-def record(
-    pipe: Any,
-    family: Family,
-    run: Callable[[], Any],
-    captions: Sequence[str],
-    max_steps: int | None = None,
-) -> Recording:
-    """Records what ``run()``, a call of ``pipe`` or of a pipeline that shares its components, does.
-
-    Args:
-        pipe: Owner of transformer and scheduler, not accelerated.
-        family: Of the transformer.
-        run: Makes the call; its result is not used.
-        captions: One per sample.
-        max_steps: Stop the call after so many denoising steps.
-
-    Raises:
-        UnsupportedPipelineError: the pipeline has two transformers, or calls its transformer in a way that coarse
-            tokens cannot carry.
-    """
-    module = sole_transformer(pipe, family)
-    base, scheduler = unwrap_module(module), pipe.scheduler
-    latents: list[torch.Tensor] = []
-    predictions: list[list[torch.Tensor]] = []
-    arguments: list[dict[str, torch.Tensor]] = []
-    conditions: list[torch.Tensor | None] = []
-    stream = 0
-
-    def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal stream
-        bound = family.bind(args, kwargs)
-        try:
-            call = family.parse(base, bound)
-        except NotCoarseError as error:
-            raise UnsupportedPipelineError(f"this call cannot be distilled: {error}.") from error
-        raw = inner(*args, **kwargs)
-        if not latents:
-            conditions.append(call.condition)
-        if stream == 0:
-            latents.append(call.latent.float().cpu())
-        if len(latents) == 1:
-            predictions.append([])
-            tensors = {name: value for name, value in bound.items() if isinstance(value, torch.Tensor)}
-            tensors.pop("hidden_states")
-            arguments.append({name: value.detach().cpu() for name, value in tensors.items()})
-        predictions[stream].append(family.output(base, call, raw).float().cpu())
-        stream += 1
-        return raw
-
-    def step(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal stream
-        stream = 0
-        result = inner(*args, **kwargs)
-        if len(latents) == max_steps:
-            raise _EnoughError
-        return result
-
-    patches = [MethodPatch(module, "forward", forward), MethodPatch(scheduler, "step", step)]
-    with installed(patches):
-        try:
-            run()
-        except _EnoughError:
-            if hasattr(pipe, "maybe_free_model_hooks"):
-                pipe.maybe_free_model_hooks()
-    begin = scheduler.begin_index or 0
-    sigmas = scheduler.sigmas[begin : begin + len(latents) + 1].float().cpu()
-    return Recording(
-        sigmas,
-        torch.stack(latents),
-        [torch.stack(stream) for stream in predictions],
-        arguments,
-        conditions[0],
-        list(captions),
-    )

@@ -144,7 +144,7 @@ def test_bad_options_are_refused(run):
 def test_teacache_fit():
     pipe = prompted()
     fit = fit_teacache(pipe, ["a"], num_inference_steps=14, **CALL)
-    assert len(fit.coefficients) == 5 and [len(stream) for stream in fit.runs] == [13]
+    assert len(fit.coefficients) == 5 and [len(stream) for stream in fit.streams] == [13]
     assert fit.share_computed(0.0) == 1.0 and fit.share_computed(1e9) == pytest.approx(2 / 14)
     assert fit.share_computed(fit.threshold_for(2.0)) == pytest.approx(0.5, abs=0.11)
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__

@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
-from ddit_rt.fitting import ErrorModel, find_schedule, fit_schedule, measure, measurement
-from ddit_rt.fitting import fitter as fit_module
+from ddit_rt.fitting import ErrorModel, find_schedule, fit_schedule, fitter, measure, measurement
 from ddit_rt.runtime import MethodPatch
 from ddit_rt.schedule.fitted import FittedSchedule
-from ddit_rt.trajectories.recorder import PipelineRecorder
+from ddit_rt.trajectories import adapter_errors, last_latent_with_error, record_trajectory
 
 STEPS = 12
 
@@ -76,50 +75,48 @@ def test_one_step_is_foretold_as_it_runs(model: str, kind: int, monkeypatch: pyt
     """With one step that is not full, first order is exact: the same guess as the pipeline's own."""
     monkeypatch.setattr(measurement, "_NUMBERS", 10**6)
     pipe, call = MODELS[model]()
-    outlook = measure(pipe, ["a"], [2, 4], **call)
-    outlook = ErrorModel(**{**vars(outlook), "sensitivity": np.ones(STEPS)})
+    error_model = measure(pipe, ["a"], [2, 4], **call)
+    error_model = ErrorModel(**{**vars(error_model), "sensitivity": np.ones(STEPS)})
     schedule = [1] * STEPS
     schedule[7] = kind
     full, other = (outputs_of(pipe, s, "a", call) for s in ([1] * STEPS, schedule))
     assert all(torch.equal(a, b) for a, b in zip(full[:7], other[:7]))
-    step = float(outlook.sigmas[8] - outlook.sigmas[7])
+    step = float(error_model.sigmas[8] - error_model.sigmas[7])
     wanted = float((step * (other[7] - full[7])).square().mean())
     assert wanted > 0
     # sums of signed entries keep the mean square on average only
-    assert outlook.error(schedule)[0] == pytest.approx(wanted, rel=0.35)
+    assert error_model.error(schedule)[0] == pytest.approx(wanted, rel=0.35)
     sketch = measurement._Sketch(full[0].numel())
-    tracer = PipelineRecorder(pipe, call)
-    trace = tracer.plain("a", 0)
-    difference = tracer.canonical(trace, other[7]) - tracer.canonical(trace, full[7])
+    trajectory = record_trajectory(pipe, 0, prompt="a", **call)
+    difference = trajectory.canonical(other[7]) - trajectory.canonical(full[7])
     exact = float((step * sketch(difference)).square().mean())
-    assert outlook.error(schedule)[0] == pytest.approx(exact, rel=1e-3)
+    assert error_model.error(schedule)[0] == pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_flop_are_foretold_as_they_are_counted(model: str) -> None:
     pipe, call = MODELS[model]()
-    outlook = measure(pipe, ["a"], [2, 4], **call)
+    error_model = measure(pipe, ["a"], [2, 4], **call)
     schedule = [1, 1, 1, 0, 4, 2, 1, 4, 4, 0, 1, 2]
     outputs_of(pipe, schedule, "a", call)
     with accelerated(pipe, schedule=schedule):
         pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
         counted = report(pipe).speedup_estimate
-    assert STEPS / outlook.cost(schedule) == pytest.approx(counted, rel=1e-6)
+    assert STEPS / error_model.cost(schedule) == pytest.approx(counted, rel=1e-6)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
     pipe, call = MODELS[model]()
     adapter = trained(pipe)
-    tracer = PipelineRecorder(pipe, call)
-    trace = tracer.plain("a", 0)
-    found, share = tracer.learned(trace, adapter, 2, every=4)
+    trajectory = record_trajectory(pipe, 0, prompt="a", **call)
+    found, share = adapter_errors(pipe, trajectory, adapter, 2, every=4)
     assert {key for key in found if key[0] < 8} == {(2, 1), (3, 2), (5, 1), (6, 2), (7, 3)}
     settings = {"coarse": "adapter", "adapter": adapter}
-    # up to its first coarse step a run is on the trace
+    # up to its first coarse step a run is on the trajectory
     schedule = [1, 1, 2] + [1] * (STEPS - 3)
     runs = outputs_of(pipe, schedule, "a", call, **settings), outputs_of(pipe, [1, 1, 0, *schedule[3:]], "a", call)
-    wanted = [float((run[2] - trace.outputs[2]).square().mean()) for run in runs]
+    wanted = [float((run[2] - trajectory.outputs[2]).square().mean()) for run in runs]
     assert found[2, 1] == pytest.approx(wanted, rel=1e-4) and min(wanted) > 0
     with accelerated(pipe, schedule=schedule, **settings):
         pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
@@ -129,7 +126,7 @@ def test_an_adapters_errors_are_those_of_its_runs(model: str) -> None:
 
 def test_what_an_adapter_leaves_is_drawn_between_the_steps_that_were_measured() -> None:
     found = [{(2, 1): (1.0, 4.0), (3, 2): (9.0, 9.0)}, {(2, 1): (3.0, 12.0), (6, 1): (4.0, 4.0)}]
-    table = measurement._left(found, 8)
+    table = measurement._adapter_residual(found, 8)
     assert table.shape == (8, 2) and table[:, 1] == pytest.approx([1.0] * 8)
     assert table[:, 0] == pytest.approx([0.5, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0])
 
@@ -137,21 +134,23 @@ def test_what_an_adapter_leaves_is_drawn_between_the_steps_that_were_measured() 
 def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
     every = set(range(0, 20, 2))
     plain = planted(every)
-    free = find_schedule(plain, 3.0, (1, 0))
+    skipped = find_schedule(plain, 3.0, (1, 0))
 
-    def with_left(share: float) -> ErrorModel:
-        return ErrorModel(**{**vars(plain), "left": {4: np.full((20, 3), share, np.float32)}, "probes": False})
+    def with_residual(share: float) -> ErrorModel:
+        return ErrorModel(
+            **{**vars(plain), "adapter_residual": {4: np.full((20, 3), share, np.float32)}, "probes": False}
+        )
 
-    good, bad = (find_schedule(with_left(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
-    assert 4 in good and with_left(0.1).error(good)[0] < plain.error(free)[0] / 2
+    good, bad = (find_schedule(with_residual(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
+    assert 4 in good and with_residual(0.1).error(good)[0] < plain.error(skipped)[0] / 2
     assert bad.count(4) < good.count(4)
     one = [1] * 10 + [4] + [1] * 9
-    as_free = [0 if k == 4 else k for k in one]
-    assert with_left(0.1).error(one)[0] == pytest.approx(plain.error(as_free)[0] / 100, rel=1e-3)
+    as_skipped = [0 if k == 4 else k for k in one]
+    assert with_residual(0.1).error(one)[0] == pytest.approx(plain.error(as_skipped)[0] / 100, rel=1e-3)
     # no probes; and out of reach nothing is made good
-    assert with_left(0.1).cost(one) == pytest.approx(19.1)
+    assert with_residual(0.1).cost(one) == pytest.approx(19.1)
     far = [1] * 10 + [0, 0, 0, 4] + [1] * 6
-    assert with_left(0.1).error(far)[0] == pytest.approx(plain.error([0 if k == 4 else k for k in far])[0])
+    assert with_residual(0.1).error(far)[0] == pytest.approx(plain.error([0 if k == 4 else k for k in far])[0])
 
 
 def test_fit_with_trained() -> None:
@@ -159,36 +158,35 @@ def test_fit_with_trained() -> None:
     adapter = trained(pipe, multiples=(4,))
     found = fit_schedule(pipe, ["a"], 1.5, (1, 4, 0), adapter=adapter, **call)
     settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, 4)}
-    again = fit_module.tried(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)
+    again = fitter.try_schedule(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)
     assert (again.speedup, again.psnr) == (found.speedup, found.psnr)
     with pytest.raises(AdapterMismatchError, match="the adapter has no 2"):
         fit_schedule(pipe, ["a"], 1.5, (1, 2, 0), adapter=adapter, **call)
     assert "forward" not in pipe.transformer.__dict__
 
 
-def test_a_run_from_the_trace_is_the_run_and_costs_only_what_comes_after() -> None:
+def test_a_run_from_the_trajectory_is_the_run_and_costs_only_what_comes_after() -> None:
     pipe, call = a_flux()
-    tracer = PipelineRecorder(pipe, call)
-    trace = tracer.plain("a", 0)
+    trajectory = record_trajectory(pipe, 0, prompt="a", **call)
     calls = []
     patch = MethodPatch(pipe.transformer, "forward", lambda inner, *a, **k: calls.append(1) or inner(*a, **k))
     patch.ensure_outermost()
-    last = tracer.disturbed(trace, 8, torch.zeros_like(trace.outputs[8]))
+    last = last_latent_with_error(pipe, trajectory, 8, torch.zeros_like(trajectory.outputs[8]))
     patch.remove()
-    assert torch.equal(last, trace.latents[-1])
+    assert torch.equal(last, trajectory.latents[-1])
     assert len(calls) == 2 * (STEPS - 9)  # guidance: two calls per step
-    moved = tracer.disturbed(trace, 8, torch.ones_like(trace.outputs[8]))
+    moved = last_latent_with_error(pipe, trajectory, 8, torch.ones_like(trajectory.outputs[8]))
     assert not torch.equal(moved, last)
 
 
-def test_two_transformers_each_begin_with_two_fine_steps() -> None:
+def test_two_transformers_each_begin_with_two_full_steps() -> None:
     pipe, call = a_wan(two=True)
-    outlook = measure(pipe, ["a"], [2], **call)
-    change = outlook.transformers.index(1)
+    error_model = measure(pipe, ["a"], [2], **call)
+    change = error_model.transformers.index(1)
     assert 0 < change < STEPS
-    full = {t for t in range(STEPS) if outlook.must_be_full(t)}
+    full = {t for t in range(STEPS) if error_model.must_be_full(t)}
     assert full == {0, 1, change, change + 1}
-    schedule = find_schedule(outlook, 1.3, (1, 2, 0))
+    schedule = find_schedule(error_model, 1.3, (1, 2, 0))
     assert all(schedule[t] == 1 for t in full)
     outputs_of(pipe, schedule, "a", call)
 
@@ -203,41 +201,41 @@ def planted(kinks: set[int], steps: int = 20) -> ErrorModel:
 
 
 def test_search_leaves_out_what_a_line_foretells() -> None:
-    outlook = planted(set())
-    schedule = find_schedule(outlook, 2.5, (1, 0))
-    assert schedule.count(1) <= 8 and outlook.error(schedule)[0] < 1e-8
+    error_model = planted(set())
+    schedule = find_schedule(error_model, 2.5, (1, 0))
+    assert schedule.count(1) <= 8 and error_model.error(schedule)[0] < 1e-8
 
 
 def test_search_spends_its_steps_where_lines_fail() -> None:
     kinks = {6, 12}
-    outlook = planted(kinks)
-    schedule = find_schedule(outlook, 2.0, (1, 0))
+    error_model = planted(kinks)
+    schedule = find_schedule(error_model, 2.0, (1, 0))
     assert all(schedule[t] == 1 for t in kinks) and schedule.count(1) <= 10
-    assert outlook.error(schedule)[0] < outlook.error([1, 1] + [1, 0] * 9)[0] / 10
+    assert error_model.error(schedule)[0] < error_model.error([1, 1] + [1, 0] * 9)[0] / 10
 
 
 def test_search_takes_coarse_steps_that_know_what_lines_do_not() -> None:
     every = set(range(0, 20, 2))
-    outlook = planted(every)
-    free, mixed = find_schedule(outlook, 3.0, (1, 0)), find_schedule(outlook, 3.0, (1, 4, 0))
-    assert 4 in mixed and outlook.error(mixed)[0] < outlook.error(free)[0] / 10
-    assert outlook.cost(mixed) <= 20 / 3 + 1e-6
+    error_model = planted(every)
+    skipped, mixed = find_schedule(error_model, 3.0, (1, 0)), find_schedule(error_model, 3.0, (1, 4, 0))
+    assert 4 in mixed and error_model.error(mixed)[0] < error_model.error(skipped)[0] / 10
+    assert error_model.cost(mixed) <= 20 / 3 + 1e-6
 
 
 def test_search_where_errors_grow_is_fine() -> None:
-    outlook = planted(set(np.random.default_rng(0).permutation(20)[:10].tolist()))
+    error_model = planted(set(np.random.default_rng(0).permutation(20)[:10].tolist()))
     early = np.where(np.arange(20) < 8, 100.0, 1.0)
-    even = find_schedule(outlook, 1.6, (1, 0))
-    weighted = find_schedule(ErrorModel(**{**vars(outlook), "sensitivity": early}), 1.6, (1, 0))
+    even = find_schedule(error_model, 1.6, (1, 0))
+    weighted = find_schedule(ErrorModel(**{**vars(error_model), "sensitivity": early}), 1.6, (1, 0))
     assert weighted[:8].count(0) < even[:8].count(0) and 0 in weighted[8:]
 
 
 def test_what_no_schedule_reaches_is_refused_with_what_is_reached() -> None:
-    outlook = planted(set())
+    error_model = planted(set())
     with pytest.raises(ConfigError, match=r"speedup=20: steps of the kinds 1, 4 reach 5.00 at most"):
-        find_schedule(outlook, 20.0, (1, 4))
+        find_schedule(error_model, 20.0, (1, 4))
     with pytest.raises(ConfigError, match=r"speedup=1"):
-        find_schedule(outlook, 1.0)
+        find_schedule(error_model, 1.0)
 
 
 def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
@@ -247,16 +245,16 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
     assert len(found.sensitivity) == STEPS and min(found.sensitivity) > 0
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
     every_other = [1, 1, *[0, 1] * 5]
-    baseline = fit_module.tried(pipe, every_other, ["a", "b"], **call)
+    baseline = fitter.try_schedule(pipe, every_other, ["a", "b"], **call)
     assert baseline.speedup < found.speedup and found.psnr > baseline.psnr - 3
     assert FittedSchedule.load(found.save(tmp_path / "s.json")) == found
 
 
-def test_real_runs_choose_between_mixed_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_runs_choose_between_mixed_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = a_flux()
-    mixed, free = [1, 1, *[4] * (STEPS - 2)], [1, 1, *[0, 1] * 5]
-    monkeypatch.setattr(fit_module, "find_schedule", lambda outlook, speedup, kinds: mixed if 4 in kinds else free)
-    better = max((mixed, free), key=lambda s: fit_module.tried(pipe, s, ["a"], **call).psnr)
+    mixed, skipped = [1, 1, *[4] * (STEPS - 2)], [1, 1, *[0, 1] * 5]
+    monkeypatch.setattr(fitter, "find_schedule", lambda error_model, speedup, kinds: mixed if 4 in kinds else skipped)
+    better = max((mixed, skipped), key=lambda s: fitter.try_schedule(pipe, s, ["a"], **call).psnr)
     assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
 
@@ -264,15 +262,15 @@ def test_real_runs_choose_between_mixed_and_free(monkeypatch: pytest.MonkeyPatch
 def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = a_flux()
     adapter = trained(pipe)
-    found = {"left": [1, 1, *[4] * (STEPS - 2)], "delta": [1, 1, *[2, 1] * 5], "free": [1, 1, *[0, 1] * 5]}
+    found = {"adapter": [1, 1, *[4] * (STEPS - 2)], "delta": [1, 1, *[2, 1] * 5], "skipped": [1, 1, *[0, 1] * 5]}
 
-    def search_for(outlook: ErrorModel, speedup: float, kinds: tuple[int, ...]) -> list[int]:
-        assert not outlook.probes
-        return found["free" if 4 not in kinds else "left" if outlook.left else "delta"]
+    def search_for(error_model: ErrorModel, speedup: float, kinds: tuple[int, ...]) -> list[int]:
+        assert not error_model.probes
+        return found["skipped" if 4 not in kinds else "adapter" if error_model.adapter_residual else "delta"]
 
-    monkeypatch.setattr(fit_module, "find_schedule", search_for)
+    monkeypatch.setattr(fitter, "find_schedule", search_for)
     settings = {"coarse": "adapter", "adapter": adapter}
-    runs = [fit_module.tried(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
+    runs = [fitter.try_schedule(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
     best = max(runs, key=lambda run: run.psnr)
     assert fit_schedule(pipe, ["a"], 1.5, adapter=adapter, **call).schedule == best.schedule
 
