@@ -24,7 +24,7 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..errors import UnsupportedPipelineError
+from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, ModelInputs, denoisers, raw_sample
 from ..pipeline import restore
 from .interception import intercepted, latent_of
@@ -123,7 +123,10 @@ class Recorder:
         Raises:
             NotCoarseError: ``parse`` is on, and the transformer is called in a way that coarse tokens cannot carry.
             UnsupportedPipelineError: the run made no step of this pipeline's scheduler.
+            ConfigError: ``max_steps`` is below 1.
         """
+        if max_steps is not None and max_steps < 1:
+            raise ConfigError(f"max_steps={max_steps}: record at least 1, or None for all.")
         pipe, family = self._pipe, self._family
         modules = [unwrap_module(module) for module in denoisers(pipe, family).values()]
         steps: list[KeptStep] = []
