@@ -25,7 +25,7 @@ class Trajectory:
         latents: S latents as the scheduler returned them, the pipeline's dtype.
         transformers: Which transformer made each step, as its place among the pipeline's.
         predictions: Per step and stream, what the transformer returned, the pipeline's dtype.
-        family, module, inputs: A transformer, its family and what it was first given, which say how to read ``outputs``.
+        family, module, inputs: A transformer, its family, and what it was first given: how to read ``outputs``.
         arguments: Of the pipeline, prompt included.
         seed: Of the noise, which a CPU generator drew.
     """

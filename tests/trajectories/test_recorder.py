@@ -83,8 +83,12 @@ def test_a_part_of_a_run_is_its_beginning_and_runs_no_further() -> None:
         watched(pipe, inputs, max_steps=0)
 
 
-def test_image_to_image_begins_in_the_middle() -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_image_to_image_begins_in_the_middle(told: bool) -> None:
+    """Whether or not the pipeline tells its scheduler where it begins."""
     pipe = flux("image")
+    if not told:
+        pipe.scheduler.set_begin_index = lambda begin_index=0: None
     sigmas, steps, _ = watched(pipe, flux_inputs(steps=STEPS, image=picture(), strength=0.5))
     assert len(steps) == STEPS // 2 and torch.equal(sigmas, pipe.scheduler.sigmas[STEPS // 2 :])
     assert [step.timestep for step in steps] == pytest.approx([1000 * float(sigma) for sigma in sigmas[:-1]])
