@@ -5,9 +5,16 @@ from setuptools import find_packages, setup
 README = Path(__file__).parent / "README.md"
 
 DISTILL = ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"]
-# also asks for torch>=2.7.1 and diffusers>=0.36; verified with 1.5.3
-PEERS = ["cache-dit>=1.5.3"]
-TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "accelerate>=1.0", "scikit-image>=0.24"]
+# what the evaluation compares with; also asks for torch>=2.7.1 and diffusers>=0.36; verified with 1.5.3
+BASELINES = ["cache-dit>=1.5.3"]
+TEST = [
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "hypothesis>=6.100",
+    "accelerate>=1.0",
+    "scikit-image>=0.24",
+    "import-linter>=2.17",
+]
 
 setup(
     name="ddit-rt",
@@ -55,7 +62,7 @@ setup(
         "distill": DISTILL,
         "flash": ["flash-attn>=2.7"],
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
-        "peers": PEERS,
+        "baselines": BASELINES,
         "reward": ["image-reward>=1.5"],
         "test": TEST,
         "dev": [*TEST, *DISTILL, "ruff>=0.6", "mypy>=1.11"],

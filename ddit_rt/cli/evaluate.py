@@ -62,7 +62,7 @@ def evaluate(
     --report reads the saved pictures again, so fid, clip, imagereward and adherence can also be asked for afterwards.
     """
     from ..evaluate import APART, PAIRED, PLAN, Plan, load_prompts, read_rows, run_sweep, standard_plan, with_adapter
-    from ..pipeline import load_any
+    from ..pipeline import DEMO, call_defaults, load_any
 
     index, number = read_shard(shard)
     if report_only:
@@ -96,7 +96,7 @@ def evaluate(
         with console.status("calibrating") as status:
             plan = standard_plan(
                 pipe, model, chosen[:count], read_integers(steps, "steps"), list(range(seeds)),
-                {**read_object(call, "call"), **sizes}, usable,
+                {**call_defaults(model), **read_object(call, "call"), **sizes}, usable, fit_baselines=model == DEMO,
                 apart=chosen[count:], methods_file=methods, adapter=adapter, progress=status.update,
             )  # fmt: skip
         plan.write(output)

@@ -2,6 +2,7 @@
 
 from .adherence import adherence_note
 from .analyses import Analysis, plot_sigma, write_lines, write_schedules
+from .baselines import BASELINES, Baseline, Library, Listing, StepCache
 from .curves import plot_curves
 from .gallery import write_gallery
 from .judges import JUDGES
@@ -15,13 +16,18 @@ from .sweep import PLAN, Plan, read_rows, run_sweep
 
 __all__ = [
     "APART",
+    "BASELINES",
     "JUDGES",
     "PAIRED",
     "PLAN",
     "Analysis",
+    "Baseline",
+    "Library",
+    "Listing",
     "Method",
     "MetricUnavailableError",
     "Plan",
+    "StepCache",
     "Summary",
     "adherence_note",
     "generate",

@@ -46,7 +46,7 @@ def counted_flops(pipe: Any) -> Iterator[FlopCount]:
     """Within the context, counts what the transformers of ``pipe`` execute. Slows them down: never time these runs.
 
     Enter it before :func:`ddit_rt.accelerate`, with ``cuda_graphs=False``: what a graph replays is not seen. Enter it
-    after a peer was enabled, which may replace what is counted here.
+    after another library was put on, which may replace what is counted here.
     """
     count = FlopCount()
 

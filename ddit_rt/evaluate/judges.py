@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .adherence.judge import adherence
-from .metrics import unavailable
+from .adherence import adherence
+from .metrics import Judge, unavailable
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
-
-Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], list[float]]
-"""(pictures, base pictures, prompts), in the same order -> a value per picture that has one, or one for the set."""
 
 
 def read_pictures(paths: Sequence[Path]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pipeline import accelerated, report, restore
 from ..trajectories import Outcome, timed_call
-from .baselines.dbcache import peer_enabled
+from .baselines import find_library
 from .flops import counted_flops
 
 
@@ -25,21 +25,23 @@ def generate(
 
     Args:
         pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
-        settings: Arguments of :func:`ddit_rt.accelerate`, ``{"peer": {...}}`` for one of
-            :data:`~ddit_rt.evaluate.baselines.dbcache.PEERS`, or None for the plain pipeline.
+        settings: Arguments of :func:`ddit_rt.accelerate`, ``{"library": {"type": ..., option: value, ...}}`` for
+            another library among :data:`~ddit_rt.evaluate.baselines.BASELINES`, or None for the plain pipeline.
         seed: Of a CPU generator, so that all devices start from the same noise.
         warmup_runs: The same call so many times before the one that counts; on CUDA the first captures graphs.
         count_flops: Count what the transformer executes, without CUDA graphs. Such a run is slow: no timing.
         **call: Arguments of the pipeline.
 
     Raises:
-        ConfigError: the peer is not installed, or settings are out of range.
+        ConfigError: the library is unknown or not installed, or settings are out of range.
     """
     restore(pipe)
-    peer = settings.get("peer") if settings is not None else None
-    own = settings if peer is None else None
+    own = settings
     with ExitStack() as stack:
-        cached = stack.enter_context(peer_enabled(pipe, peer, call)) if peer is not None else None
+        cached = None
+        if settings is not None and "library" in settings:
+            library, options = find_library("settings", settings["library"])
+            cached, own = stack.enter_context(library.enabled(pipe, options, call)), None
         flops = stack.enter_context(counted_flops(pipe)) if count_flops else None
         if own is not None:
             stack.enter_context(accelerated(pipe, **{**own, "cuda_graphs": False} if count_flops else own))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from ..errors import DDiTError
 from ..trajectories import frames_of_all as _flat
 from ..trajectories import psnr, ssim
+
+Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], list[float]]
+"""(pictures, base pictures, prompts), in the same order -> a value per picture that has one, or one for the set."""
 
 
 class MetricUnavailableError(DDiTError):

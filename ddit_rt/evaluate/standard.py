@@ -8,34 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers.utils.torch_utils import unwrap_module
-
 from ..config import SKIP
 from ..errors import OutOfReachError
-from ..families import denoisers, family_of
-from ..fitting import calibrate, find_schedule, fit_teacache, measure
+from ..fitting import calibrate, find_schedule, measure
 from ..granularity import load_adapter
-from ..pipeline import DEMO, call_defaults
-from ..runtime import TeaCacheDefaults
 from ..schedule import initial_steps
-from .baselines.dbcache import INSTALL, block_count, is_installed
-from .methods import (
-    Method,
-    adapter_methods,
-    cache_methods,
-    dbcache_methods,
-    fitted_methods,
-    fixed_methods,
-    policy_methods,
-    read_methods,
-)
+from .baselines import BASELINES, Listing, TeaCache
+from .methods import Method
+from .own_methods import adapter_methods, fitted_methods, policy_methods
+from .settings import read_methods
 from .sweep import Plan
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-TEACACHE_SPEEDUPS = (1.5, 2.0, 3.0)
-"""Share of skipped steps for which TeaCache's threshold is found where no published one applies."""
 
 APART = 4
 """Prompts to calibrate and fit on."""
@@ -58,7 +43,7 @@ class FittedSpec:
 FITTED = (
     FittedSpec("fitted", "DDiT, fitted", (1, 2, 4, 0), (1.5, 2, 2.5, 3, 4), (1.5, 2, 3)),
     FittedSpec("fitted-coarse", "fitted, coarse only", (1, 2, 4), (1.5, 2), (1.5,)),
-    FittedSpec("fitted-free", "fitted, free only", (1, 0), (2, 3, 4), (2, 3)),
+    FittedSpec("fitted-skipped", "fitted, skipped only", (1, 0), (2, 3, 4), (2, 3)),
 )
 """The latter two show what either kind of step adds."""
 
@@ -80,11 +65,13 @@ def policies(steps: int) -> list[PolicySpec]:
     """The forms of the policy that are compared: the paper's, one with spacing rules, and one with skipped steps."""
     initial_full_steps = initial_steps(steps)
     spaced = {"initial_full_steps": initial_full_steps, "max_consecutive_coarse": 3}
-    free = {"initial_full_steps": initial_full_steps, "multiples": [1], "skip_below": 1.0, "max_consecutive_skipped": 3}
+    skipped = {
+        "initial_full_steps": initial_full_steps, "multiples": [1], "skip_below": 1.0, "max_consecutive_skipped": 3
+    }  # fmt: skip
     return [
         PolicySpec("ddit", "DDiT", (1.3, 1.6), {}),
         PolicySpec("ddit-spaced", "DDiT, spaced", (1.6,), spaced, teacache=True),
-        PolicySpec("ddit-free", "DDiT, skipped steps", (2.0,), free),
+        PolicySpec("ddit-skipped", "DDiT, skipped steps", (2.0,), skipped),
     ]
 
 
@@ -97,6 +84,7 @@ def standard_plan(
     call: Mapping[str, Any],
     metrics: Sequence[str],
     *,
+    fit_baselines: bool = False,
     apart: Sequence[str] = (),
     methods_file: Path | None = None,
     adapter: Path | None = None,
@@ -104,31 +92,41 @@ def standard_plan(
 ) -> Plan:
     """Calibrates what has to be calibrated and lists the methods.
 
-    τ, schedules and TeaCache's thresholds are found for given FLOP ratios. On the demo model TeaCache's coefficients
-    are fitted, since none are published for it; elsewhere the published ones are taken.
+    τ and schedules are found for given FLOP ratios.
 
     Args:
         pipe: The pipeline; left plain.
         model: Its name.
         prompts, seeds, metrics: Of the :class:`Plan`.
         steps: Plain step counts; the first gets every method, the others a few.
-        call: Arguments of the pipeline, on top of the model's own defaults.
+        call: Arguments of the pipeline besides prompt and steps, JSON-ready.
+        fit_baselines: Fit the baselines' coefficients to the model, where none are published for it; otherwise the
+            published ones are taken.
         apart: Prompts to calibrate and fit on, best none of ``prompts``; the first of those if there are none.
         methods_file: Methods to run instead of these.
         adapter: A trained adapter to run too.
         progress: Called with a line of text now and then.
     """
-    arguments = {**call_defaults(model), **call}
-    arguments.pop("num_inference_steps", None)
+    arguments = {name: value for name, value in call.items() if name != "num_inference_steps"}
     if methods_file is not None:
         methods = read_methods(methods_file)
     else:
-        if not is_installed("dbcache"):
-            # a line of progress would be gone with the next
-            logger.warning("DBCache is not compared, since cache-dit is not installed: %s adds it", INSTALL)
+        for baseline in BASELINES:
+            if baseline.missing is not None:
+                # a line of progress would be gone with the next
+                logger.warning("%s is not compared: it %s", baseline.name, baseline.missing)
         methods = []
         for number, count in enumerate(steps):
-            methods += _methods(pipe, model, apart or prompts[:APART], count, arguments, adapter, number == 0, progress)
+            listing = Listing(
+                pipe,
+                count,
+                {**arguments, "num_inference_steps": count},
+                list(apart or prompts[:APART]),
+                full=number == 0,
+                fit=fit_baselines,
+                progress=progress,
+            )
+            methods += _methods(listing, adapter)
     return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
 
 
@@ -185,33 +183,15 @@ def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:
     return [method for method in methods if method.kind == FITTED[0].kind and method.steps == steps]
 
 
-def _methods(
-    pipe: Any,
-    model: str,
-    apart: Sequence[str],
-    steps: int,
-    arguments: Mapping[str, Any],
-    adapter: Path | None,
-    full: bool,
-    progress: Callable[[str], None],
-) -> list[Method]:
-    call = {**arguments, "num_inference_steps": steps}
-    methods = fixed_methods(steps, full)
-    coefficients = None
-    if model == DEMO:
-        progress("fitting TeaCache")
-        fit = fit_teacache(pipe, apart[:2], **call)
-        coefficients = fit.coefficients
-        teacache = {f"{s:g}x": fit.threshold_for(s) for s in (TEACACHE_SPEEDUPS if full else (2.0,))}
-    else:
-        published = _published(pipe).threshold
-        teacache = {f"{published * factor:g}": published * factor for factor in ((0.6, 1, 1.5, 2) if full else (1,))}
-    methods += cache_methods(steps, teacache, coefficients, (0.1,), (3, 5) if full else (4,))
-    if is_installed("dbcache"):
-        methods += dbcache_methods(steps, block_count(pipe), (0.08, 0.12, 0.24) if full else (0.12,))
-    cache: dict[str, Any] = {"type": "teacache", "threshold": min(teacache.values())}
-    if coefficients is not None:
-        cache["coefficients"] = list(coefficients)
+def _methods(listing: Listing, adapter: Path | None) -> list[Method]:
+    """The plain run, the baselines and our own methods for one step count."""
+    pipe, steps, call, full, progress = listing.pipe, listing.steps, listing.call, listing.full, listing.progress
+    apart = listing.prompts
+    methods = [Method(f"base@{steps}", "base", steps, steps)]
+    for baseline in BASELINES:
+        if baseline.missing is None:
+            methods += baseline.methods(listing)
+    cache = TeaCache.gentlest(methods)
     for spec in policies(steps):
 
         def threshold(speedup: float, spec: PolicySpec = spec) -> float:
@@ -246,9 +226,3 @@ def _within_reach(name: str, steps: int, speedups: Sequence[float], find: Callab
         except OutOfReachError as error:
             logger.warning("%s-%gx@%d is left out: %s", name, speedup, steps, error)
     return found
-
-
-def _published(pipe: Any) -> TeaCacheDefaults:
-    family = family_of(pipe)
-    module = unwrap_module(next(iter(denoisers(pipe, family).values())))
-    return family.trunk(module).published

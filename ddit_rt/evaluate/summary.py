@@ -12,9 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .judges import Judge
 from .methods import Method
-from .metrics import PAIRED
+from .metrics import PAIRED, Judge
 from .sweep import PLAN, Plan, Row, pictures_of
 
 

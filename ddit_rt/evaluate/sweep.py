@@ -16,10 +16,11 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import ConfigError
 from ..trajectories import Outcome, save
-from .baselines.dbcache import require
+from .baselines import find_library
 from .measurement import generate
-from .methods import Method, check_methods
+from .methods import Method
 from .metrics import PAIRED
+from .settings import check_methods, run_settings
 
 ROWS = "rows*.jsonl"
 PLAN = "plan.json"
@@ -164,9 +165,9 @@ def run_sweep(
 
     Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in
     the same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
-    ``speedup_estimate`` (of the report, where there is one; ``cached`` also of a peer that says it, whose cached steps
-    still run a few blocks), and a value per metric. Lines with ``flops`` hold what the first prompt's transformer runs
-    executed, counted in a separate run that warms up and is not timed.
+    ``speedup_estimate`` (of the report, where there is one), and a value per metric. Another library that says how many
+    steps it cached has ``cached`` too; those steps still run a few blocks. Lines with ``flops`` hold what the
+    transformer executed for the first prompt, counted in a separate run that warms up and is not timed.
 
     Args:
         pipe: The pipeline; left plain.
@@ -181,11 +182,12 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation, or a peer that the plan names is not installed.
+        ConfigError: the folder holds another evaluation, or a library that the plan names is not installed.
     """
     for method in plan.methods:
-        if method.peer is not None:
-            require(method.name, method.peer)
+        if method.library is not None:
+            library, options = find_library(method.name, method.library)
+            library.require(method.name, options)
     plan.write(folder)
     index, count = shard
     writer = RowWriter(folder / (f"rows-{index}-of-{count}.jsonl" if count > 1 else "rows.jsonl"))
@@ -233,14 +235,14 @@ def _noise(seed: int, prompt: int) -> int:
 
 def _count(pipe: Any, method: Method, plan: Plan) -> float | None:
     noise = _noise(plan.seeds[0], 0)
-    return generate(pipe, method.arguments(), noise, count_flops=True, **_call(plan, method, 0)).flops
+    return generate(pipe, run_settings(method), noise, count_flops=True, **_call(plan, method, 0)).flops
 
 
 def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warmup_runs: int) -> tuple[Row, Outcome]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     outcome = generate(
-        pipe, method.arguments(), _noise(seed, prompt), warmup_runs=warmup_runs, **_call(plan, method, prompt)
+        pipe, run_settings(method), _noise(seed, prompt), warmup_runs=warmup_runs, **_call(plan, method, prompt)
     )
     row: Row = {"method": method.name, "prompt": prompt, "seed": seed, "seconds": outcome.seconds}
     if torch.cuda.is_available():

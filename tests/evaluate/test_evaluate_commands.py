@@ -23,7 +23,7 @@ def run(monkeypatch):
     pipe = prompted()
     monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda model, dtype=None, device=None: pipe)
     monkeypatch.setattr("ddit_rt.pipeline.loading.call_defaults", lambda model: dict(CALL))
-    monkeypatch.setattr("ddit_rt.evaluate.standard.call_defaults", lambda model: dict(CALL))
+    monkeypatch.setattr("ddit_rt.pipeline.call_defaults", lambda model: dict(CALL))
     app = typer.Typer()
     commands.add_commands(app)
 
@@ -167,7 +167,7 @@ def test_a_speedup_beyond_the_policys_limits_is_refused_with_what_it_reaches():
 
 
 def test_the_standard_plan_leaves_out_what_is_out_of_reach(caplog):
-    plan = standard_plan(prompted(), "demo", ["a", "b"], [5], [0], CALL, ["psnr"])
+    plan = standard_plan(prompted(), "demo", ["a", "b"], [5], [0], CALL, ["psnr"], fit_baselines=True)
     assert "ddit-1.6x@5 is left out: speedup=1.6 is out of reach" in caplog.text
     assert "fitted-4x@5 is left out" in caplog.text
     assert {"base@5", "fitted-1.5x@5"} <= {method.name for method in plan.methods}
@@ -178,11 +178,11 @@ def test_standard_plan_calibrates(monkeypatch):
     from ddit_rt.fitting.threshold import Calibration
 
     monkeypatch.setattr(standard, "calibrate", lambda pipe, prompts, speedup, *a, **k: Calibration(speedup, speedup, 0))
-    plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"])
+    plan = standard_plan(prompted(), "demo", ["a", "b"], [10, 8], [0], CALL, ["psnr"], fit_baselines=True)
     names = {method.name for method in plan.methods}
-    assert {"base@10", "base@8", "ddit-1.6x@10", "teacache-2x@10", "ddit-free-2x@10", "taylorseer-3@10"} <= names
+    assert {"base@10", "base@8", "ddit-1.6x@10", "teacache-2x@10", "ddit-skipped-2x@10", "taylorseer-3@10"} <= names
     fitted = next(method for method in plan.methods if method.name == "fitted-2x@10")
-    assert len(fitted.settings["schedule"]) == 10 and {"fitted-coarse-1.5x@10", "fitted-free-3x@8"} <= names
+    assert len(fitted.settings["schedule"]) == 10 and {"fitted-coarse-1.5x@10", "fitted-skipped-3x@8"} <= names
     tea = next(method for method in plan.methods if method.name == "teacache-2x@10")
     assert len(tea.settings["cache"]["coefficients"]) == 5
     published = standard_plan(prompted(), "some/model", ["a", "b"], [10], [0], CALL, ["psnr"])

@@ -3,18 +3,13 @@
 import json
 
 import pytest
+import torch
+from prompted import CALL, prompted
 
 from ddit_rt import ConfigError, DDiTConfig, TeaCacheConfig
-from ddit_rt.evaluate.methods import (
-    Method,
-    adapter_methods,
-    cache_methods,
-    check_methods,
-    fitted_methods,
-    fixed_methods,
-    policy_methods,
-    read_methods,
-)
+from ddit_rt.evaluate import BASELINES, Listing, Method, StepCache
+from ddit_rt.evaluate.own_methods import adapter_methods, fitted_methods, policy_methods
+from ddit_rt.evaluate.settings import check_methods, read_methods, run_settings
 from ddit_rt.schedule.spacing import one_in, pattern
 
 
@@ -28,11 +23,13 @@ def test_patterns():
 
 
 def test_standard_methods_are_valid_settings():
-    methods = fixed_methods(50) + fixed_methods(28, full=False)
-    methods += cache_methods(50, {"a": 0.2}, (1.0, 0.0)) + policy_methods(50, "ddit", "DDiT", {"2x": 0.01})
+    methods = [Method("base@50", "base", 50, 50), Method("base@28", "base", 28, 28)]
+    listings = [Listing(prompted(), 50, CALL), Listing(prompted(), 28, CALL, full=False)]
+    methods += [m for listing in listings for baseline in BASELINES for m in baseline.methods(listing)]
+    methods += policy_methods(50, "ddit", "DDiT", {"2x": 0.01})
     for method in check_methods(methods):
-        if method.settings is not None:
-            DDiTConfig(**method.arguments())
+        if method.settings is not None and method.library is None:
+            DDiTConfig(**run_settings(method))
     names = [method.name for method in methods]
     assert {"base@50", "25-steps@50", "extrapolate-3@50", "delta-2p-3@50", "base@28"} <= set(names)
     assert [m.settings["adapter"] for m in adapter_methods(50, "a.safetensors")] == ["a.safetensors"] * 4
@@ -46,9 +43,27 @@ def test_cache_of_a_method():
     cache = {"type": "teacache", "threshold": 0.3, "coefficients": [2.0, 1.0]}
     (method,) = policy_methods(50, "both", "DDiT + TeaCache", {"2x": 0.01}, {"cache": cache})
     assert method.name == "both-2x@50" and method.settings["threshold"] == 0.01
-    assert method.arguments()["cache"] == TeaCacheConfig(0.3, (2.0, 1.0))
+    assert run_settings(method)["cache"] == TeaCacheConfig(0.3, (2.0, 1.0))
     with pytest.raises(ConfigError, match="none of"):
-        Method("x", "x", 5, 5, {"cache": {"type": "nope"}}).arguments()
+        run_settings(Method("x", "x", 5, 5, {"cache": {"type": "nope"}}))
+    with pytest.raises(ConfigError, match=r"x: cache type 'first-block' refuses its options: .*colour"):
+        run_settings(Method("x", "x", 5, 5, {"cache": {"type": "first-block", "colour": 1}}))
+
+
+def test_every_step_cache_makes_its_config():
+    options = {"magcache": {"num_inference_steps": 5, "mag_ratios": [1.0] * 5}, "taylorseer": {"cache_interval": 2}}
+    caches = [baseline for baseline in BASELINES if isinstance(baseline, StepCache)]
+    made = {
+        c.name: run_settings(Method("x", "x", 5, 5, {"cache": {"type": c.name, **options.get(c.name, {})}}))
+        for c in caches
+    }
+    assert {name: type(given["cache"]).__name__ for name, given in made.items()} == {
+        "teacache": "TeaCacheConfig",
+        "first-block": "FirstBlockCacheConfig",
+        "taylorseer": "TaylorSeerCacheConfig",
+        "magcache": "MagCacheConfig",
+    }
+    assert made["taylorseer"]["cache"].taylor_factors_dtype == torch.float32
 
 
 def test_checks():

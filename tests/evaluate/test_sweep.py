@@ -8,6 +8,7 @@ from prompted import CALL, prompted
 from ddit_rt import ConfigError
 from ddit_rt.evaluate import Method, Plan, run_sweep, summarise, sweep
 from ddit_rt.evaluate.flops import counted_flops
+from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.evaluate.standard import with_adapter
 from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
 from ddit_rt.families import family_of, fresh_adapter
@@ -16,7 +17,7 @@ from ddit_rt.granularity import save_adapter
 METHODS = [
     Method("base", "base", 6, 6),
     Method("fewer", "fewer steps", 3, 6),
-    Method("free", "mixed", 6, 6, {"schedule": [1, 1, 0, 2, 0, 1]}),
+    Method("skipped", "mixed", 6, 6, {"schedule": [1, 1, 0, 2, 0, 1]}),
     Method("tea", "TeaCache", 6, 6, {"multiples": [1], "cache": {"type": "teacache", "threshold": 1e9}}),
 ]
 
@@ -63,7 +64,7 @@ def test_an_adapter_joins_a_plan_once(pipe, tmp_path):
     (own,) = [method for method in added if method.name == "fitted-adapter-1.5x@6"]
     assert own.settings["coarse"] == "adapter" and own.settings["schedule"][:2] == [1, 1]
     assert with_adapter(joined, path, pipe, ["g h"]) == joined
-    sweep.generate(pipe, own.arguments(), 0, prompt="a b", **CALL, num_inference_steps=6)
+    sweep.generate(pipe, run_settings(own), 0, prompt="a b", **CALL, num_inference_steps=6)
 
 
 def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):

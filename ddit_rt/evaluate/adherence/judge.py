@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..metrics import Judge
 from .network import load_reader, read, to_pictures
 from .statements import parse
-
-if TYPE_CHECKING:
-    from ..judges import Judge
 
 
 def adherence(batch: int = 32) -> Judge:

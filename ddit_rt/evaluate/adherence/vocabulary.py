@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 RGB = tuple[int, int, int]
+"""A colour, 0 to 255."""
 
-
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLOURS: dict[str, RGB] = {
     "red": (220, 40, 40),
     "orange": (245, 140, 30),
     "yellow": (250, 220, 40),
@@ -17,7 +17,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 22),
 }
 
-
+# singular -> plural
 SHAPES: dict[str, str] = {
     "ball": "balls",
     "square": "squares",
@@ -32,11 +32,8 @@ SHAPES: dict[str, str] = {
     "zebra": "zebras",
 }
 
-
 TEXTURES = ("plain", "striped", "checked", "dotted")
 
-
 BACKGROUNDS = ("plain", "gradient", "striped", "checked")
-
 
 MANY_WORDS = ("many", "several", "some")

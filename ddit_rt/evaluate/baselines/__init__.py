@@ -1,1 +1,23 @@
-"""What an evaluation compares with: a file per baseline."""
+"""What an evaluation compares with: a file per baseline.
+
+To add one, write its file with a class of :class:`Baseline`, :class:`StepCache` or :class:`Library` and name it in
+:data:`BASELINES`.
+"""
+
+from .base import Baseline, Listing, StepCache, fixed
+from .library import Cached, Library
+from .registry import BASELINES, find_cache, find_library
+from .teacache import TeaCache
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Cached",
+    "Library",
+    "Listing",
+    "StepCache",
+    "TeaCache",
+    "find_cache",
+    "find_library",
+    "fixed",
+]

@@ -1,0 +1,67 @@
+"""The baselines, and those of them that a method's settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ...errors import ConfigError
+from .base import Baseline, StepCache
+from .dbcache import DBCache
+from .extrapolation import Extrapolation
+from .fewer_steps import FewerSteps
+from .first_block import FirstBlock
+from .fixed_spacing import FixedSpacing
+from .library import Library
+from .magcache import MagCache
+from .taylorseer import TaylorSeer
+from .teacache import TeaCache
+
+BASELINES: list[Baseline] = [
+    FewerSteps(),
+    Extrapolation(),
+    FixedSpacing(),
+    TeaCache(),
+    FirstBlock(),
+    TaylorSeer(),
+    MagCache(),
+    DBCache(),
+]
+"""All baselines, in the order that an evaluation lists them."""
+
+Named = TypeVar("Named", StepCache, Library)
+
+
+def find_cache(where: str, setting: Mapping[str, Any]) -> tuple[StepCache, dict[str, Any]]:
+    """The step cache that ``{"type": name, option: value, ...}`` names, and its options.
+
+    Args:
+        where: Name of the method, for errors.
+        setting: A method's ``cache``.
+
+    Raises:
+        ConfigError: no step cache has this name.
+    """
+    return _find(StepCache, "cache", where, setting)
+
+
+def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
+    """The library that ``{"type": name, option: value, ...}`` names, and its options.
+
+    Args:
+        where: Name of the method, for errors.
+        setting: A method's ``library``.
+
+    Raises:
+        ConfigError: no library has this name.
+    """
+    return _find(Library, "library", where, setting if isinstance(setting, Mapping) else {"type": setting})
+
+
+def _find(kind: type[Named], what: str, where: str, setting: Mapping[str, Any]) -> tuple[Named, dict[str, Any]]:
+    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, kind)}
+    options = dict(setting)
+    name = options.pop("type", None)
+    if name not in known:
+        raise ConfigError(f"{where}: {what} type {name!r} is none of {', '.join(known)}.")
+    return known[name], options
