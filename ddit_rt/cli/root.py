@@ -47,7 +47,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Shows the method on the small model that ships with the package: no download, no GPU."""
-    from ..demo.showcase import print_summary, run_showcase
+    from ..demo import print_summary, run_showcase
     from ..pipeline import DEMO, load_any
 
     result = run_showcase(

@@ -1,4 +1,4 @@
-"""What ``ddit-rt demo`` shows: the plain pipeline beside the accelerated one, and beside the plainest baselines."""
+"""What ``ddit-rt demo`` shows: the plain pipeline beside fitted schedules, baselines, and the policy's own choice."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BASELINES: dict[str, dict[str, Any]] = {
     "linear extrapolation, no model call": {"coarse": "extrapolate"},
     "reuse, no model call": {"coarse": "reuse"},
 }
-"""Row -> settings; one schedule for all: an eighth of the steps full, then one in three, the others at 2p."""
+"""Row -> settings at fixed spacing: an eighth of the steps full, then one in three, the others at 2p."""
 
 FITTED_ROW, FITTED_ADAPTER_ROW = "fitted schedule, {}x (ddit-rt fit)", "fitted to the adapter, {}x (ddit-rt fit)"
 
 BASELINE_SEEDS = 2
-"""Noises to average the baselines over: from one to the next their order changes."""
+"""Seeds to average the baselines over: from one to the next their order changes."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int
 
 
 def _fitted(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Row -> name of its pictures, and settings, of the shipped schedules; they hold for one number of steps."""
+    """Row -> name of its pictures, and settings, of the shipped schedules; each holds for one step count."""
     adapter = {"coarse": "adapter", "adapter": ADAPTER}
     found = {}
     for row, paths, settings in ((FITTED_ROW, FITTED, {}), (FITTED_ADAPTER_ROW, FITTED_ADAPTER, adapter)):
@@ -154,21 +154,21 @@ def _fitted(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
 def _baselines(
     run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """What else could fill the coarse steps of one schedule, fitted ones, and fewer steps, over several seeds."""
+    """Fitted schedules, one with fixed spacing by every coarse path, and fewer steps, over several seeds."""
     schedule = one_in(steps, 3, 2)
     full = schedule.count(1)
     fewer = f"plain pipeline, {full} steps (as many full ones)"
     # row -> name of its pictures, and settings
-    ways = dict(fitted)
-    ways |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in BASELINES.items()}
-    ways[fewer] = (f"{full}-steps", {"multiples": (1,)})
-    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in ways}
+    methods = dict(fitted)
+    methods |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in BASELINES.items()}
+    methods[fewer] = (f"{full}-steps", {"multiples": (1,)})
+    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in methods}
     for name in SHOWN:
         for seed in range(BASELINE_SEEDS):
             prompt = DEMO_PROMPTS[name]
             base = run(f"{name}: plain, seed {run.seed + seed}", prompt, None, seed)
             for row, values in rows.items():
-                stem, settings = ways[row]
+                stem, settings = methods[row]
                 picture = f"{name}-{stem}.png"
                 call = {"num_inference_steps": full} if row == fewer else {}
                 outcome = run(f"{name}: {row}", prompt, settings, seed, **call)
@@ -209,8 +209,28 @@ def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
 
 
 def print_summary(result: dict[str, Any], console: Console) -> None:
-    """The demo's tables, for people."""
-    table = Table("prompt", "plain, s", "accelerated, s", "clock", "FLOP", "PSNR, dB", "SSIM", "full steps")
+    """The demo's tables, for people: fitted schedules and baselines, the policy's own choice, and single sizes."""
+    prompts = [entry["prompt"] for entry in result["prompts"].values()]
+    baselines = result["baselines"]
+    full, seeds = baselines["schedule"].count(1), baselines["seeds"]
+    table = Table(
+        "method",
+        "FLOP",
+        *prompts,
+        title=f"fitted schedules, then {full} full steps at fixed spacing and the others at 2p; "
+        f"{seeds} seeds: mean PSNR in dB (lowest to highest)",
+    )
+    for row, values in baselines["rows"].items():
+        cells = (
+            f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
+            for decibels in values["psnr"].values()
+        )
+        table.add_row(row, f"{values['speedup_flop']:.2f}x", *cells)
+    console.print(table)
+    table = Table(
+        "prompt", "plain, s", "accelerated, s", "wall-clock", "FLOP", "PSNR, dB", "SSIM", "full steps",
+        title=f"steps chosen by the policy at τ = {result['threshold']:.3g}",
+    )  # fmt: skip
     for entry in result["prompts"].values():
         table.add_row(
             entry["prompt"],
@@ -225,27 +245,16 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for entry in result["prompts"].values():
         console.print(f"{entry['prompt']}: tokens per step " + _runs(entry["tokens"]), highlight=False)
-    baselines = result["baselines"]
-    full, seeds = baselines["schedule"].count(1), baselines["seeds"]
-    title = f"fitted, or {full} steps full and the others at 2p; {seeds} seeds: mean PSNR in dB (lowest to highest)"
-    table = Table("steps by", "FLOP", *(entry["prompt"] for entry in result["prompts"].values()), title=title)
-    for row, values in baselines["rows"].items():
-        cells = (
-            f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
-            for decibels in values["psnr"].values()
-        )
-        table.add_row(row, f"{values['speedup_flop']:.2f}x", *cells)
-    console.print(table)
-    sizes = Table("all steps at", "tokens", "GFLOP a step", "ms a step", "clock", "FLOP", "PSNR, dB")
-    for row in result["sizes"]:
+    sizes = Table("all steps at", "tokens", "GFLOP a step", "ms a step", "wall-clock", "FLOP", "PSNR, dB")
+    for size in result["sizes"]:
         sizes.add_row(
-            "p" if row["multiple"] == 1 else f"{row['multiple']}p",
-            str(row["tokens"]),
-            f"{row['gflop_per_step']:.2f}",
-            f"{row['seconds_per_step'] * 1e3:.1f}",
-            f"{row['speedup_wall_clock']:.2f}x",
-            f"{row['speedup_flop']:.2f}x",
-            "-" if row["psnr"] is None else f"{row['psnr']:.1f}",
+            "p" if size["multiple"] == 1 else f"{size['multiple']}p",
+            str(size["tokens"]),
+            f"{size['gflop_per_step']:.2f}",
+            f"{size['seconds_per_step'] * 1e3:.1f}",
+            f"{size['speedup_wall_clock']:.2f}x",
+            f"{size['speedup_flop']:.2f}x",
+            "-" if size["psnr"] is None else f"{size['psnr']:.1f}",
         )
     console.print(sizes)
     console.print(f"pictures, schedules and σ curves: {result['page']}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,16 @@ class Loop:
     clip: float = 1.0
     ema: float | None = None
     checkpoint_seconds: float = 120.0
-    averaged: dict[str, torch.Tensor] = field(default_factory=dict)
+    averaged: AveragedModel | None = None
 
     def run(self, loss: Callable[[int, float], torch.Tensor], resume: bool, stop_after: int | None = None) -> None:
         """Train until the budget is spent, or until step `stop_after` (as a kill right after a checkpoint would)."""
         base = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         step, before = 0, 0.0
         if self.ema is not None:
-            self.averaged = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+            self.averaged = AveragedModel(self.module, multi_avg_fn=_moving_average(self.ema))
+            # the weights that the run begins with count as the first of the average
+            self.averaged.n_averaged.fill_(1)
         if resume and self.checkpoint.exists():
             step, before = self._restore()
         start = saved = logged = time.monotonic()
@@ -161,14 +165,9 @@ class Loop:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             step += 1
-            if self.ema is not None:
-                self._average(step)
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.module)
             recent.append(value.detach())
-
-    def _average(self, step: int) -> None:
-        assert self.ema is not None
-        weight = 1 - min(self.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.averaged.values()), list(_values(self.module)), weight)
 
     def _save(self, step: int, seconds: float) -> None:
         save_atomic(
@@ -178,7 +177,7 @@ class Loop:
                 "seconds": seconds,
                 "module": self.module.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "averaged": self.averaged,
+                "averaged": {} if self.averaged is None else self.averaged.module.state_dict(),
             },
         )
 
@@ -187,11 +186,18 @@ class Loop:
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        if self.ema is not None:
-            for name, tensor in state["averaged"].items():
-                self.averaged[name].copy_(tensor)
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(state["averaged"])
+            self.averaged.n_averaged.fill_(1 + state["step"])
         return state["step"], state["seconds"]
 
 
-def _values(module: torch.nn.Module) -> Iterable[torch.Tensor]:
-    return (tensor.detach() for tensor in module.state_dict().values())
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential moving average for `AveragedModel` whose decay rises to `decay` over the first steps."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        steps = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    return update

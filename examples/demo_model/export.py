@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
+from ddit_rt.demo import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
 
 from .common import RunLog, Sizes, save_atomic
 from .dit import START, load_transformer

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ddit_rt.evaluate.adherence.vocabulary import SHAPES
+from ddit_rt.evaluate.adherence import SHAPES
 
 from .common import Sizes
 from .scenes import Scene, caption, sample_scene

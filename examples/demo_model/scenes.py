@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ddit_rt.evaluate.adherence.vocabulary import BACKGROUNDS, COLOURS, MANY_WORDS, RGB, SHAPES, TEXTURES
+from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, MANY_WORDS, RGB, SHAPES, TEXTURES
 
 from .shapes import Thing, draw_fence, draw_pattern, draw_thing
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ddit_rt.evaluate.adherence.vocabulary import RGB
+from ddit_rt.evaluate.adherence import RGB
 
 Points = list[tuple[float, float]]
 

@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from ddit_rt.evaluate.adherence.vocabulary import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
 
 from .common import Budget, Loop, RunLog, Sizes, load_state, save_atomic
 from .scenes import VOCABULARY, Noun, Scene, Span, caption_spans, sample_scene

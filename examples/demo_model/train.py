@@ -4,7 +4,10 @@ Stages, each resumable and runnable alone: `vae` (autoencoder), `text` (encoders
 `dit` (the transformer; `--minutes` is its budget), `decoder` (the autoencoder's decoder again, against the same
 latents), `reader` (the network by which evaluation reads pictures; it needs no other stage), `export` (a diffusers
 pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and a longer budget; the seed and the
-log make a run traceable.
+log make a run traceable. `--tiny --steps 2` tries every stage within a minute.
+
+Everything is written below RUN. What ships with the package was written by `--export-to ddit_rt/demo/model` and
+`--reader-to ddit_rt/evaluate/adherence/reader.safetensors`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ddit_rt.demo.pipeline import DEMO_PROMPTS, MODEL_DIR
-from ddit_rt.evaluate.adherence.network import WEIGHTS
+from ddit_rt.demo import DEMO_PROMPTS
 
 from .common import Budget, RunLog, Sizes
 from .dit import train_dit
@@ -48,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
     parser.add_argument("--start-from", type=Path, help="an exported pipeline whose weights an empty run begins with")
-    parser.add_argument("--export-to", type=Path, default=MODEL_DIR, help="where the export stage writes the pipeline")
-    parser.add_argument("--reader-to", type=Path, default=WEIGHTS, help="file that the reader stage writes")
+    parser.add_argument("--export-to", type=Path, help="folder of the export stage (default: RUN/model)")
+    parser.add_argument("--reader-to", type=Path, help="file of the reader stage (default: RUN/reader.safetensors)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
@@ -67,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     sizes = Sizes.tiny() if options.tiny else Sizes()
     run, seed, device, resume = options.out, options.seed, options.device, options.resume
+    model = options.export_to or run / "model"
     run.mkdir(parents=True, exist_ok=True)
     log = RunLog(run / "training_log.jsonl")
     if options.start_from is not None:
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif stage == "text":
             train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
         elif stage == "reader":
-            target = options.reader_to
+            target = options.reader_to or run / "reader.safetensors"
             train_reader(run, sizes, budget(options.reader_minutes), log, seed, device, resume, target)
         elif stage == "latents":
             make_latents(run, sizes, log, seed, device)
@@ -91,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.write("dit", seed=seed, device=device, minutes=options.minutes, torch=torch.__version__)
             train_dit(run, sizes, budget(options.minutes), log, seed, device, resume, options.compile)
         elif stage == "export":
-            export(run, sizes, options.export_to)
+            export(run, sizes, model)
         else:
             prompts = [*DEMO_PROMPTS.values(), *_MORE_PROMPTS]
-            check(options.export_to, run / "check.png", log, prompts, seeds=4, steps=(10, 50))
+            check(model, run / "check.png", log, prompts, seeds=4, steps=(10, 50))
 
 
 if __name__ == "__main__":

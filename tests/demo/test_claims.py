@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ddit_rt.demo.pipeline import (
+from ddit_rt.demo import (
     ADAPTER,
     CALL_DEFAULTS,
     DEMO_PROMPTS,
@@ -16,9 +16,8 @@ from ddit_rt.demo.pipeline import (
     load_pipeline,
 )
 from ddit_rt.evaluate import generate
-from ddit_rt.schedule.fitted import FittedSchedule
-from ddit_rt.schedule.spacing import one_in
-from ddit_rt.trajectories.fidelity import psnr
+from ddit_rt.schedule import FittedSchedule, one_in
+from ddit_rt.trajectories import psnr
 
 SCHEDULE = one_in(50, 3, 2)
 
@@ -30,7 +29,7 @@ def pipe() -> Any:
     return pipe
 
 
-def test_the_detailed_prompt_gets_more_fine_steps_at_one_threshold(pipe: Any) -> None:
+def test_the_detailed_prompt_gets_more_full_steps_at_one_threshold(pipe: Any) -> None:
     full = {}
     for name in ("plain", "detailed"):
         outcome = generate(pipe, {"threshold": DEMO_THRESHOLD}, 0, **CALL_DEFAULTS, prompt=DEMO_PROMPTS[name])
@@ -39,14 +38,14 @@ def test_the_detailed_prompt_gets_more_fine_steps_at_one_threshold(pipe: Any) ->
     assert full["detailed"] > full["plain"]
 
 
-NAMES, NOISES = ("plain", "detailed"), (0, 1)
+NAMES, SEEDS = ("plain", "detailed"), (0, 1)
 Frames = dict[tuple[str, int], Any]
 
 
 @pytest.fixture(scope="module")
 def plain(pipe: Any) -> Frames:
-    """Frames of the plain pipeline by prompt and noise."""
-    calls = {(name, seed): {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]} for name in NAMES for seed in NOISES}
+    """Frames of the plain pipeline by prompt and seed."""
+    calls = {(name, seed): {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]} for name in NAMES for seed in SEEDS}
     return {key: generate(pipe, None, key[1], **call).frames for key, call in calls.items()}
 
 
@@ -56,8 +55,8 @@ def test_delta_beats_naive_by_15_db_and_reuse_at_the_same_schedule(pipe: Any, pl
         mean = {}
         for coarse in ("delta", "naive", "reuse"):
             settings = {"schedule": SCHEDULE, "coarse": coarse}
-            runs = [generate(pipe, settings, seed, **call).frames for seed in NOISES]
-            mean[coarse] = sum(psnr(frames, plain[name, seed]) for frames, seed in zip(runs, NOISES)) / len(NOISES)
+            runs = [generate(pipe, settings, seed, **call).frames for seed in SEEDS]
+            mean[coarse] = sum(psnr(frames, plain[name, seed]) for frames, seed in zip(runs, SEEDS)) / len(SEEDS)
         assert mean["delta"] > mean["naive"] + 15, name
         assert mean["delta"] > mean["reuse"], name
 
@@ -78,8 +77,8 @@ def test_the_adapter_gains_in_the_schedule_fitted_to_it(pipe: Any, plain: Frames
     gains = []
     for name in NAMES:
         call = {**CALL_DEFAULTS, "prompt": DEMO_PROMPTS[name]}
-        ways = ((FITTED_ADAPTER[3], trained), (FITTED[3], {}))
-        runs = [generate(pipe, {"schedule": FittedSchedule.load(p).schedule, **more}, 0, **call) for p, more in ways]
+        methods = ((FITTED_ADAPTER[3], trained), (FITTED[3], {}))
+        runs = [generate(pipe, {"schedule": FittedSchedule.load(p).schedule, **more}, 0, **call) for p, more in methods]
         assert all(run.report is not None and run.report.speedup_estimate > 2.95 for run in runs)
         own, delta = (psnr(run.frames, plain[name, 0]) for run in runs)
         gains.append(own - delta)

@@ -6,9 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ddit_rt.evaluate.adherence.network import ReaderNet, read
-from ddit_rt.evaluate.adherence.statements import FIELDS, Statement
-from ddit_rt.evaluate.adherence.vocabulary import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, FIELDS, SHAPES, TEXTURES, ReaderNet, Statement, read
 
 from ..common import step_generator
 from ..scenes import Scene, sample_scene

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddit_rt.evaluate.adherence.network import CELLS, SIDE
-from ddit_rt.evaluate.adherence.vocabulary import BACKGROUNDS, COLOURS, RGB, SHAPES, TEXTURES
+from ddit_rt.evaluate.adherence import BACKGROUNDS, CELLS, COLOURS, RGB, SHAPES, SIDE, TEXTURES
 
 from ..scenes import Scene, render
 from ..shapes import covers

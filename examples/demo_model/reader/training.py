@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddit_rt.evaluate.adherence.network import WEIGHTS, ReaderNet
+from ddit_rt.evaluate.adherence import ReaderNet
 
 from ..common import Budget, Loop, RunLog, Sizes, step_generator
 from ..scenes import sample_scene
@@ -34,7 +34,7 @@ def _loss(logits: dict[str, Tensor], truth: Labelled) -> Tensor:
 
 
 def train_reader(
-    run: Path, sizes: Sizes, budget: Budget, log: RunLog, seed: int, device: str, resume: bool, weights: Path = WEIGHTS
+    run: Path, sizes: Sizes, budget: Budget, log: RunLog, seed: int, device: str, resume: bool, weights: Path
 ) -> None:
     """Train and write `weights` in float16, and beside them what share of held-out statements is read rightly."""
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddit_rt.evaluate.adherence.vocabulary import SHAPES
+from ddit_rt.evaluate.adherence import SHAPES
 from examples.demo_model.common import Sizes
 from examples.demo_model.latents import draw_shard
 from examples.demo_model.maps import CLASSES, MapReader, draw_maps, scene_map

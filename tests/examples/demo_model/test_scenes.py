@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from ddit_rt.demo.pipeline import DEMO_PROMPTS
+from ddit_rt.demo import DEMO_PROMPTS
 from examples.demo_model.scenes import VOCABULARY, caption, caption_spans, render, render_pyramid, sample_scene
 
 

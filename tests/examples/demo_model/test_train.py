@@ -1,15 +1,19 @@
 """A seconds-long training of a tiny model: every stage, resume, export."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 
-from ddit_rt.demo.pipeline import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
+from ddit_rt.demo import CALL_DEFAULTS, DEMO_PROMPTS, MODEL_DIR, load_pipeline
+from ddit_rt.evaluate.adherence import WEIGHTS
 from examples.demo_model.common import Budget, RunLog, Sizes, load_state
 from examples.demo_model.dit import image_ids, pack, sample_sigmas, train_dit
 from examples.demo_model.text import build_tokenizer, tokenize
 from examples.demo_model.train import main
+
+STAGES_AFTER = [word for stage in ("dit", "decoder", "reader", "export") for word in ("--stage", stage)]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run):
     for part in ("module", "averaged"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, resumed[part][name]), name
+
+
+def shipped():
+    """Checksums of the model and the reader that ship with the package."""
+    files = [
+        *sorted(path for path in MODEL_DIR.rglob("*") if path.is_file()),
+        *sorted(WEIGHTS.parent.glob("*.json")),
+        WEIGHTS,
+    ]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_writes_below_its_folder_alone(run):
+    before = shipped()
+    main(["--out", str(run), "--tiny", "--steps", "1", "--threads", "1", *STAGES_AFTER])
+    assert (run / "model" / "model_index.json").is_file() and (run / "reader.safetensors").is_file()
+    assert (run / "accuracy.json").is_file() and shipped() == before
+
+
+def test_the_average_follows_the_weights(run):
+    state = load_state(run / "dit.pt", "")
+    assert state["averaged"].keys() == state["module"].keys()
+    assert any(not torch.equal(state["averaged"][name], tensor) for name, tensor in state["module"].items())
 
 
 def test_export_is_a_pipeline_that_generates(run, tmp_path):
