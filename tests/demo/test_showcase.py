@@ -48,7 +48,8 @@ def test_no_fitted_schedule_at_another_step_count():
 def test_the_first_table_is_led_by_fitted_schedules(tmp_path):
     entry = {
         "prompt": DEMO_PROMPTS["plain"], "seconds_plain": [2.0], "seconds_accelerated": [1.0],
-        "speedup_wall_clock": 2.0, "speedup_flop": 2.5, "psnr": 41.0, "ssim": 0.99, "full_steps": 7, "tokens": [256] * STEPS,
+        "speedup_wall_clock": 2.0, "speedup_flop": 2.5, "psnr": 41.0, "ssim": 0.99,
+        "full_steps": 7, "tokens": [256] * STEPS,
     }  # fmt: skip
     result = {
         "steps": STEPS, "threshold": 2e-3, "page": "index.html", "sizes": [], "baselines": rows(tmp_path)[0],
