@@ -17,6 +17,7 @@ import ddit_rt
 
 ROOT = Path(__file__).parents[1]
 
+
 @dataclass(frozen=True)
 class Import:
     """One ``from module import name``, or ``import module`` with an empty name."""

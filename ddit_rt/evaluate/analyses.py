@@ -192,7 +192,7 @@ def write_schedules(reports: Mapping[str, Report], folder: Path, name: str) -> l
     path = folder / f"{name}.json"
     content = {prompt: json.loads(report.to_json()) for prompt, report in reports.items()}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    return [path, plot_reports(dict(reports), folder / f"{name}.png")]
+    return [path, plot_reports(reports, folder / f"{name}.png")]
 
 
 def _report(outcome: Outcome) -> Report:

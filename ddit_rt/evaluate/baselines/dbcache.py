@@ -10,7 +10,6 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
@@ -50,11 +49,11 @@ class DBCache(Library):
     def check(self, where: str, options: Mapping[str, Any]) -> None:
         # cache-dit itself looks at no value
         threshold = options.get("residual_diff_threshold", 0.0)
-        if not isinstance(threshold, Real) or not threshold >= 0:
+        if not isinstance(threshold, (int, float)) or not threshold >= 0:
             raise ConfigError(f"{where}: residual_diff_threshold={threshold!r}: a number >= 0.")
         for name in _COUNTS:
             count = options.get(name, 0)
-            if not isinstance(count, Integral) or count < 0:
+            if not isinstance(count, int) or count < 0:
                 raise ConfigError(f"{where}: {name}={count!r}: a whole number >= 0.")
 
     def check_with_library(self, options: Mapping[str, Any]) -> None:

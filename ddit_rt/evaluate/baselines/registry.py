@@ -42,7 +42,8 @@ def find_cache(where: str, setting: Mapping[str, Any]) -> tuple[StepCache, dict[
     Raises:
         ConfigError: no step cache has this name.
     """
-    return _find(StepCache, "cache", where, setting)
+    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, StepCache)}
+    return _find(known, "cache", where, setting)
 
 
 def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
@@ -55,11 +56,13 @@ def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
     Raises:
         ConfigError: no library has this name.
     """
-    return _find(Library, "library", where, setting if isinstance(setting, Mapping) else {"type": setting})
+    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, Library)}
+    return _find(known, "library", where, setting if isinstance(setting, Mapping) else {"type": setting})
 
 
-def _find(kind: type[Named], what: str, where: str, setting: Mapping[str, Any]) -> tuple[Named, dict[str, Any]]:
-    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, kind)}
+def _find(
+    known: Mapping[str, Named], what: str, where: str, setting: Mapping[str, Any]
+) -> tuple[Named, dict[str, Any]]:
     options = dict(setting)
     name = options.pop("type", None)
     if name not in known:
