@@ -62,8 +62,8 @@ def room(module: str) -> str:
 
 
 def offered(found: Import) -> bool:
-    """Whether a face names what is imported from it."""
-    return found.name in importlib.import_module(found.module).__all__
+    """Whether what is imported is a face itself, or named by it."""
+    return not found.name or found.name in importlib.import_module(found.module).__all__
 
 
 def test_imports_keep_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
