@@ -62,7 +62,8 @@ class AcceleratedPipeline:
         name = default_path(adapter is not None) if config.coarse == "auto" else config.coarse
         self._path: CoarsePath = make_path(name, PathOptions(config.residual, config.high_band, adapter))
         check_merge(config, self._path)
-        limit = self._path.max_consecutive if config.max_consecutive_coarse == "auto" else config.max_consecutive_coarse
+        wanted = config.max_consecutive_coarse
+        limit = self._path.max_consecutive if isinstance(wanted, str) else wanted
         self.config = replace(config, coarse=name, max_consecutive_coarse=limit)
         self._policy = make_policy(self.config, limit)
         positions = self._path.positions if config.positions == "auto" else config.positions
@@ -183,11 +184,8 @@ class AcceleratedPipeline:
         """Whether a pipeline's calls are ours: our own pipeline, or one made of the same components."""
         if owner is None or owner is self.pipe:
             return True
-        return (
-            isinstance(owner, self.family.pipelines)
-            and owner.scheduler is self._scheduler
-            and denoisers(owner, self.family) == self._modules
-        )
+        known = isinstance(owner, self.family.pipelines) and getattr(owner, "scheduler", None) is self._scheduler
+        return known and denoisers(owner, self.family) == self._modules
 
     def _begin_call(self, caller: tuple[Any, int]) -> None:
         self._caches.reset()

@@ -60,7 +60,7 @@ def accelerate(
         if old is not None:
             old.attach()
         raise
-    if old is not None and old.pipe.scheduler is not pipe.scheduler:
+    if old is not None and old.pipe.scheduler is not fresh.pipe.scheduler:
         logger.warning(
             "this %s takes its transformer over from the accelerated %s that it shares it with: the calls of that one "
             "run plain from now on",

@@ -10,8 +10,11 @@ from typing import Any, Protocol
 class Reported(Protocol):
     """What is drawn of a :class:`~ddit_rt.schedule.Report`."""
 
-    steps: Sequence[Any]
-    config: Mapping[str, Any]
+    @property
+    def steps(self) -> Sequence[Any]: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
 
     @property
     def schedule(self) -> Sequence[int]: ...

@@ -58,6 +58,7 @@ class AdapterPath(CoarsePath):
 
     needs_projections = True
     anchors = 2
+    adapter: Adapter
 
     def __init__(self, adapter: Adapter, delta: bool, extrapolate: bool = False) -> None:
         self.adapter = adapter
