@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..granularity import Geometry, ModelFacts, PatchEmbedding, PatchProjections, Scalar, is_fused
 from ..runtime import Trunk
-from .weights import at_hand, own_weight
+from .weights import own_weight
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,7 @@ class Family(ABC):
 
     def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
-        with at_hand(module, self.projection_names):
-            return PatchEmbedding.from_base(self.projections(module), multiple)
+        return PatchEmbedding.from_base(self.projections(module), multiple)
 
     def stamp(self, module: nn.Module) -> tuple[object, ...]:
         """Changes when the embedding's or de-embedding's weights are known to have changed."""
@@ -160,16 +159,12 @@ class Family(ABC):
 
     def facts(self, module: nn.Module) -> ModelFacts:
         """What of the model an adapter depends on."""
-        with at_hand(module, self.projection_names):
-            own = own_weight(module.get_submodule(self.projection_names[0]))
-            projections = self.projections(module)
-            shape = projections.embed_weight.shape
-            return ModelFacts(
-                self.name,
-                projections,
-                self.linear_layers(module),
-                None if own is None or own.numel() != shape.numel() else own.reshape(shape),
-            )
+        own = own_weight(module.get_submodule(self.projection_names[0]))
+        projections = self.projections(module)
+        shape = projections.embed_weight.shape
+        if own is not None:
+            own = own.reshape(shape) if own.numel() == shape.numel() else None
+        return ModelFacts(self.name, projections, self.linear_layers(module), own)
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""

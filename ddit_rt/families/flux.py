@@ -23,7 +23,7 @@ from ..granularity import (
 )
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
-from .weights import plain_weight
+from .weights import stored
 
 TEACACHE = TeaCacheDefaults(
     "flux", 0.4, (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
@@ -101,10 +101,10 @@ class Flux(Family):
             return rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
 
         return PatchProjections(
-            plain_weight(embed.weight).unflatten(1, (-1, PATCH, PATCH)),
-            embed.bias,
-            pixel_major(plain_weight(deembed.weight)),
-            None if deembed.bias is None else pixel_major(deembed.bias),
+            stored(embed).unflatten(1, (-1, PATCH, PATCH)),
+            stored(embed, "bias"),
+            pixel_major(stored(deembed)),
+            None if deembed.bias is None else pixel_major(stored(deembed, "bias")),
         )
 
     def run_patches(

@@ -27,7 +27,7 @@ from ..granularity import (
 )
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
-from .weights import plain_weight
+from .weights import stored
 
 # published for Wan 2.1 text-to-video, the second polynomial for the variant that computes the first five steps
 TEACACHE_1_3B = TeaCacheDefaults(
@@ -111,8 +111,7 @@ class Wan(Family):
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.patch_embedding, module.proj_out
-        weights = plain_weight(embed.weight)[:, :, 0], plain_weight(deembed.weight)
-        return PatchProjections(weights[0], embed.bias, weights[1], deembed.bias)
+        return PatchProjections(stored(embed)[:, :, 0], stored(embed, "bias"), stored(deembed), stored(deembed, "bias"))
 
     def run_patches(
         self,

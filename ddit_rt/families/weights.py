@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 _EIGHT_BIT_FLOATS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
 
-@contextmanager
-def at_hand(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Within the context, weights of the named children are real tensors, even under sequential CPU offload.
+def stored(layer: Any, name: str = "weight") -> Any:
+    """A layer's weight or bias to compute with; None where it has none.
 
-    accelerate's offload keeps them as meta tensors while their layer does not run.
-    """
-    with ExitStack() as stack:
-        for name in names:
-            child = module.get_submodule(name)
-            for layer in child.modules():
-                if hasattr(layer, "_hf_hook"):
-                    from accelerate.utils import align_module_device  # it is there, or there would be no such hook
-
-                    stack.enter_context(align_module_device(layer))
-        yield
-
-
-def plain_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight that can be computed with: 8-bit floats of layerwise casting become float32."""
-    return weight.float() if weight.dtype in _EIGHT_BIT_FLOATS else weight
-
-
-def own_weight(layer: Any) -> torch.Tensor | None:
-    """A layer's weight without the LoRAs that are fused into it; None where they cannot be told.
+    Under accelerate's sequential offload a layer that does not run has meta tensors, and its hook the real ones. 8-bit
+    floats of diffusers' layerwise casting become float32.
 
     Args:
         layer: A linear or convolution layer, or peft's wrapping of one.
+        name: "weight" or "bias".
     """
-    weight: torch.Tensor = layer.weight
+    tensor = getattr(layer, name)
+    if tensor is not None and tensor.is_meta:
+        hook = getattr(layer, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            kept: Any = getattr(one, "weights_map", None)
+            if kept is not None:
+                tensor = kept[name]
+    return tensor.float() if tensor is not None and tensor.dtype in _EIGHT_BIT_FLOATS else tensor
+
+
+def own_weight(layer: Any) -> torch.Tensor | None:
+    """A layer's weight as it is kept, but without the LoRAs that are fused into it; None where they cannot be told.
+
+    Args:
+        layer: As for :func:`stored`.
+    """
     merged = list(getattr(layer, "merged_adapters", ()))
+    weight: torch.Tensor = layer.weight if not layer.weight.is_meta else stored(layer)
     if not merged:
         return weight
     if not weight.is_floating_point():

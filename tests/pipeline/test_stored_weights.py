@@ -1,0 +1,103 @@
+"""Coarse steps of models whose weights are offloaded, cast to 8 bits, fused with a LoRA, or changed without a trace."""
+
+import pytest
+import torch
+from adapters import trained
+from peft import LoraConfig
+from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
+
+import ddit_rt
+from ddit_rt import AdapterMismatchError
+from ddit_rt.families import family_of
+
+SCHEDULE = [1, 1, 2, 4, 1, 2, 4, 1]
+MODELS = {"flux": (flux, flux_inputs), "wan": (wan, wan_inputs)}
+
+
+def coarse(pipe, inputs, **settings):
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, **settings):
+        return latents_of(pipe, inputs)
+
+
+def embedding_of(pipe):
+    return getattr(pipe.transformer, "x_embedder", None) or pipe.transformer.patch_embedding
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_naive_sees_weights_that_changed_between_calls_without_a_trace(name):
+    make, inputs = MODELS[name][0], MODELS[name][1]()
+    pipe = make()
+    ddit_rt.accelerate(pipe, schedule=SCHEDULE, coarse="naive")
+    before = latents_of(pipe, inputs)
+    embedding_of(pipe).weight.data.mul_(1.5)
+    changed = latents_of(pipe, inputs)
+    assert not torch.equal(changed, before)
+    ddit_rt.restore(pipe)
+    assert torch.equal(coarse(pipe, inputs, coarse="naive"), changed)
+
+
+def test_naive_takes_weights_that_count_no_versions():
+    inputs = flux_inputs()
+    wanted = coarse(flux(), inputs, coarse="naive")
+    with torch.inference_mode():
+        pipe = flux()
+        for layer in pipe.transformer.modules():
+            for weight in layer._parameters:
+                if layer._parameters[weight] is not None:
+                    layer._parameters[weight] = torch.nn.Parameter(layer._parameters[weight].clone(), False)
+    assert embedding_of(pipe).weight.is_inference()
+    assert torch.equal(coarse(pipe, inputs, coarse="naive"), wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_read_under_sequential_offload(name):
+    """Only what accelerate() reads: run on a CPU, such a pipeline fails in accelerate's own hooks, plain as well."""
+    make = MODELS[name][0]
+    adapter, pipe = trained(make()), make()
+    family = family_of(pipe)
+    wanted = family.patch_embedding(pipe.transformer, 2)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert embedding_of(pipe).weight.is_meta
+    found = family.patch_embedding(pipe.transformer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), wanted.parameters()))
+    assert embedding_of(pipe).weight.is_meta
+    pipe = make()
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    ddit_rt.accelerate(pipe, adapter=adapter)
+    assert embedding_of(pipe).weight.is_meta
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_adapter_knows_its_model_in_8_bits(name):
+    make, inputs = MODELS[name][0], MODELS[name][1]()
+    adapter, pipe = trained(make()), make()
+    pipe.transformer.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32, skip_modules_pattern=["norm"]
+    )
+    for settings in ({"adapter": adapter}, {"coarse": "naive"}):
+        assert torch.isfinite(coarse(pipe, inputs, **settings)).all()
+
+
+def with_lora_at_the_embedding(pipe):
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["x_embedder"], init_lora_weights=False))
+    return pipe
+
+
+def test_an_adapter_knows_its_model_under_a_fused_lora():
+    adapter, inputs = trained(flux()), flux_inputs()
+    pipe = with_lora_at_the_embedding(flux())
+    apart = coarse(pipe, inputs, adapter=adapter)
+    with torch.no_grad():
+        for weight in embedding_of(pipe).lora_B["default"].parameters():
+            weight.mul_(20)  # far from the model that it was
+    pipe.transformer.fuse_lora()
+    fused = coarse(pipe, inputs, adapter=adapter)
+    assert torch.isfinite(fused).all() and not torch.equal(apart, fused)
+
+
+def test_a_lora_that_was_fused_for_good_is_named_among_the_ways_out():
+    adapter, pipe = trained(flux()), flux()
+    with torch.no_grad():
+        embedding_of(pipe).weight.mul_(2)
+    with pytest.raises(AdapterMismatchError, match="unfuse a LoRA"):
+        ddit_rt.accelerate(pipe, adapter=adapter)
