@@ -1,244 +1,315 @@
-"""The settings of an accelerated pipeline."""
+"""The settings of an accelerated pipeline, in Python and as files."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from .errors import ConfigError, ScheduleError
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
+
+from .errors import ConfigError, DDiTError, ScheduleError
+from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, plain_number, read_json, read_yaml, shown
 
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
 SUPPORTED_MULTIPLES = (1, 2, 4)
 SKIP = 0  # in a schedule, a step that makes no model call
-COARSE_PATHS = ("auto", "adapter", "adapter-delta", "delta", "band-split", "naive", "extrapolate", "reuse")
-POSITIONS = ("auto", "native", "interpolated")
-BACKENDS = ("auto", "triton", "torch")
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
 FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
 
+_SCHEDULE_SCHEMA = {
+    "anyOf": [
+        {"type": "array", "items": {"enum": [SKIP, *SUPPORTED_MULTIPLES]}},
+        {"type": "string", "pattern": r"\.json$"},
+        {"type": "null"},
+    ]
+}
 
-@dataclass(frozen=True)
-class TeaCacheConfig:
+
+class TeaCacheConfig(Settings):
     """Settings of TeaCache (arXiv 2411.19108): skip the blocks while their input hardly changes.
 
-    Args:
-        threshold: Accumulated change at which the blocks run again; None takes the published value for twice the speed
-            (FLUX 0.4; Wan 1.3B 0.08, 14B 0.2). More is faster and less faithful.
-        coefficients: Of the polynomial that maps the input's relative change to the output's, highest order first; None
-            takes those published for the model. ``ddit_rt.evaluate.fit_teacache`` finds them for another one.
-        retention: The published variant for Wan that computes the first five steps and watches another signal.
-
     Raises:
         ConfigError: a value is out of range.
     """
 
-    threshold: float | None = None
-    coefficients: tuple[float, ...] | None = None
-    retention: bool = False
+    prefix: ClassVar[str] = "TeaCacheConfig."
 
-    def __post_init__(self) -> None:
-        if self.threshold is not None and (not _is_number(self.threshold) or not self.threshold >= 0):
-            raise ConfigError(f"TeaCacheConfig.threshold={self.threshold!r}: a number >= 0, or None.")
-        if self.coefficients is not None:
-            object.__setattr__(self, "coefficients", tuple(self.coefficients))
-            if not self.coefficients or not all(map(_is_number, self.coefficients)):
-                raise ConfigError(
-                    f"TeaCacheConfig.coefficients={self.coefficients!r}: finite numbers, highest order first."
-                )
+    threshold: Annotated[float | None, Field(ge=0), Expected("a number >= 0, or None.")] = None
+    """Accumulated change at which the blocks run again; None takes the published value for twice the speed (FLUX 0.4;
+    Wan 1.3B 0.08, 14B 0.2). More is faster and less faithful."""
+    coefficients: Annotated[
+        tuple[float, ...] | None,
+        Field(min_length=1),
+        BeforeValidator(lambda given: tuple(map(plain_number, given)) if isinstance(given, Iterable) else given),
+        Expected("finite numbers, highest order first."),
+    ] = None
+    """Of the polynomial that maps the input's relative change to the output's, highest order first; None takes those
+    published for the model. ``ddit_rt.evaluate.fit_teacache`` finds them for another one."""
+    retention: Annotated[bool, Expected("use True or False.")] = False
+    """The published variant for Wan that computes the first five steps and watches another signal."""
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        coefficients: Iterable[float] | None = None,
+        retention: bool = False,
+    ) -> None:
+        super().__init__(threshold=threshold, coefficients=coefficients, retention=retention)
 
 
-@dataclass(frozen=True)
-class DDiTConfig:
+def _checked_multiples(multiples: Any) -> tuple[int, ...]:
+    values = tuple(multiples) if isinstance(multiples, Iterable) else ()
+    known = all(is_whole(k) and k in SUPPORTED_MULTIPLES for k in values)
+    if not known or 1 not in values or len(set(values)) < len(values):
+        raise ConfigError(
+            f"multiples={shown(multiples)}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them."
+        )
+    return tuple(sorted(int(k) for k in values))
+
+
+def _checked_initial(steps: float) -> float:
+    if steps > 1 and steps != int(steps):
+        raise ValueError("a part of a step")
+    return steps
+
+
+def _checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | ScheduleFn | None:
+    if schedule is None or callable(schedule):
+        return schedule
+    multiples = info.data.get("multiples", SUPPORTED_MULTIPLES)
+    if isinstance(schedule, Path) or (isinstance(schedule, str) and schedule.endswith(JSON_ENDING)):
+        path = Path(schedule)
+        values = read_json(path, "schedule")
+        if not isinstance(values, dict) or "schedule" not in values:
+            raise ConfigError(
+                f"schedule={str(path)!r} is not what `ddit-rt fit` writes: it has no entry 'schedule'. Write "
+                '{"schedule": [1, 1, 2, ...]}.'
+            )
+        return _multiple_per_step(values["schedule"], multiples, f"{path}: ")
+    return _multiple_per_step(schedule, multiples)
+
+
+def _multiple_per_step(schedule: Any, multiples: tuple[int, ...], place: str = "") -> tuple[int, ...]:
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        raise ScheduleError(
+            f"{place}schedule={shown(schedule)}: pass one multiple per step, as in [1, 1, 1, 2, 4], a callable "
+            "(step index, {multiple: sigma}) -> multiple, or the path of a .json file of `ddit-rt fit`."
+        )
+    for index, multiple in enumerate(schedule):
+        if not is_whole(multiple) or (multiple != SKIP and multiple not in multiples):
+            raise ScheduleError(
+                f"{place}schedule[{index}]={shown(multiple)} is not among multiples={multiples}, nor {SKIP} for no "
+                "model call."
+            )
+    return tuple(int(multiple) for multiple in schedule)
+
+
+def _checked_cache(cache: Any, info: ValidationInfo) -> Any:
+    if cache is None or isinstance(cache, TeaCacheConfig):
+        return cache
+    if isinstance(cache, str) and cache == "teacache":
+        return TeaCacheConfig()
+    if isinstance(cache, Mapping) and cache.get("type") == "teacache":
+        options = {name: value for name, value in cache.items() if name != "type"}
+        TeaCacheConfig.check_names(options)
+        return TeaCacheConfig(**options)
+    kind = type(cache).__name__
+    if kind not in CACHE_CONFIGS + FINE_CACHE_CONFIGS:
+        known = ", ".join(("'teacache'", "TeaCacheConfig", *CACHE_CONFIGS, *FINE_CACHE_CONFIGS))
+        raise ConfigError(
+            f"cache={shown(cache)}: use None or one of {known}. As a mapping it is {{'type': 'teacache', 'threshold': "
+            "0.4}; diffusers' caches are objects, which only Python can pass."
+        )
+    if kind in FINE_CACHE_CONFIGS and info.data.get("multiples") != (1,):
+        raise ConfigError(
+            f"cache={kind} works at one token count only, which mixed patch sizes break. Set "
+            f"multiples=(1,), or take 'teacache' or one of {', '.join(CACHE_CONFIGS)}."
+        )
+    return cache
+
+
+_CACHE_SCHEMA = {
+    "anyOf": [
+        {"const": "teacache"},
+        {
+            "type": "object",
+            "properties": {"type": {"const": "teacache"}, **TeaCacheConfig.model_json_schema()["properties"]},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+
+
+class DDiTConfig(Settings):
     """How an accelerated pipeline chooses and runs its patch sizes.
 
-    Args:
-        multiples: Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1.
-        threshold: τ of the paper's equation 5, in latent units. A size is smooth enough when the ρ-quantile of its
-            per-patch standard deviations lies below τ. 0 keeps every step at the finest size. The paper's 1e-3 is
-            for FLUX and Wan latents at 50 steps; ``ddit-rt calibrate`` finds the value for another model or step count.
-        quantile: ρ in [0, 1], the share of patches that have to be smooth.
-        order: n of the n-th finite difference of the latent, 1 to 3. The first ``order`` steps run at multiple 1.
-        schedule: Overrides the policy: a sequence of multiples, one per denoising step, or a callable
-            ``(step index, {multiple: sigma_k}) -> multiple``. A 0 makes no model call: its prediction lies on the
-            straight line through the last two that the model made.
-        coarse: What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since
-            the last full step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing
-            else; ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the
-            change; ``"extrapolate"`` and ``"reuse"``: the baselines that make no model call. ``"auto"``: adapter if one
-            is given, else delta.
-        residual: With the two deltas: ``"constant"`` keeps the residual of the last full step, ``"linear"``
-            extrapolates it from the last two.
-        high_band: With ``"delta"``, what coarse tokens cannot see: ``"line"`` follows the straight line through the
-            last two full predictions, ``"clean"`` is the noise left over the clean latent of the last one.
-        positions: Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"``
-            (centres of the coarse patches on the full grid). ``"auto"``: interpolated for naive, an adapter as
-            it was trained, else native.
-        max_consecutive_coarse: Longest run of coarse steps the policy may make before a full step refreshes it; None:
-            no limit. ``"auto"``: 2 where coarse steps lean on the last full one without training (delta, extrapolate,
-            reuse), the longest it was trained for with an adapter that has a memory, else no limit. Explicit schedules
-            are taken as they are.
-        initial_full_steps: First steps that the policy leaves full, at least the ``order`` steps that fill its history:
-            a share of the run's steps if below 1, else their number. Early predictions change most while the latent, in
-            small steps, shows little of it.
-        skip_below: The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0:
-            never.
-        max_consecutive_skipped: Longest run of such steps.
-        backend: Kernels: ``"triton"``, ``"torch"`` or ``"auto"``.
-        cuda_graphs: Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one,
-            False never. What cannot be captured runs eagerly, and the log says why.
-        max_graphs: Most graphs to keep, one per size and signature of the inputs; the least recently used goes first.
-        merge_adapter: Merge the adapter's LoRA into copies of the layers' weights, one per coarse size: nothing to
-            compute beside the model, for memory (FLUX.1-dev, bf16: 12 GB per size). Layers that are quantised, hooked
-            or have a user's LoRA keep ours beside them.
-        cache: A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig`, or a cache config of diffusers
-            (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``, ``MagCacheConfig``), which keeps a state per patch
-            size; diffusers' other caches need ``multiples=(1,)``. The report counts what TeaCache skips, not what
-            diffusers' caches skip inside the transformer. None for none.
+    A YAML or JSON file with the same names holds the same settings: :meth:`load`, :meth:`save`, and
+    ``accelerate(pipe, config="ddit.yaml")``. :meth:`model_json_schema` describes such files to editors.
 
     Raises:
         ConfigError: a value is out of range.
-        ScheduleError: ``schedule`` is neither a callable nor a sequence of the multiples above.
+        ScheduleError: ``schedule`` is neither a callable, nor a file, nor a sequence of the multiples above.
     """
 
-    multiples: tuple[int, ...] = (1, 2, 4)
-    threshold: float = 1e-3
-    quantile: float = 0.4
-    order: int = 3
-    schedule: Sequence[int] | ScheduleFn | None = None
-    coarse: str = "auto"
-    residual: str = "linear"
-    high_band: str = "line"
-    positions: str = "auto"
-    max_consecutive_coarse: int | str | None = "auto"
-    initial_full_steps: float = 0.125
-    skip_below: float = 0.0
-    max_consecutive_skipped: int = 2
-    backend: str = "auto"
-    cuda_graphs: bool | str = "auto"
-    max_graphs: int = 24
-    merge_adapter: bool = False
-    cache: Any = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "multiples", _checked_multiples(self.multiples))
-        if not _is_number(self.threshold) or not self.threshold >= 0:
-            raise ConfigError(f"threshold={self.threshold!r}: τ is a number >= 0 (0 keeps every step full).")
-        if not _is_number(self.quantile) or not 0 <= self.quantile <= 1:
-            raise ConfigError(f"quantile={self.quantile!r}: ρ is a share of the patches, a number in [0, 1].")
-        if not _is_whole(self.order) or self.order not in (1, 2, 3):
-            raise ConfigError(f"order={self.order!r}: the finite difference has order 1, 2 or 3.")
-        _one_of("coarse", self.coarse, COARSE_PATHS)
-        _one_of("residual", self.residual, ("constant", "linear"))
-        _one_of("high_band", self.high_band, ("line", "clean"))
-        _one_of("positions", self.positions, POSITIONS)
-        _one_of("backend", self.backend, BACKENDS)
-        limit = self.max_consecutive_coarse
-        if limit not in ("auto", None) and (isinstance(limit, str) or not _is_whole(limit) or limit < 1):
-            raise ConfigError(f"max_consecutive_coarse={limit!r}: a whole number >= 1, None for no limit, or 'auto'.")
-        if not _is_number(self.skip_below) or not self.skip_below >= 0:
-            raise ConfigError(f"skip_below={self.skip_below!r}: a number >= 0 (0 makes no skipped steps).")
-        if (
-            not _is_number(self.initial_full_steps)
-            or self.initial_full_steps < 0
-            or (self.initial_full_steps > 1 and self.initial_full_steps != int(self.initial_full_steps))
-        ):
-            raise ConfigError(
-                f"initial_full_steps={self.initial_full_steps!r}: a share of the steps below 1, or their whole number."
-            )
-        if not _is_whole(self.max_consecutive_skipped) or self.max_consecutive_skipped < 1:
-            raise ConfigError(f"max_consecutive_skipped={self.max_consecutive_skipped!r}: a whole number >= 1.")
-        for name in ("threshold", "quantile", "skip_below"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "order", int(self.order))
-        if self.cuda_graphs not in ("auto", True, False):
-            raise ConfigError(f"cuda_graphs={self.cuda_graphs!r}: use 'auto', True or False.")
-        if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
-            raise ConfigError(f"max_graphs={self.max_graphs!r}: a whole number >= 1.")
-        if not isinstance(self.merge_adapter, bool):
-            raise ConfigError(f"merge_adapter={self.merge_adapter!r}: use True or False.")
-        object.__setattr__(self, "cache", _checked_cache(self.cache, self.multiples))
-        if self.schedule is not None and not callable(self.schedule):
-            object.__setattr__(self, "schedule", _checked_schedule(self.schedule, self.multiples))
+    multiples: Annotated[tuple[int, ...], BeforeValidator(_checked_multiples)] = (1, 2, 4)
+    """Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1."""
+    threshold: Annotated[float, Field(ge=0), Expected("τ is a number >= 0 (0 keeps every step full).")] = 1e-3
+    """τ of the paper's equation 5, in latent units. A size is smooth enough when the ρ-quantile of its per-patch
+    standard deviations lies below τ. 0 keeps every step at the finest size. The paper's 1e-3 is for FLUX and Wan
+    latents at 50 steps; ``ddit-rt calibrate`` finds the value for another model or step count."""
+    quantile: Annotated[float, Field(ge=0, le=1), Expected("ρ is a share of the patches, a number in [0, 1].")] = 0.4
+    """ρ in [0, 1], the share of patches that have to be smooth."""
+    order: Annotated[int, Field(ge=1, le=3), Expected("the finite difference has order 1, 2 or 3.")] = 3
+    """n of the n-th finite difference of the latent, 1 to 3. The first ``order`` steps run at multiple 1."""
+    schedule: Annotated[
+        Sequence[int] | ScheduleFn | None, PlainValidator(_checked_schedule), WithJsonSchema(_SCHEDULE_SCHEMA)
+    ] = None
+    """Overrides the policy: a sequence of multiples, one per denoising step, a callable ``(step index, {multiple:
+    sigma_k}) -> multiple``, or the path of a ``.json`` file of ``ddit-rt fit`` (:class:`ddit_rt.FittedSchedule`), which
+    is read at once. A 0 makes no model call: its prediction lies on the straight line through the last two that the
+    model made. In a settings file, a relative path starts at that file's folder."""
+    coarse: Literal["auto", "adapter", "adapter-delta", "delta", "band-split", "naive", "extrapolate", "reuse"] = "auto"
+    """What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since the last
+    full step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing else;
+    ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the change;
+    ``"extrapolate"`` and ``"reuse"``: the baselines that make no model call. ``"auto"``: adapter if one is given, else
+    delta."""
+    residual: Literal["constant", "linear"] = "linear"
+    """With the two deltas: ``"constant"`` keeps the residual of the last full step, ``"linear"`` extrapolates it from
+    the last two."""
+    high_band: Literal["line", "clean"] = "line"
+    """With ``"delta"``, what coarse tokens cannot see: ``"line"`` follows the straight line through the last two full
+    predictions, ``"clean"`` is the noise left over the clean latent of the last one."""
+    positions: Literal["auto", "native", "interpolated"] = "auto"
+    """Coordinates of coarse tokens: ``"native"`` (as in a picture k times smaller) or ``"interpolated"`` (centres of
+    the coarse patches on the full grid). ``"auto"``: interpolated for naive, an adapter as it was trained, else
+    native."""
+    max_consecutive_coarse: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"] | None,
+        Expected("a whole number >= 1, None for no limit, or 'auto'."),
+    ] = "auto"
+    """Longest run of coarse steps the policy may make before a full step refreshes it; None: no limit. ``"auto"``: 2
+    where coarse steps lean on the last full one without training (delta, extrapolate, reuse), the longest it was
+    trained for with an adapter that has a memory, else no limit. Explicit schedules are taken as they are."""
+    initial_full_steps: Annotated[
+        float,
+        Field(ge=0),
+        AfterValidator(_checked_initial),
+        Expected("a share of the steps below 1, or their whole number."),
+    ] = 0.125
+    """First steps that the policy leaves full, at least the ``order`` steps that fill its history: a share of the run's
+    steps if below 1, else their number. Early predictions change most while the latent, in small steps, shows little
+    of it."""
+    skip_below: Annotated[float, Field(ge=0), Expected("a number >= 0 (0 makes no skipped steps).")] = 0.0
+    """The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0: never."""
+    max_consecutive_skipped: Annotated[int, Field(ge=1), Expected("a whole number >= 1.")] = 2
+    """Longest run of such steps."""
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    """Kernels: ``"triton"``, ``"torch"`` or ``"auto"``."""
+    cuda_graphs: Annotated[bool | Literal["auto"], Expected("use 'auto', True or False.")] = "auto"
+    """Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one, False never.
+    What cannot be captured runs eagerly, and the log says why."""
+    max_graphs: Annotated[int, Field(ge=1), Expected("a whole number >= 1.")] = 24
+    """Most graphs to keep, one per size and signature of the inputs; the least recently used goes first."""
+    merge_adapter: Annotated[bool, Expected("use True or False.")] = False
+    """Merge the adapter's LoRA into copies of the layers' weights, one per coarse size: nothing to compute beside the
+    model, for memory (FLUX.1-dev, bf16: 12 GB per size). Layers that are quantised, hooked or have a user's LoRA keep
+    ours beside them."""
+    cache: Annotated[Any, PlainValidator(_checked_cache), WithJsonSchema(_CACHE_SCHEMA)] = None
+    """A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig` or a mapping ``{"type": "teacache",
+    "threshold": 0.4}``, or a cache config of diffusers (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``,
+    ``MagCacheConfig``), which keeps a state per patch size; diffusers' other caches need ``multiples=(1,)``. The report
+    counts what TeaCache skips, not what diffusers' caches skip inside the transformer. None for none."""
 
     @classmethod
-    def make(cls, config: DDiTConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DDiTConfig:
-        """Joins a config (object, mapping or None for the defaults) with keyword overrides.
+    def make(
+        cls, config: DDiTConfig | Mapping[str, Any] | str | Path | None, overrides: Mapping[str, Any]
+    ) -> DDiTConfig:
+        """Joins a config (object, mapping, path of a file, or None for the defaults) with keyword overrides.
 
         Raises:
-            ConfigError: an unknown name, or a value out of range.
+            ConfigError: an unknown name, a value out of range, or a file that :meth:`load` refuses.
         """
-        known = {f.name for f in fields(cls)}
-        values = dict(config) if isinstance(config, Mapping) else {}
+        if isinstance(config, str | Path):
+            config = cls.load(config)
         if config is not None and not isinstance(config, Mapping | cls):
-            raise ConfigError(f"config={config!r}: pass a DDiTConfig, a mapping of its fields, or None.")
-        for name in (*values, *overrides):
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}: DDiTConfig has {', '.join(sorted(known))}.")
-        base = config if isinstance(config, cls) else cls(**values)
-        return replace(base, **overrides) if overrides else base
+            raise ConfigError(
+                f"config={shown(config)}: pass a DDiTConfig, a mapping of its fields, the path of a file, or None."
+            )
+        cls.check_names(config if isinstance(config, Mapping) else {}, overrides)
+        base = config if isinstance(config, cls) else cls(**dict(config or {}))
+        return base.replace(**overrides) if overrides else base
+
+    @classmethod
+    def load(cls, path: str | Path) -> DDiTConfig:
+        """Reads a YAML (``.yaml``, ``.yml``) or JSON (``.json``) file: a mapping of the fields' names to their values.
+
+        Raises:
+            ConfigError: there is no such file, it is too large or of another kind, a name is unknown or a value out of
+                range; the message names file and setting.
+            ScheduleError: the same of the schedule's entries.
+        """
+        path = Path(path)
+        if path.suffix == JSON_ENDING:
+            values = read_json(path, "config")
+        elif path.suffix in YAML_ENDINGS:
+            values = read_yaml(path, "config")
+        else:
+            raise ConfigError(f"config={str(path)!r}: settings are read from .yaml, .yml and .json files.")
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"config={str(path)!r} holds {shown(values)}: write a mapping of settings, as in `threshold: 0.001`."
+            )
+        schedule = values.get("schedule")
+        if isinstance(schedule, str) and schedule.endswith(JSON_ENDING):
+            values["schedule"] = path.parent / schedule
+        try:
+            return cls.make(values, {})
+        except DDiTError as error:
+            raise type(error)(f"{path}: {error}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Writes all fields as YAML (``.yaml``, ``.yml``) or JSON (``.json``), for :meth:`load`.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ConfigError: another ending, a callable schedule, or a cache of diffusers', which no file can hold.
+        """
+        path = Path(path)
+        if path.suffix not in (*YAML_ENDINGS, JSON_ENDING):
+            raise ConfigError(f"path={str(path)!r}: settings are written to .yaml, .yml and .json files.")
+        values = dict(self)
+        for name in ("schedule", "cache"):
+            value = values[name]
+            if not (value is None or isinstance(value, tuple | TeaCacheConfig)):
+                raise ConfigError(
+                    f"{name}={shown(value)} cannot be saved: save config.replace({name}=None), and pass "
+                    f"{name}=... beside the file, as in accelerate(pipe, {path.name!r}, {name}=...)."
+                )
+        if isinstance(self.cache, TeaCacheConfig):
+            values["cache"] = {"type": "teacache", **dict(self.cache)}
+        if path.suffix == JSON_ENDING:
+            text = json.dumps(values, indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; a callable schedule is given by its name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = dict(self)
         if self.cache is not None:
             values["cache"] = repr(self.cache)
         if callable(self.schedule):
             values["schedule"] = getattr(self.schedule, "__qualname__", repr(self.schedule))
         return values
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}.")
-
-
-def _checked_multiples(multiples: Any) -> tuple[int, ...]:
-    values = tuple(multiples) if isinstance(multiples, Iterable) else ()
-    known = all(_is_whole(k) and k in SUPPORTED_MULTIPLES for k in values)
-    if not known or 1 not in values or len(set(values)) < len(values):
-        raise ConfigError(f"multiples={multiples!r}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them.")
-    return tuple(sorted(int(k) for k in values))
-
-
-def _checked_schedule(schedule: object, multiples: tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
-        raise ScheduleError(
-            f"schedule={schedule!r}: pass one multiple per step, as in [1, 1, 1, 2, 4], or a callable "
-            "(step index, {multiple: sigma}) -> multiple."
-        )
-    for index, multiple in enumerate(schedule):
-        if not _is_whole(multiple) or (multiple != SKIP and multiple not in multiples):
-            raise ScheduleError(
-                f"schedule[{index}]={multiple!r} is not among multiples={multiples}, nor {SKIP} for no model call."
-            )
-    return tuple(int(multiple) for multiple in schedule)
-
-
-def _checked_cache(cache: object, multiples: tuple[int, ...]) -> object:
-    if cache is None or isinstance(cache, TeaCacheConfig):
-        return cache
-    if cache == "teacache":
-        return TeaCacheConfig()
-    name = type(cache).__name__
-    if name not in CACHE_CONFIGS + FINE_CACHE_CONFIGS:
-        known = ", ".join(("'teacache'", "TeaCacheConfig", *CACHE_CONFIGS, *FINE_CACHE_CONFIGS))
-        raise ConfigError(f"cache={cache!r}: use None or one of {known}.")
-    if name in FINE_CACHE_CONFIGS and multiples != (1,):
-        raise ConfigError(
-            f"cache={name} works at one token count only, which mixed patch sizes break. Set "
-            f"multiples=(1,), or take 'teacache' or one of {', '.join(CACHE_CONFIGS)}."
-        )
-    return cache

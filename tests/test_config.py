@@ -1,11 +1,22 @@
+import copy
 import json
+import pickle
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+import yaml
+from diffusers import FirstBlockCacheConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ddit_rt import ConfigError, DDiTConfig, DDiTError, ScheduleError
+import ddit_rt
+from ddit_rt import ConfigError, DDiTConfig, DDiTError, FittedSchedule, ScheduleError, TeaCacheConfig
 
 
 @pytest.mark.parametrize("threshold", [-1e-9, -1, float("nan"), float("inf"), "0.1", None, True])
@@ -128,3 +139,221 @@ def test_to_dict_takes_a_callable_schedule_that_cannot_be_copied():
 def test_the_defaults_are_the_papers():
     config = DDiTConfig()
     assert (config.multiples, config.threshold, config.quantile, config.order) == ((1, 2, 4), 1e-3, 0.4, 3)
+
+
+def test_settings_are_values():
+    config = DDiTConfig(threshold=0.1, schedule=[1, 2], cache="teacache")
+    same = DDiTConfig(threshold=0.1, schedule=(1, 2), cache=TeaCacheConfig())
+    assert config == same and hash(config) == hash(same) and config != DDiTConfig()
+    assert config == pickle.loads(pickle.dumps(config)) == copy.deepcopy(config)
+    with pytest.raises(ConfigError, match=r"threshold=3.*replace"):
+        config.threshold = 3
+    assert config.replace(threshold=3) == DDiTConfig(threshold=3, schedule=[1, 2], cache="teacache")
+    with pytest.raises(ConfigError, match="threshold=-3"):
+        config.replace(threshold=-3)
+    with pytest.raises(ConfigError, match="unknown setting 'tau'"):
+        config.replace(tau=3)
+
+
+@pytest.mark.parametrize("name, value", [("merge_adapter", 1), ("max_graphs", 0), ("threshold", 10**400), ("tau", 1)])
+def test_further_bad_values_are_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        DDiTConfig(**{name: value})
+
+
+@pytest.mark.parametrize("bad", [{"retention": 1}, {"coefficients": 3}, {"threshold": "much"}])
+def test_bad_settings_of_teacache_are_named(bad):
+    (name, value), *_ = bad.items()
+    with pytest.raises(ConfigError, match=f"TeaCacheConfig.{name}={value!r}"):
+        TeaCacheConfig(**bad)
+    with pytest.raises(ConfigError, match=f"TeaCacheConfig.{name}={value!r}"):
+        DDiTConfig(cache={"type": "teacache", **bad})
+
+
+def test_teacache_as_a_mapping():
+    mapping = {"type": "teacache", "threshold": 0.4, "coefficients": [2, 1.0]}
+    assert DDiTConfig(cache=mapping).cache == TeaCacheConfig(0.4, (2.0, 1.0))
+    with pytest.raises(ConfigError, match=r"unknown setting 'rate'.*TeaCacheConfig has coefficients"):
+        DDiTConfig(cache={"type": "teacache", "rate": 1})
+    with pytest.raises(ConfigError, match=r"cache=.*FirstBlockCacheConfig.*only Python can pass"):
+        DDiTConfig(cache={"type": "FirstBlockCacheConfig"})
+
+
+def test_the_settings_load_without_torch():
+    code = "import sys, ddit_rt.config; print({'torch', 'diffusers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_json_schema_describes_every_field():
+    schema = DDiTConfig.model_json_schema()
+    assert set(schema["properties"]) == set(DDiTConfig.model_fields)
+    assert all(entry["description"] for entry in schema["properties"].values())
+    assert schema["properties"]["quantile"]["maximum"] == 1
+    assert "band-split" in schema["properties"]["coarse"]["enum"]
+    assert schema["properties"]["cache"]["anyOf"][1]["properties"]["threshold"]
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+CONFIGS = [
+    DDiTConfig(),
+    DDiTConfig(threshold=1e-7, schedule=[1, 2, 4, 0], coarse="naive", max_consecutive_coarse=None, cuda_graphs=False),
+    DDiTConfig(multiples=(1, 2), cache=TeaCacheConfig(0.3, (2.0, 1e-9), True), max_consecutive_coarse=3),
+]
+
+
+@pytest.mark.parametrize("name", ["c.yaml", "c.yml", "c.json", "folder/c.yaml"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_saved_settings_are_loaded(tmp_path, config, name):
+    path = config.save(tmp_path / name)
+    assert path == tmp_path / name
+    assert DDiTConfig.load(path) == DDiTConfig.load(str(path)) == config
+    assert DDiTConfig.make(path, {"order": 1}) == config.replace(order=1)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_hand_written_file(tmp_path):
+    path = write(
+        tmp_path / "ddit.yaml", "# mine\nthreshold: 1e-3\nmultiples: [1, 2]\ncuda_graphs: off\ncache: teacache\n"
+    )
+    config = DDiTConfig(threshold=1e-3, multiples=(1, 2), cuda_graphs=False, cache="teacache")
+    assert DDiTConfig.load(path) == config
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert DDiTConfig.load(path) == config
+
+
+@pytest.mark.parametrize(
+    "name, text, error, match",
+    [
+        ("c.yaml", "tau: 1\n", ConfigError, r"unknown setting 'tau'.*threshold"),
+        ("c.yaml", "1: 1\n", ConfigError, "unknown setting 1"),
+        ("c.yaml", "threshold: high\n", ConfigError, r"threshold='high': τ is a number"),
+        ("c.yaml", "threshold: .nan\n", ConfigError, "threshold=nan"),
+        ("c.yaml", "order: 2.0\n", ConfigError, "order=2.0"),
+        ("c.yaml", "schedule: [1, 3]\n", ScheduleError, r"schedule\[1\]=3"),
+        ("c.yaml", "schedule: '1124'\n", ScheduleError, "one multiple per step"),
+        ("c.yaml", "cache: FirstBlockCacheConfig\n", ConfigError, "only Python can pass"),
+        ("c.yaml", "- 1\n", ConfigError, r"holds \[1\]: write a mapping"),
+        ("c.yaml", "", ConfigError, "write a mapping"),
+        ("c.yaml", "a: [1\n", ConfigError, "holds no YAML"),
+        ("c.yaml", "threshold: 2020-13-45\n", ConfigError, "holds no YAML"),
+        ("c.yaml", "threshold: !!bool maybe\n", ConfigError, "holds no YAML"),
+        ("c.yaml", "threshold: !!python/object:os.system {}\n", ConfigError, "holds no YAML"),
+        ("c.yaml", "cache: &a [*a]\n", ConfigError, "aliases"),
+        ("c.yaml", "threshold: " + "[" * 2000 + "\n", ConfigError, "holds no YAML"),
+        ("c.json", "{", ConfigError, "holds no JSON"),
+        ("c.json", "[" * 20000, ConfigError, "holds no JSON"),
+        ("c.json", '{"threshold": NaN}', ConfigError, "threshold=nan"),
+        ("c.json", '{"threshold": 1' + "0" * 5000 + "}", ConfigError, "holds no JSON"),
+        ("c.json", '{"quantile": 2}', ConfigError, "quantile=2"),
+        ("c.json", "null", ConfigError, "holds None"),
+        ("c.toml", "", ConfigError, "yaml"),
+        ("c", "", ConfigError, "yaml"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_setting(tmp_path, name, text, error, match):
+    path = write(tmp_path / name, text)
+    with pytest.raises(error, match=match) as caught:
+        DDiTConfig.load(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1500
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml.*no such file"):
+        DDiTConfig.load(tmp_path / "none.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder.yaml.*no such file"):
+        DDiTConfig.load(tmp_path / "folder.yaml")
+    with pytest.raises(ConfigError, match="no such file"):
+        DDiTConfig.load("a\0b.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\n")
+    with pytest.raises(ConfigError, match=r"latin.yaml.*UTF-8"):
+        DDiTConfig.load(tmp_path / "latin.yaml")
+    for name in ("large.yaml", "large.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(ConfigError, match=rf"{name}.*larger than"):
+            DDiTConfig.load(tmp_path / name)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_file_gives_a_config_or_an_error_of_ours(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    for ending in ("yaml", "json"):
+        path = folder / f"fuzz.{ending}"
+        path.write_bytes(data)
+        try:
+            assert isinstance(DDiTConfig.load(path), DDiTConfig)
+        except DDiTError as error:
+            assert str(path) in str(error)
+
+
+known = st.sampled_from(sorted(DDiTConfig.model_fields))
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["auto", "line", "delta", "a.json"])
+nested = plain | st.lists(plain, max_size=4) | st.dictionaries(st.sampled_from(["type", "threshold"]), plain)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(known, nested, max_size=3))
+def test_any_value_gives_a_config_or_an_error_that_names_the_setting(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    try:
+        config = DDiTConfig.load(path)
+    except DDiTError as error:
+        assert any(name in str(error) for name in values)
+    else:
+        assert DDiTConfig.load(config.save(path.with_name("again.json"))) == config
+
+
+def test_what_no_file_can_hold_is_named(tmp_path):
+    for name, value in (("schedule", lambda index, patch_std: 1), ("cache", FirstBlockCacheConfig())):
+        with pytest.raises(ConfigError, match=rf"{name}=.* cannot be saved.*replace\({name}=None\)"):
+            DDiTConfig(**{name: value}).save(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"c.toml.*\.yaml"):
+        DDiTConfig().save(tmp_path / "c.toml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_schedule_is_read_from_its_file(tmp_path, monkeypatch):
+    schedule = FittedSchedule([1, 1, 2, 0], 2.0, 40.0, 1)
+    path = schedule.save(tmp_path / "schedules" / "s.json")
+    assert DDiTConfig(schedule=path).schedule == DDiTConfig(schedule=str(path)).schedule == (1, 1, 2, 0)
+    monkeypatch.chdir(tmp_path)
+    config = write(tmp_path / "schedules" / "c.yaml", "schedule: s.json\n")
+    assert DDiTConfig.load(config) == DDiTConfig(schedule=[1, 1, 2, 0])
+    with pytest.raises(ConfigError, match=r"schedule='none.json': there is no such file"):
+        DDiTConfig(schedule="none.json")
+    with pytest.raises(ScheduleError, match=r"s.json: schedule\[2\]=2"):
+        DDiTConfig(multiples=(1,), schedule=path)
+    for text, error, match in (
+        ("[1, 2]", ConfigError, "no entry 'schedule'"),
+        ('{"schedule": 3}', ScheduleError, "one multiple per step"),
+        ('{"schedule": [1, "2"]}', ScheduleError, r"schedule\[1\]='2'"),
+    ):
+        write(path, text)
+        with pytest.raises(error, match=match) as caught:
+            DDiTConfig(schedule=path)
+        assert "s.json" in str(caught.value)
+
+
+def test_accelerate_takes_files(tmp_path):
+    schedule = FittedSchedule([1, 2] * 4, 1.5, 40.0, 1).save(tmp_path / "schedule.json")
+    config = write(tmp_path / "ddit.yaml", "schedule: schedule.json\ncoarse: naive\n")
+    pipe = tiny.flux()
+    pictures = []
+    for options in ({"config": str(config)}, {"schedule": str(schedule), "coarse": "naive"}):
+        ddit_rt.accelerate(pipe, **options)
+        pictures.append(pipe(**tiny.flux_inputs()).images)
+        assert ddit_rt.report(pipe).schedule == [1, 2] * 4
+    assert torch.equal(*pictures)
+    FittedSchedule([1, 2], 1.5, 40.0, 1).save(schedule)
+    ddit_rt.accelerate(pipe, config=config)
+    with pytest.raises(ScheduleError, match="the schedule has 2 entries, this run has 8"):
+        pipe(**tiny.flux_inputs())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import DDiTConfig
@@ -131,7 +131,7 @@ def _guess(reports: Sequence[Report], config: DDiTConfig, limit: int | None, spe
         """FLOP over full FLOP, a coarse step at multiple k counted as 1/k² of a full one, a skipped step as none."""
         cost = steps = 0.0
         for report in reports:
-            policy = make_policy(replace(config, threshold=threshold), limit)
+            policy = make_policy(config.replace(threshold=threshold), limit)
             multiples = choices_along(policy, [step.patch_std for step in report.steps], threshold)
             cost += sum(1 / multiple**2 for multiple in multiples if multiple)
             steps += len(multiples)

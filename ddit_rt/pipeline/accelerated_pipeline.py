@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ class AcceleratedPipeline:
         check_merge(config, self._path)
         wanted = config.max_consecutive_coarse
         limit = self._path.max_consecutive if isinstance(wanted, str) else wanted
-        self.config = replace(config, coarse=name, max_consecutive_coarse=limit)
+        self.config = config.replace(coarse=name, max_consecutive_coarse=limit)
         self._policy = make_policy(self.config, limit)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
@@ -165,7 +164,7 @@ class AcceleratedPipeline:
         """
         kept = (self.config, self._policy, self._report)
         reports: list[Report] = []
-        self.config = replace(self.config, schedule=schedule)
+        self.config = self.config.replace(schedule=schedule)
         self._policy = make_policy(self.config, None)
         try:
             yield reports

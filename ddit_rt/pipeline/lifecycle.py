@@ -26,7 +26,7 @@ Pipe = TypeVar("Pipe")
 def accelerate(
     pipe: Pipe,
     adapter: str | Path | Adapter | None = None,
-    config: DDiTConfig | Mapping[str, Any] | None = None,
+    config: DDiTConfig | Mapping[str, Any] | str | Path | None = None,
     **overrides: Any,
 ) -> Pipe:
     """Makes a diffusers pipeline choose its patch size anew at every denoising step.
@@ -39,7 +39,7 @@ def accelerate(
     Args:
         pipe: A FLUX or Wan pipeline (``UnsupportedPipelineError`` names the classes).
         adapter: Trained adapter (:func:`load_adapter`): path, hub id or the object; None runs coarse steps untrained.
-        config: :class:`DDiTConfig` or a mapping of its fields.
+        config: :class:`DDiTConfig`, a mapping of its fields, or the path of a YAML or JSON file of them.
         **overrides: Fields of :class:`DDiTConfig` by name.
 
     Returns:
@@ -85,7 +85,7 @@ def restore(pipe: Pipe) -> Pipe:
 def accelerated(
     pipe: Pipe,
     adapter: str | Path | Adapter | None = None,
-    config: DDiTConfig | Mapping[str, Any] | None = None,
+    config: DDiTConfig | Mapping[str, Any] | str | Path | None = None,
     **overrides: Any,
 ) -> Iterator[Pipe]:
     """:func:`accelerate` for the length of a ``with`` block, :func:`restore` at its end."""
