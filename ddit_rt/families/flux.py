@@ -98,7 +98,7 @@ class Flux(Family):
 
         def pixel_major(rows: torch.Tensor) -> torch.Tensor:
             # FLUX orders the values of a token (channel, row, column)
-            return rows.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1)
+            return rearrange(rows, "(c s) ... -> (s c) ...", s=PATCH**2)
 
         return PatchProjections(
             stored(embed).unflatten(1, (-1, PATCH, PATCH)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from einops import rearrange
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,10 @@ def coarse_centres(count: int, multiple: int, device: torch.device | str = "cpu"
 
 def patchify(latent: torch.Tensor, side: int) -> torch.Tensor:
     """(B, C, F, H, W) -> (B, F·(H/s)·(W/s), C·s·s): row-major tokens, channel-major values inside a token."""
-    batch, channels, frames, height, width = latent.shape
-    blocks = latent.reshape(batch, channels, frames, height // side, side, width // side, side)
-    return blocks.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, channels * side * side)
+    return rearrange(latent, "b c f (h p) (w q) -> b (f h w) (c p q)", p=side, q=side)
 
 
 def unpatchify(tokens: torch.Tensor, side: int, frames: int, rows: int, columns: int) -> torch.Tensor:
     """Inverse of :func:`patchify`: (B, N, C·s·s) -> (B, C, F, rows·s, columns·s)."""
-    blocks = tokens.reshape(tokens.shape[0], frames, rows, columns, -1, side, side)
-    return blocks.permute(0, 4, 1, 2, 5, 3, 6).reshape(
-        tokens.shape[0], blocks.shape[4], frames, rows * side, columns * side
-    )
+    sizes = {"f": frames, "h": rows, "w": columns, "p": side, "q": side}
+    return rearrange(tokens, "b (f h w) (c p q) -> b c f (h p) (w q)", **sizes)

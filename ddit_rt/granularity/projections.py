@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 from torch import nn
 
 from ..errors import AdapterMismatchError
@@ -91,13 +92,14 @@ class PatchEmbedding(nn.Module):
         weight = ends.embed_weight.detach()
         latent, condition = weight[:, : ends.channels], weight[:, ends.channels :]
         unused = weight.new_zeros(weight.shape[0], extra, *weight.shape[2:])
-        joined = _repeat(torch.cat([latent, unused, condition], dim=1), 2, multiple) / multiple**2
+        inputs = torch.cat([latent, unused, condition], dim=1)
+        joined = repeat(inputs, "d c p q -> d c (p k) (q l)", k=multiple, l=multiple) / multiple**2
         patch = weight.shape[2]
 
         def rows(tensor: torch.Tensor) -> torch.Tensor:
-            grid = tensor.detach().unflatten(0, (patch, patch, -1))
-            repeated = _repeat(grid, 0, multiple)
-            return torch.cat([repeated, torch.zeros_like(repeated)], dim=2).flatten(0, 2)
+            sizes = {"p": patch, "q": patch, "k": multiple, "l": multiple}
+            repeated = repeat(tensor.detach(), "(p q c) ... -> (p k q l) c ...", **sizes)
+            return torch.cat([repeated, torch.zeros_like(repeated)], dim=1).flatten(0, 1)
 
         bias = None if ends.deembed_bias is None else rows(ends.deembed_bias)
         return cls(joined, _clone(ends.embed_bias), rows(ends.deembed_weight), bias)
@@ -123,14 +125,9 @@ class PatchEmbedding(nn.Module):
         return nn.functional.linear(tokens, self.deembed, self.deembed_bias)
 
 
-def _repeat(tensor: torch.Tensor, dim: int, times: int) -> torch.Tensor:
-    """Repeats every entry of dimensions ``dim`` and ``dim + 1``."""
-    return tensor.repeat_interleave(times, dim).repeat_interleave(times, dim + 1)
-
-
 def _channel_major(rows: torch.Tensor, side: int) -> torch.Tensor:
     """Reorders rows (row, column, channel) to (channel, row, column)."""
-    return rows.unflatten(0, (side * side, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+    return rearrange(rows, "(s c) ... -> (c s) ...", s=side * side).contiguous()
 
 
 def _detached(tensor: torch.Tensor | None) -> torch.Tensor | None:

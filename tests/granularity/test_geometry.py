@@ -56,6 +56,18 @@ def test_patches_of_two_are_fluxs_own_packing(rows, columns, channels):
     assert torch.equal(patchify(latent.unsqueeze(2), 2), packed)
 
 
+def test_a_compiled_model_packs_in_one_graph():
+    def packed_and_back(latent):
+        tokens = patchify(latent, 2)
+        return tokens, unpatchify(tokens, 2, latent.shape[2], latent.shape[3] // 2, latent.shape[4] // 2)
+
+    compiled = torch.compile(packed_and_back, fullgraph=True, backend="aot_eager")
+    for shape in ((1, 4, 1, 8, 8), (2, 4, 3, 16, 8)):
+        latent = torch.randn(shape)
+        for found, expected in zip(compiled(latent), packed_and_back(latent)):
+            assert torch.equal(found, expected)
+
+
 @given(st.integers(1, 12), multiples)
 def test_coarse_centres_are_the_means_of_the_fine_coordinates_they_cover(count, multiple):
     full = torch.arange(count * multiple, dtype=torch.float32)
