@@ -125,16 +125,8 @@ def shown(value: object) -> str:
 
 
 def read_json(path: Path, name: str) -> Any:
-    """The value in a small JSON file.
-
-    Args:
-        path: Of the file.
-        name: Of the argument that named it, for the messages.
-
-    Raises:
-        ConfigError: there is no such file, it holds more than ``MAX_FILE_BYTES``, or something other than JSON.
-    """
-    text = _read_text(path, name)
+    """The value in a small JSON file. Arguments and errors as of :func:`read_text`."""
+    text = read_text(path, name)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -142,8 +134,8 @@ def read_json(path: Path, name: str) -> Any:
 
 
 def read_yaml(path: Path, name: str) -> Any:
-    """The value in a small YAML file: plain data, without aliases. Arguments and errors as of :func:`read_json`."""
-    text = _read_text(path, name)
+    """The plain data in a small YAML file without aliases. Arguments and errors as of :func:`read_text`."""
+    text = read_text(path, name)
     try:
         return yaml.load(text, Loader=_Loader)
     # PyYAML's constructors let the errors of int(), datetime() and table look-ups through
@@ -165,7 +157,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """The text of a small file in UTF-8.
+
+    Args:
+        path: Of the file.
+        name: Of the argument that named it, for the messages.
+
+    Raises:
+        ConfigError: there is no such file, it holds more than ``MAX_FILE_BYTES``, or something other than text.
+    """
     if not path.is_file():
         raise ConfigError(f"{name}={str(path)!r}: there is no such file.")
     try:

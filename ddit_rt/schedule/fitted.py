@@ -1,12 +1,22 @@
-"""A schedule that was fitted to a model, as a file."""
+"""A schedule that was fitted to a model, as a file and on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from ..errors import ConfigError
+from huggingface_hub import HfApi, hf_hub_download
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..config import SKIP, SUPPORTED_MULTIPLES
+from ..errors import ConfigError, DDiTError, ScheduleError
+from ..settings import read_text, shown
+
+FILE_NAME = "schedule.json"
 
 
 @dataclass(frozen=True)
@@ -14,13 +24,21 @@ class FittedSchedule:
     """A schedule and what it gave.
 
     Attributes:
-        schedule: One multiple per denoising step, 0 for no model call; for ``accelerate(pipe, schedule=...)``.
+        schedule: One multiple per denoising step, 0 for no model call; for ``accelerate(pipe, schedule=...)``, which
+            also takes the path of the file.
         speedup: Ratio of FLOP in real runs.
-        psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit.
+        psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit; infinite where they are equal.
         prompts: How many.
         sensitivity: One number per step, by how much the rest of the run multiplies an error made there; empty if the
             schedule was not fitted.
+
+    Raises:
+        ScheduleError: ``schedule`` is empty, or holds something that is no multiple.
+        ConfigError: another value is out of range.
     """
+
+    # of the check in load(): a file holds these fields and no others, each of its own type
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     schedule: list[int]
     speedup: float
@@ -28,23 +46,122 @@ class FittedSchedule:
     prompts: int
     sensitivity: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not self.schedule:
+            raise ScheduleError("schedule=[]: give one multiple per denoising step.")
+        for index, multiple in enumerate(self.schedule):
+            if multiple not in (SKIP, *SUPPORTED_MULTIPLES):
+                raise ScheduleError(
+                    f"schedule[{index}]={shown(multiple)} is none of {SUPPORTED_MULTIPLES}, nor {SKIP} for no model "
+                    "call."
+                )
+        if not 0 < self.speedup < math.inf:
+            raise ConfigError(f"speedup={shown(self.speedup)}: a ratio of FLOP, above 0.")
+        if math.isnan(self.psnr):
+            raise ConfigError("psnr=nan: a number of dB.")
+        if not 0 <= self.prompts < 2**31:
+            raise ConfigError(f"prompts={shown(self.prompts)}: a number of prompts, at least 0.")
+        if self.sensitivity and len(self.sensitivity) != len(self.schedule):
+            raise ConfigError(
+                f"sensitivity has {len(self.sensitivity)} entries, schedule has {len(self.schedule)}: one per step, or "
+                "none."
+            )
+        for index, gain in enumerate(self.sensitivity):
+            if not 0 <= gain < math.inf:
+                raise ConfigError(f"sensitivity[{index}]={shown(gain)}: a factor, at least 0.")
+
     def save(self, path: str | Path) -> Path:
-        """Writes the fields as JSON."""
+        """Writes the fields as JSON.
+
+        Args:
+            path: The file, or an existing directory for ``schedule.json`` inside it.
+
+        Returns:
+            The file's path.
+        """
         path = Path(path)
+        if path.is_dir():
+            path = path / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> FittedSchedule:
-        """Reads what :meth:`save` wrote.
+    def load(cls, source: str | Path, revision: str | None = None) -> FittedSchedule:
+        """Reads what :meth:`save` or :meth:`push_to_hub` wrote, checking every value.
+
+        Args:
+            source: Path of a file, of a directory that holds ``schedule.json``, or a Hugging Face hub id
+                ``owner/name``.
+            revision: Of the hub repository.
 
         Raises:
-            ConfigError: there is no such file, or something else is in it.
+            ConfigError: there is no such file, it is too large, or something else is in it.
+            ScheduleError: its schedule holds something that is no multiple.
         """
+        path = _find(source, revision)
+        text = read_text(path, "schedule")
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise ConfigError(f"schedule={str(path)!r}: there is no such file.") from None
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"schedule={str(path)!r} is not what `ddit-rt fit` writes: {error}.") from None
+            return _FILE.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            own = first.get("ctx", {}).get("error")
+            if isinstance(own, DDiTError):
+                raise type(own)(f"schedule={str(path)!r}: {own}") from None
+            place = "".join(f"{part}: " for part in first["loc"])
+            raise ConfigError(
+                f"schedule={str(path)!r} is not what `ddit-rt fit` writes: {place}{first['msg']}."
+            ) from None
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the schedule with a card to the Hugging Face hub, creating the repository if need be.
+
+        Args:
+            repo_id: ``owner/name``; :meth:`load` takes it.
+            private: For a new repository.
+            token: Of the hub; None takes the one logged in with.
+
+        Returns:
+            The commit's address.
+        """
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save(directory)
+            (Path(directory) / "README.md").write_text(self._card(repo_id), encoding="utf-8")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="ddit_rt schedule"))
+
+    def _card(self, repo_id: str) -> str:
+        return f"""---
+library_name: ddit_rt
+tags: [ddit, diffusion, acceleration]
+---
+
+# DDiT schedule of {len(self.schedule)} steps
+
+Says at which patch size each denoising step runs (DDiT, arXiv 2602.16968): {self.speedup:.2f}x fewer FLOP than the
+plain pipeline at {self.psnr:.1f} dB PSNR to it, mean of {self.prompts} prompts.
+
+```python
+schedule = ddit_rt.FittedSchedule.load("{repo_id}").schedule
+ddit_rt.accelerate(pipe, schedule=schedule)
+```
+"""
+
+
+_FILE = TypeAdapter(FittedSchedule)
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path / FILE_NAME
+    is_id = isinstance(source, str) and source.count("/") == 1 and path.suffix != ".json" and not path.is_absolute()
+    if path.is_file() or not is_id:
+        return path
+    try:
+        return Path(hf_hub_download(str(source), FILE_NAME, revision=revision))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"schedule={source!r}: neither a local path nor {FILE_NAME} of a reachable hub repository ({error})."
+        ) from error

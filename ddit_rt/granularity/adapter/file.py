@@ -1,27 +1,36 @@
-"""Adapters as files: one safetensors file whose metadata says what the adapter is. Reading it executes no code."""
+"""Adapters as files: one safetensors file whose metadata says what the adapter is.
+
+Reading one executes no code, and takes no memory before sizes, names and shapes have been checked.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ...errors import AdapterMismatchError, ConfigError
+from ...errors import AdapterMismatchError
+from ...settings import shown
 from .model import Adapter, AdapterSpec
 
 FORMAT = 2
 FILE_NAME = "adapter.safetensors"
 _KEY = "ddit_adapter"
+_MAX_HEADER_BYTES = 2**22  # tens of times what an adapter of FLUX.1-dev needs
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_DESCRIPTION = TypeAdapter(AdapterSpec)
 
 
 def save_adapter(adapter: Adapter, path: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -69,13 +78,18 @@ def load_adapter(source: str | Path | Adapter, revision: str | None = None) -> A
         return copy.deepcopy(source).requires_grad_(False).eval()
     path = _find(source, revision)
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {_inner_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = {_inner_name(name): name for name in file.keys()}  # noqa: SIM118 (no mapping)
+            adapter = _described(path, file.metadata() or {}, len(names))
+            _check_tensors(path, adapter.state_dict(), {inner: file.get_slice(name) for inner, name in names.items()})
+            state = {inner: file.get_tensor(name) for inner, name in names.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterMismatchError(f"{path} cannot be read as safetensors ({error}): is it cut short?") from error
-    adapter = Adapter(_spec(path, metadata))
-    _check_state(path, adapter.state_dict(), state)
+    _raise_if_any(
+        path,
+        [f"{_outer_name(n)} holds values that are not finite" for n, t in state.items() if not t.isfinite().all()],
+    )
     adapter.load_state_dict(state, assign=True)
     return adapter.requires_grad_(False).eval()
 
@@ -144,41 +158,63 @@ def _find(source: str | Path, revision: str | None) -> Path:
     raise AdapterMismatchError(f"adapter={name!r}: there is no such file.")
 
 
-def _spec(path: Path, metadata: Mapping[str, str]) -> AdapterSpec:
+def _check_header(path: Path) -> None:
+    """A header that is longer than its file, or than any adapter's, is not read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if not claimed <= min(size - 8, _MAX_HEADER_BYTES):
+        raise AdapterMismatchError(
+            f"{path} cannot be read as safetensors (a file of {size} bytes, its header would have {claimed}): is it "
+            "cut short?"
+        )
+
+
+def _described(path: Path, metadata: Mapping[str, str], tensors: int) -> Adapter:
+    """The adapter that a file describes, on the meta device."""
     if _KEY not in metadata:
         raise AdapterMismatchError(f"{path} is no ddit_rt adapter: its metadata has no {_KEY!r} entry.")
     try:
-        values: dict[str, Any] = json.loads(metadata[_KEY])
-        version = values.pop("format")
+        values = json.loads(metadata[_KEY])
+        version = values["format"]
         if version != FORMAT:
             raise AdapterMismatchError(
-                f"{path} has format {version!r}, this version reads {FORMAT}: "
+                f"{path} has format {shown(version)}, this version reads {FORMAT}: "
                 + ("train it anew." if version == 1 else "update ddit_rt.")
             )
-        known = {field.name for field in fields(AdapterSpec)}
-        values["multiples"] = tuple(values["multiples"])
-        values["fingerprint"] = tuple(values["fingerprint"])
-        values["layers"] = {str(name): (int(sizes[0]), int(sizes[1])) for name, sizes in values["layers"].items()}
-        return AdapterSpec(**{name: value for name, value in values.items() if name in known})
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ConfigError) as error:
+        spec = _DESCRIPTION.validate_json(metadata[_KEY])
+        if tensors < 2 * len(spec.layers):
+            raise AdapterMismatchError(
+                f"{path} describes LoRA on {len(spec.layers)} layers and holds {tensors} tensors."
+            )
+        return Adapter(spec)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        reason = str(first.get("ctx", {}).get("error", first["msg"]))
+        raise AdapterMismatchError(f"{path}: its description cannot be used ({place}{reason}).") from error
+    # no mapping or no JSON, and names of layers that a module has for something else
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, AdapterMismatchError):
             raise
         raise AdapterMismatchError(f"{path}: its description cannot be used ({error!r}).") from error
 
 
-def _check_state(path: Path, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    problems = [f"{_outer_name(name)} is missing" for name in expected if name not in state]
-    problems += [f"{_outer_name(name)} is unknown" for name in state if name not in expected]
+def _check_tensors(path: Path, expected: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
+    problems = [f"{_outer_name(name)} is missing" for name in expected if name not in found]
+    problems += [f"{_outer_name(name)} is unknown" for name in found if name not in expected]
     problems += [
-        f"{_outer_name(name)} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        f"{_outer_name(name)} is {tuple(found[name].get_shape())}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        if name in found and tuple(found[name].get_shape()) != tuple(tensor.shape)
     ]
-    problems += [
-        f"{_outer_name(name)} holds values that are not finite"
-        for name, tensor in state.items()
-        if not bool(torch.isfinite(tensor.float()).all())
-    ]
+    dtypes = sorted({piece.get_dtype() for piece in found.values()})
+    if len(dtypes) > 1 or not set(dtypes) <= set(_DTYPES):
+        problems.append(f"its tensors are {', '.join(dtypes)}, expected one of {', '.join(_DTYPES)} for all")
+    _raise_if_any(path, problems)
+
+
+def _raise_if_any(path: Path, problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AdapterMismatchError(f"{path}: {'; '.join(problems[:5])}{more}.")
@@ -190,8 +226,9 @@ def _outer_name(name: str) -> str:
 
 
 def _inner_name(name: str) -> str:
-    if not name.startswith("loras."):
+    """Undoes :func:`_outer_name`; a name that is none of a LoRA's stays as it is."""
+    found = re.fullmatch(r"loras\.(\w+)\.([\w.]+)\.(lora_[AB])\.weight", name)
+    if found is None:
         return name
-    head, size, rest = name.split(".", 2)
-    layer, matrix, weight = rest.rsplit(".", 2)
-    return f"{head}.{size}.pairs.{layer.replace('.', '/')}.{matrix}.{weight}"
+    size, layer, matrix = found.groups()
+    return f"loras.{size}.pairs.{layer.replace('.', '/')}.{matrix}.weight"

@@ -7,18 +7,25 @@ everything else starts at zero. Training therefore starts from band-split's qual
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import nn
 
 from ...errors import AdapterMismatchError, ConfigError
+from ...settings import shown
 from ..geometry import patchify, unpatchify
 from ..projections import PatchEmbedding, PatchProjections
 from .lora import LoraSet
+
+# far beyond any model, and small enough that no product of them overflows a tensor's size
+_MOST = {"channels": 2**12, "condition": 2**12, "width": 2**20, "patch": 2**6, "rank": 2**20}
 
 
 class ResidualBlock(nn.Module):
@@ -70,6 +77,9 @@ class AdapterSpec:
         ConfigError: a value is out of range.
     """
 
+    # of the check of a file's description: every value has its own type
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
     family: str
     multiples: tuple[int, ...]
     channels: int
@@ -93,9 +103,19 @@ class AdapterSpec:
             or sorted(set(self.multiples)) != list(self.multiples)
         ):
             raise ConfigError(f"multiples={self.multiples!r}: an adapter has the sizes (2,), (4,) or (2, 4).")
-        for name in ("channels", "width", "patch", "rank"):
-            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= 2**20:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: a whole number, at least 1.")
+        for name, most in _MOST.items():
+            least = 0 if name == "condition" else 1
+            if not _within(getattr(self, name), least, most):
+                raise ConfigError(f"{name}={shown(getattr(self, name))}: a whole number, {least} to {most}.")
+        for path, sizes in self.layers.items():
+            if not re.fullmatch(r"\w+(\.\w+)*", path):
+                raise ConfigError(f"layers: {shown(path)} is no path of a layer, as in 'blocks.0.ff'.")
+            if len(sizes) != 2 or not all(_within(size, 1, _MOST["width"]) for size in sizes):
+                raise ConfigError(f"layers: {path} has the sizes {shown(sizes)}: in and out, 1 to {_MOST['width']}.")
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"alpha={self.alpha!r}: a finite number.")
+        if not all(abs(value) < 1e9 for value in self.fingerprint):
+            raise ConfigError(f"fingerprint={shown(self.fingerprint)}: values of a model's weights, finite.")
         if self.positions not in ("native", "interpolated"):
             raise ConfigError(f"positions={self.positions!r}: use 'native' or 'interpolated'.")
 
@@ -109,6 +129,10 @@ class AdapterSpec:
     def extra(self) -> int:
         """Input channels beside the latent's: σ, and with memory two predictions, their distance and their presence."""
         return 1 + (2 * self.channels + 2 if self.memory else 0)
+
+
+def _within(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and least <= value <= most
 
 
 class CoarseSize(nn.Module):
