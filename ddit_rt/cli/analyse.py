@@ -1,4 +1,4 @@
-"""``ddit-rt analyse``, for the command line to mount."""
+"""``ddit-rt analyse``: order, tau, rho, patch-size, sigma, schedules."""
 
 from __future__ import annotations
 
@@ -7,152 +7,180 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ..errors import ConfigError
+from .models import load, shipped_prompts
 from .options import (
     Coarse,
     Count,
     Device,
     Dtype,
-    Folder,
     Frames,
+    Height,
     Model,
-    Prompts,
+    PromptList,
+    PromptSource,
     Seed,
-    Size,
-    Speedup,
     Steps,
+    TableFolder,
+    TargetSpeedup,
     Tau,
+    Width,
     read_numbers,
 )
+from .terminal import activity, console, print_line
 
-console = Console()
-analyse = typer.Typer(help="The paper's analyses on any pipeline: tables, figures, JSON.", no_args_is_help=True)
+group = typer.Typer(help="The paper's analyses on any pipeline: tables, figures, JSON.", no_args_is_help=True)
 
 
-@analyse.command("order")
-def analyse_order(
-    model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
-    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
-    seed: Seed = 0, device: Device = None, dtype: Dtype = None,
+@group.command("order")
+def order(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    steps: Steps = 50, speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None,
+    width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Table 3: orders 1 to 3 of the finite difference, at equal FLOP."""
-    analysis = _analysis(model, prompts, count, steps, coarse, None, height, width, frames, seed, device, dtype)
-    _lines("order", output, lambda: analysis.order(speedup), analysis)
+    from ..schedule import check_speedup
+
+    check_speedup(speedup)
+    call = _call(model, height, width, frames, steps)
+    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype)
+    _write_table("order", output, lambda: analysis.order(speedup), analysis)
 
 
-@analyse.command("tau")
-def analyse_tau(
-    model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
-    values: Annotated[str | None, typer.Option(help="τ with commas; None spreads them around --speedup's.")] = None,
-    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
-    seed: Seed = 0, device: Device = None, dtype: Dtype = None,
+@group.command("tau")
+def tau(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    steps: Steps = 50,
+    values: Annotated[str | None, typer.Option(help="τ with commas; by default around the one of --speedup.")] = None,
+    speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None, width: Width = None,
+    frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Table 4: quality and speed over τ."""
-    tau = None if values is not None else speedup
-    analysis = _analysis(model, prompts, count, steps, coarse, tau, height, width, frames, seed, device, dtype)
-    if values is not None:
-        thresholds = read_numbers(values, "values")
-    else:
+    thresholds = None if values is None else read_numbers(values, "values")
+    call = _call(model, height, width, frames, steps)
+    wanted = speedup if thresholds is None else None
+    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype, wanted)
+    if thresholds is None:
         middle = analysis.settings["threshold"]
         thresholds = [middle * factor for factor in (0.1, 0.3, 0.6, 1.0, 2.0, 4.0)]
-    _lines("tau", output, lambda: analysis.tau(thresholds), analysis)
+    _write_table("tau", output, lambda: analysis.tau(thresholds), analysis)
 
 
-@analyse.command("rho")
-def analyse_rho(
-    model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 8, steps: Steps = 50,
-    values: Annotated[str, typer.Option(help="ρ with commas.")] = "0.1,0.2,0.4,0.6,0.8,1.0", tau: Tau = None,
-    speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None, width: Size = None, frames: Frames = None,
-    seed: Seed = 0, device: Device = None, dtype: Dtype = None,
+@group.command("rho")
+def rho(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    steps: Steps = 50, values: Annotated[str, typer.Option(help="ρ with commas.")] = "0.1,0.2,0.4,0.6,0.8,1.0",
+    tau: Tau = None, speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None,
+    width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Quality and speed over ρ, at one τ."""
-    wanted = tau if tau is not None else speedup
-    analysis = _analysis(
-        model, prompts, count, steps, coarse, wanted, height, width, frames, seed, device, dtype, tau is not None
-    )
-    _lines("rho", output, lambda: analysis.rho(read_numbers(values, "values")), analysis)
+    quantiles = read_numbers(values, "values")
+    call = _call(model, height, width, frames, steps)
+    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype, speedup, tau)
+    _write_table("rho", output, lambda: analysis.rho(quantiles), analysis)
 
 
-@analyse.command("patch-size")
-def analyse_patch_size(
-    model: Model, output: Folder = Path("analysis"), prompts: Prompts = "demo", count: Count = 4, steps: Steps = 50,
-    height: Size = None, width: Size = None, frames: Frames = None, seed: Seed = 0, device: Device = None,
-    dtype: Dtype = None,
-) -> None:  # fmt: skip
-    """Figure 4: speed against patch size, every step at one size."""
-    analysis = _analysis(model, prompts, count, steps, "auto", None, height, width, frames, seed, device, dtype)
-    _lines("patch-size", output, analysis.patch_size, analysis)
-
-
-@analyse.command("sigma")
-def analyse_sigma(
-    model: Model, output: Folder = Path("analysis"),
-    prompt: Annotated[list[str] | None, typer.Option(help="Given twice: a plain and a detailed one.")] = None,
-    steps: Steps = 50, height: Size = None, width: Size = None, frames: Frames = None, seed: Seed = 0,
+@group.command("patch-size")
+def patch_size(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 4,
+    steps: Steps = 50, height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0,
     device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
-    """Figure 6: σ of every patch size over the steps, for two prompts."""
+    """Figure 4: speed against patch size, every step at one size."""
+    call = _call(model, height, width, frames, steps)
+    analysis = _open(model, _prompts(prompts, count), call, "auto", seed, device, dtype)
+    _write_table("patch-size", output, analysis.patch_size, analysis)
+
+
+@group.command("sigma")
+def sigma(
+    model: Model, output: TableFolder = Path("analysis"), prompt: PromptList = None, steps: Steps = 50,
+    height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None,
+    dtype: Dtype = None,
+) -> None:  # fmt: skip
+    """Figure 6: σ of every patch size over the steps, for two prompts, a plain and a detailed one."""
     from ..evaluate import plot_sigma, write_schedules
 
-    chosen = prompt or _two_prompts(model)
-    analysis = _analysis(model, chosen, len(chosen), steps, "auto", None, height, width, frames, seed, device, dtype)
+    call = _call(model, height, width, frames, steps)
+    analysis = _open(model, prompt or _two_prompts(model), call, "auto", seed, device, dtype)
     reports = _watched(analysis, lambda: analysis.reports({"threshold": 0.0}))
     paths = write_schedules(reports, output, "sigma")
     plot_sigma(reports, output / "sigma.png")
-    console.print(*paths)
+    print_line(" ".join(map(str, paths)))
 
 
-@analyse.command("schedules")
-def analyse_schedules(
-    model: Model, output: Folder = Path("analysis"),
-    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    steps: Steps = 50, tau: Tau = None, speedup: Speedup = 1.5, coarse: Coarse = "auto", height: Size = None,
-    width: Size = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
+@group.command("schedules")
+def schedules(
+    model: Model, output: TableFolder = Path("analysis"), prompt: PromptList = None, steps: Steps = 50,
+    tau: Tau = None, speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None,
+    width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Figure 10: the schedules that DDiT chooses for several prompts."""
     from ..evaluate import write_schedules
 
-    chosen = prompt or _two_prompts(model)
-    wanted = tau if tau is not None else speedup
-    analysis = _analysis(
-        model, chosen, len(chosen), steps, coarse, wanted, height, width, frames, seed, device, dtype, tau is not None
-    )
-    console.print(*write_schedules(_watched(analysis, lambda: analysis.reports({})), output, "schedules"))
+    call = _call(model, height, width, frames, steps)
+    analysis = _open(model, prompt or _two_prompts(model), call, coarse, seed, device, dtype, speedup, tau)
+    paths = write_schedules(_watched(analysis, lambda: analysis.reports({})), output, "schedules")
+    print_line(" ".join(map(str, paths)))
 
 
-def _analysis(
-    model: str, prompts: str | Sequence[str], count: int, steps: int, coarse: str, tau: float | None,
-    height: int | None, width: int | None, frames: int | None, seed: int, device: str | None, dtype: str | None,
-    tau_is_given: bool = False,
-) -> Any:  # fmt: skip
-    """The pipeline with prompts and settings; ``tau`` is τ itself if given, else the FLOP ratio to find it for."""
-    from ..evaluate import Analysis, load_prompts
+def _open(
+    model: str,
+    prompts: Sequence[str],
+    call: dict[str, Any],
+    coarse: str,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    speedup: float | None = None,
+    tau: float | None = None,
+) -> Any:
+    """The analysis of a pipeline at ``tau``, or else at the τ that ``speedup`` needs; with neither, at none yet."""
+    from ..config import DDiTConfig
+
+    settings: dict[str, Any] = {"coarse": coarse} if tau is None else {"coarse": coarse, "threshold": tau}
+    DDiTConfig(**settings)  # bad settings are refused before a large model is loaded
+
+    from ..evaluate import Analysis
     from ..fitting import calibrate
-    from ..pipeline import call_arguments, load_any
+    from ..schedule import check_speedup
 
-    chosen = load_prompts(prompts, count) if isinstance(prompts, str) else list(prompts)
-    call = call_arguments(model, height, width, frames, steps)
-    pipe = load_any(model, dtype, device)
-    settings: dict[str, Any] = {"coarse": coarse}
-    if tau is not None and tau_is_given:
-        settings["threshold"] = tau
-    elif tau is not None:
-        with console.status("calibrating") as status:
-            found = calibrate(pipe, chosen[:2], tau, settings, 5, seed, status.update, **call)
+    if speedup is not None:
+        check_speedup(speedup)
+    pipe = load(model, dtype, device, call)
+    if tau is None and speedup is not None:
+        with activity("calibrating") as show:
+            found = calibrate(pipe, prompts[:2], speedup, settings, 5, seed, show, **call)
         settings["threshold"] = found.threshold
-    return Analysis(pipe, chosen, call, settings, seed)
+    return Analysis(pipe, prompts, call, settings, seed)
+
+
+def _call(model: str, height: int | None, width: int | None, frames: int | None, steps: int) -> dict[str, Any]:
+    from ..pipeline import call_arguments
+
+    return call_arguments(model, height, width, frames, steps)
+
+
+def _prompts(source: str, count: int) -> list[str]:
+    from ..evaluate import load_prompts
+
+    return load_prompts(source, count)
+
+
+def _two_prompts(model: str) -> list[str]:
+    examples = shipped_prompts(model, "no --prompt: give two, a plain and a detailed one.")
+    return [examples["plain"], examples["detailed"]]
 
 
 def _watched(analysis: Any, work: Callable[[], Any]) -> Any:
-    with console.status("running") as status:
-        analysis.progress = status.update
+    with activity("running") as show:
+        analysis.progress = show
         return work()
 
 
-def _lines(name: str, folder: Path, work: Callable[[], Any], analysis: Any) -> None:
+def _write_table(name: str, folder: Path, work: Callable[[], Any], analysis: Any) -> None:
+    """Runs an analysis, writes its lines and prints them."""
     from ..evaluate import write_lines
 
     lines = _watched(analysis, work)
@@ -170,14 +198,4 @@ def _lines(name: str, folder: Path, work: Callable[[], Any], analysis: Any) -> N
             f"{line.ssim:.3f}",
         )
     console.print(shown)
-    console.print(*paths)
-
-
-def _two_prompts(model: str) -> list[str]:
-    from ..pipeline import DEMO
-
-    if model != DEMO:
-        raise ConfigError("no --prompt: give two, a plain and a detailed one.")
-    from ..demo import DEMO_PROMPTS
-
-    return [DEMO_PROMPTS["plain"], DEMO_PROMPTS["detailed"]]
+    print_line(" ".join(map(str, paths)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -12,63 +11,43 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-
-Model = Annotated[str, typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")]
-PromptFile = Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")]
-Folder = Annotated[Path | None, typer.Option(help="Folder of pictures, each with a .txt caption of the same name.")]
-Dataset = Annotated[str | None, typer.Option(help="Hugging Face dataset of captioned pictures (needs `datasets`).")]
-Columns = Annotated[str, typer.Option(help="Columns of picture and caption in --dataset.")]
-Items = Annotated[int | None, typer.Option(help="Use at most so many items of the data.")]
-Height = Annotated[int | None, typer.Option(help="Pixels.")]
-Width = Annotated[int | None, typer.Option(help="Pixels.")]
-Frames = Annotated[int | None, typer.Option(help="Frames of a video.")]
-SamplingSteps = Annotated[int | None, typer.Option(help="Denoising steps of the pipeline.")]
-Guidance = Annotated[float | None, typer.Option(help="guidance_scale of the pipeline.")]
-Calls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--call", help="Further arguments of the pipeline, as JSON; repeated, the recordings take them in turn."
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; CUDA where there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(help="Layers with LoRA: feed-forward (default), attention, or a regular expression; repeatable."),
-]
-HeldOut = Annotated[int, typer.Option(help="Items kept for validation.")]
-Recordings = Annotated[Path | None, typer.Option(help="Folder of recordings, to share between runs; default: in OUT.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+from .models import load
+from .options import (
+    BadData,
+    BadDataOption,
+    Calls,
+    Columns,
+    Dataset,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    HeldOut,
+    Items,
+    MaxGap,
+    Model,
+    Pictures,
+    PromptFile,
+    SamplingSteps,
+    Seed,
+    Width,
+    read_integers,
+    read_object,
+)
+from .terminal import note, print_line
 
 _DEMO_ITEMS = 800
 
-
-class BadData(StrEnum):
-    """What to do with items that cannot be used."""
-
-    refuse = "refuse"
-    skip = "skip"
+group = typer.Typer(help="Trains an adapter: coarse steps as good as full ones.", no_args_is_help=True)
 
 
-BadDataOption = Annotated[
-    BadData, typer.Option(help="Items that cannot be used: refuse the data, or skip and name them.")
-]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Mounts ``distill`` with its commands."""
-    group = typer.Typer(help="Trains an adapter: coarse steps as good as full ones.", no_args_is_help=True)
-    group.command()(train)
-    group.command()(record)
-    group.command()(push)
-    app.add_typer(group, name="distill")
-
-
+@group.command("train")
 def train(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, adapter, log, pictures.")],
     prompts: PromptFile = None,
-    pictures: Folder = None,
+    pictures: Pictures = None,
     dataset: Dataset = None,
     columns: Columns = "image,caption",
     items: Items = None,
@@ -83,7 +62,10 @@ def train(
     batch: Annotated[int, typer.Option(help="Samples per device and micro-step.")] = 1,
     accumulate: Annotated[int, typer.Option(help="Micro-steps per optimizer step.")] = 4,
     multiples: Annotated[str, typer.Option(help="Coarse sizes.")] = "2,4",
-    targets: Targets = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers with LoRA: feed-forward (default), attention, or a regular expression; repeatable."),
+    ] = None,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 32,
     shared: Annotated[bool, typer.Option("--shared", help="One LoRA for all sizes.")] = False,
     memory: Annotated[bool, typer.Option(help="Let the adapter see the last full predictions.")] = True,
@@ -97,7 +79,7 @@ def train(
     lr_decay: Annotated[float, typer.Option(help="Share of the steps over which it falls to 0.")] = 0.5,
     ema: Annotated[float, typer.Option(help="Decay of the saved average; 0 for none.")] = 0.999,
     clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for any.")] = 1.0,
-    max_gap: Annotated[int, typer.Option(help="Longest distance to the remembered full step.")] = 6,
+    max_gap: MaxGap = 6,
     timesteps: Annotated[str, typer.Option(help="steps (evenly) or sigma (by the noise they remove).")] = "steps",
     fill: Annotated[float, typer.Option(help="Spread recording over this share of the steps; 0: record first.")] = 0.5,
     held_out: HeldOut = 8,
@@ -105,7 +87,9 @@ def train(
     precision: Annotated[str, typer.Option(help="no or bf16 (autocast of the adapter).")] = "no",
     checkpoint_every: Annotated[int, typer.Option(help="Steps.")] = 500,
     validate_every: Annotated[int, typer.Option(help="Steps.")] = 2000,
-    recordings: Recordings = None,
+    recordings: Annotated[
+        Path | None, typer.Option(help="Folder of recordings, to share between runs; default: in OUT.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events (extra `distill`).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print memory and time, and stop.")] = False,
@@ -123,7 +107,7 @@ def train(
         steps=steps,
         batch=batch,
         accumulate=accumulate,
-        multiples=tuple(int(k) for k in multiples.split(",")),
+        multiples=tuple(read_integers(multiples, "multiples")),
         targets=tuple(targets or ("feed-forward",)),
         rank=rank,
         shared=shared,
@@ -150,24 +134,25 @@ def train(
     )
     calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
     source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], config.max_gap, seed)
-    pipe = _load(model, dtype, device)
+    pipe = load(model, dtype, device or _device_of_process(), *calls)
     _check_source(pipe, source)
     if dry_run:
-        typer.echo(str(estimate(pipe, source, calls, config)))
+        print_line(str(estimate(pipe, source, calls, config)))
         return
     name = Path(model).name if Path(model).exists() else model  # a local path means nothing to others
     trainer = Trainer(
-        pipe, source, calls, config, out, recordings=recordings, base_model=name, tensorboard=tensorboard, log=_say
+        pipe, source, calls, config, out, recordings=recordings, base_model=name, tensorboard=tensorboard, log=note
     )
     trainer.train(resume=resume)
-    _say(f"{out / 'adapter.safetensors'}: ddit_rt.accelerate(pipe, adapter={str(out / 'adapter.safetensors')!r})")
+    note(f"{out / 'adapter.safetensors'}: ddit_rt.accelerate(pipe, adapter={str(out / 'adapter.safetensors')!r})")
 
 
+@group.command("record")
 def record(
     model: Model,
     recordings: Annotated[Path, typer.Option(help="Folder to record into; goes on where it stopped.")],
     prompts: PromptFile = None,
-    pictures: Folder = None,
+    pictures: Pictures = None,
     dataset: Dataset = None,
     columns: Columns = "image,caption",
     items: Items = None,
@@ -178,7 +163,7 @@ def record(
     sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
     call: Calls = None,
-    max_gap: Annotated[int, typer.Option(help="As for train.")] = 6,
+    max_gap: MaxGap = 6,
     held_out: HeldOut = 8,
     device: Device = None,
     dtype: Dtype = None,
@@ -191,14 +176,15 @@ def record(
 
     calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
     source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], max_gap, seed)
-    pipe = _load(model, dtype, device)
+    pipe = load(model, dtype, device or _device_of_process(), *calls)
     _check_source(pipe, source)
     config = DistillConfig(held_out=held_out, max_gap=max_gap, seed=seed)
-    trainer = Trainer(pipe, source, calls, config, recordings, recordings=recordings, log=_say)
+    trainer = Trainer(pipe, source, calls, config, recordings, recordings=recordings, log=note)
     for index in tqdm(range(trainer.recorded.count), desc="record"):
         trainer.recorded.shard(index)
 
 
+@group.command("push")
 def push(
     adapter: Annotated[str, typer.Argument(help="File of a trained adapter.")],
     repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub.")],
@@ -207,20 +193,15 @@ def push(
     """Publishes an adapter with a model card."""
     from ..granularity import load_adapter, push_to_hub
 
-    _say(push_to_hub(load_adapter(adapter), repository, private=private))
+    print_line(push_to_hub(load_adapter(adapter), repository, private=private))
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+def _device_of_process() -> str | None:
+    """The GPU of this process under ``accelerate launch``; None where that did not start it, or without CUDA."""
+    from ..pipeline import default_device
 
-
-def _load(model: str, dtype: str | None, device: str | None) -> Any:
-    from ..pipeline import default_device, load_any
-
-    rank = os.environ.get("LOCAL_RANK")  # set by accelerate launch
-    if device is None and rank is not None and default_device() == "cuda":
-        device = f"cuda:{rank}"
-    return load_any(model, dtype, device)
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and default_device() == "cuda" else None
 
 
 def _calls(
@@ -233,7 +214,6 @@ def _calls(
     further: Sequence[str],
 ) -> list[dict[str, Any]]:
     from ..pipeline import call_arguments
-    from .options import read_object
 
     shared = call_arguments(model, height, width, frames, steps, {"guidance_scale": guidance})
     calls = [{**shared, **read_object(text, "call")} for text in further]
@@ -259,7 +239,7 @@ def _source(
     given = [value for value in (prompts, pictures, dataset) if value is not None]
     if len(given) > 1 or (not given and model != "demo"):
         raise ConfigError("give the data as one of --prompts, --pictures or --dataset.")
-    checked = Checked(bad_data is BadData.skip, _say)
+    checked = Checked(bad_data is BadData.skip, note)
     length = 2 * max_gap + 1  # a step, and the two it may remember at their farthest
     if pictures is not None or dataset is not None:
         if "height" not in call or "width" not in call:

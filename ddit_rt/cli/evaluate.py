@@ -1,4 +1,4 @@
-"""``ddit-rt eval``, for the command line to mount together with ``ddit-rt analyse``."""
+"""``ddit-rt eval``."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..errors import ConfigError
-from .analyse import analyse
+from .models import load
 from .options import (
-    Arguments,
+    Adapter,
+    CallArguments,
     Count,
     Device,
     Dtype,
     Frames,
-    Metrics,
+    Height,
     Model,
-    Output,
-    Prompts,
-    Size,
+    PromptSource,
+    Width,
     read_integers,
     read_object,
     read_shard,
 )
-
-console = Console()
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Adds ``eval`` and ``analyse`` to the command line."""
-    app.command("eval")(evaluate)
-    app.add_typer(analyse, name="analyse")
+from .quiet import hide_loading_bars
+from .terminal import activity, console, note, print_line
 
 
-def evaluate(
+def command(
     model: Model,
-    output: Output = Path("eval-out"),
-    prompts: Prompts = "demo",
+    output: Annotated[
+        Path, typer.Option(help="Folder for rows, results, curves and gallery; continued if begun.")
+    ] = Path("eval-out"),
+    prompts: PromptSource = "demo",
     count: Count = 64,
-    seeds: Annotated[int, typer.Option(help="Seeds per prompt.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Seeds per prompt.", min=1)] = 1,
     steps: Annotated[str, typer.Option(help="Plain step counts; the first gets every method, others a few.")] = "50,28",
     methods: Annotated[Path | None, typer.Option(help="JSON list of methods instead of the standard ones.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Also run this trained adapter.")] = None,
-    metrics: Metrics = None,
-    height: Size = None,
-    width: Size = None,
+    adapter: Adapter = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Of psnr, ssim, lpips, fid, clip, imagereward, adherence (demo model only); or 'all'. "
+            "By default psnr and ssim, and on the demo model adherence."
+        ),
+    ] = None,
+    height: Height = None,
+    width: Width = None,
     frames: Frames = None,
-    call: Arguments = "{}",
+    call: CallArguments = "{}",
     shard: Annotated[str, typer.Option(help="'i/n': every n-th prompt from the i-th; they share the folder.")] = "0/1",
     plan_only: Annotated[bool, typer.Option("--plan", help="Only calibrate and write the plan, for shards.")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Run nothing, only write results.")] = False,
@@ -61,52 +62,56 @@ def evaluate(
 
     --report reads the saved pictures again, so fid, clip, imagereward and adherence can also be asked for afterwards.
     """
-    from ..evaluate import APART, PAIRED, PLAN, Plan, load_prompts, read_rows, run_sweep, standard_plan, with_adapter
-    from ..pipeline import DEMO, call_defaults, load_any
-
     index, number = read_shard(shard)
+    step_counts = read_integers(steps, "steps")
+    further = read_object(call, "call")
+
+    from ..evaluate import APART, PAIRED, PLAN, Plan, load_prompts, read_rows, run_sweep, standard_plan, with_adapter
+    from ..pipeline import DEMO, call_arguments
+
+    hide_loading_bars()
     if report_only:
         plan = Plan.read(output)
         _write(plan, output, read_rows(output), _metrics(metrics, plan.model)[1])
         return
     paired, judges = _metrics(metrics, model)
-    pipe = load_any(model, dtype, device)
     if (output / PLAN).is_file():
         plan = Plan.read(output)
         if plan.model != model:
             raise ConfigError(f"{output} holds an evaluation of {plan.model}: choose another --output.")
+        pipe = load(model, dtype, device)
         if adapter is not None:
             others = [
                 prompt for prompt in load_prompts(prompts, len(plan.prompts) + APART) if prompt not in plan.prompts
             ]
-            with console.status("fitting") as status:
-                plan = with_adapter(plan, str(adapter), pipe, others[:APART] or plan.prompts[:APART], status.update)
+            with activity("fitting") as show:
+                plan = with_adapter(plan, adapter, pipe, others[:APART] or plan.prompts[:APART], show)
             plan.write(output)
-        console.print(
+        note(
             f"continuing {output}: the plan in it is kept, --adapter adds to it; other options that would change it "
             "are not looked at"
         )
     else:
-        given = {"height": height, "width": width, "num_frames": frames}
-        sizes = {name: value for name, value in given.items() if value is not None}
-        usable = _usable(paired, PAIRED)
         chosen = load_prompts(prompts, count + APART)
         if len(chosen) <= count:
-            console.print("every prompt is evaluated: thresholds and schedules are fitted to the first of them")
-        with console.status("calibrating") as status:
+            note("every prompt is evaluated: thresholds and schedules are fitted to the first of them")
+        arguments = call_arguments(model, height, width, frames, further=further)
+        pipe = load(model, dtype, device, arguments)
+        usable = _usable(paired, PAIRED)
+        with activity("calibrating") as show:
             plan = standard_plan(
-                pipe, model, chosen[:count], read_integers(steps, "steps"), list(range(seeds)),
-                {**call_defaults(model), **read_object(call, "call"), **sizes}, usable, fit_baselines=model == DEMO,
-                apart=chosen[count:], methods_file=methods, adapter=adapter, progress=status.update,
+                pipe, model, chosen[:count], step_counts, list(range(seeds)), arguments, usable,
+                fit_baselines=model == DEMO, apart=chosen[count:], methods_file=methods,
+                adapter=None if adapter is None else Path(adapter), progress=show,
             )  # fmt: skip
         plan.write(output)
     if plan_only:
-        console.print(f"{output / PLAN}: {len(plan.methods)} methods, {len(plan.prompts)} prompts")
+        print_line(f"{output / PLAN}: {len(plan.methods)} methods, {len(plan.prompts)} prompts")
         return
     rows = run_sweep(pipe, plan, output, shard=(index, number))
     expected = len(plan.methods) * len(plan.prompts) * len(plan.seeds)
     if sum("seconds" in row for row in rows) < expected:
-        console.print("other shards are not done yet; --report writes the results once they are")
+        note("other shards are not done yet; --report writes the results once they are")
         return
     _write(plan, output, rows, judges)
 
@@ -134,9 +139,9 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
     page = write_gallery(plan, folder, summaries, curves, machine, notes)
     for reference in sorted({summary.reference for summary in summaries}, reverse=True):
         console.print(table([s for s in summaries if s.reference == reference], f"against {reference} plain steps"))
-    for note in notes:
-        console.print(note, highlight=False)
-    console.print(f"{as_json}, {as_csv}, {page}, " + ", ".join(path.name for path in curves), highlight=False)
+    for text in notes:
+        print_line(text)
+    print_line(f"{as_json}, {as_csv}, {page}, " + ", ".join(path.name for path in curves))
 
 
 def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:
@@ -151,7 +156,7 @@ def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:
     if unknown:
         raise ConfigError(f"metrics={','.join(unknown)}: take from {', '.join([*PAIRED, *JUDGES])}, or 'all'.")
     if model != DEMO and "adherence" in names:
-        console.print("left out adherence: its reader knows the demo model's pictures alone", style="yellow")
+        note("left out adherence: its reader knows the demo model's pictures alone")
         names.remove("adherence")
     return [name for name in names if name in PAIRED], [name for name in names if name in JUDGES]
 
@@ -166,5 +171,5 @@ def _load(name: str, loader: Callable[[], Any]) -> Any:
     try:
         return loader()
     except MetricUnavailableError as error:
-        console.print(f"left out {name}: {error}", style="yellow", markup=False, highlight=False)
+        note(f"left out {name}: {error}")
         return None

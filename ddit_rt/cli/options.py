@@ -1,8 +1,10 @@
-"""Options that the evaluation's commands share, and how their texts are read."""
+"""Every option that commands share, defined once, and how options that hold lists or JSON are read."""
 
 from __future__ import annotations
 
 import json
+import math
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,36 +12,91 @@ import typer
 
 from ..errors import ConfigError
 
+# -- the model and where it runs ------------------------------------------------------------------------------------
+
 Model = Annotated[str, typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")]
-Prompts = Annotated[
-    str, typer.Option(help="'demo', 'drawbench', 'partiprompts', 'coco', a hub id, or a .txt, .csv, .tsv, .json(l).")
-]
-Count = Annotated[int, typer.Option("--count", help="How many of the prompts.")]
-Steps = Annotated[int, typer.Option(help="Denoising steps.")]
-Size = Annotated[int | None, typer.Option(help="Pixels.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default CUDA where there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 on CUDA.")]
+Adapter = Annotated[str | None, typer.Option(help="Trained adapter for coarse steps: a file, a folder or a hub id.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+
+# -- one call of the pipeline; None leaves the value to the model ---------------------------------------------------
+
+_STEPS = typer.Option(help="Denoising steps.")
+Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a video.")]
-Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA where there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Coarse = Annotated[str, typer.Option(help="What a coarse step computes; see DDiTConfig.")]
-Tau = Annotated[float | None, typer.Option(help="τ; None finds the one for --speedup.")]
-Speedup = Annotated[float, typer.Option(help="FLOP ratio to calibrate τ for.")]
-Metrics = Annotated[
-    str | None,
+Steps = Annotated[int, _STEPS]
+StepsOfModel = Annotated[int | None, _STEPS]
+Guidance = Annotated[float | None, typer.Option(help="guidance_scale of the pipeline.")]
+CallArguments = Annotated[
+    str, typer.Option("--call", help="Further arguments of the pipeline as JSON, such as '{\"true_cfg_scale\": 1}'.")
+]
+
+# -- prompts --------------------------------------------------------------------------------------------------------
+
+PromptSource = Annotated[
+    str,
     typer.Option(
-        help="Of psnr, ssim, lpips, fid, clip, imagereward, adherence (demo model only); or 'all'. "
-        "None takes psnr and ssim, and on the demo model adherence."
+        "--prompts",
+        help="'demo', 'drawbench', 'partiprompts', 'coco', a hub id, or a .txt, .csv, .tsv, .json(l).",
     ),
 ]
-Arguments = Annotated[
-    str, typer.Option(help="Further arguments of the pipeline as JSON, such as '{\"true_cfg_scale\": 1}'.")
+PromptList = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
+Count = Annotated[int, typer.Option("--count", help="How many of the prompts.", min=1)]
+
+# -- how the pipeline is accelerated --------------------------------------------------------------------------------
+
+Coarse = Annotated[str, typer.Option(help="What a coarse step computes; see DDiTConfig.")]
+Threshold = Annotated[float, typer.Option(help="τ: a patch size is smooth enough when its σ is below.")]
+Quantile = Annotated[float, typer.Option(help="ρ: share of patches that have to be smooth.")]
+Order = Annotated[int, typer.Option(help="Order of the finite difference, 1 to 3.")]
+TargetSpeedup = Annotated[float, typer.Option("--speedup", help="Target ratio of FLOP, plain over accelerated.")]
+Tau = Annotated[float | None, typer.Option(help="τ; by default the one that --speedup needs.")]
+
+# -- what is written ------------------------------------------------------------------------------------------------
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TableFolder = Annotated[Path, typer.Option("--output", help="Folder for tables and figures.")]
+
+# -- data of a distillation -----------------------------------------------------------------------------------------
+
+
+class BadData(StrEnum):
+    """What to do with items that cannot be used."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.")]
+Pictures = Annotated[Path | None, typer.Option(help="Folder of pictures, each with a .txt caption of the same name.")]
+Dataset = Annotated[str | None, typer.Option(help="Hugging Face dataset of captioned pictures (needs `datasets`).")]
+Columns = Annotated[str, typer.Option(help="Columns of picture and caption in --dataset.")]
+Items = Annotated[int | None, typer.Option(help="Use at most so many items of the data.", min=1)]
+BadDataOption = Annotated[
+    BadData, typer.Option("--bad-data", help="Items that cannot be used: refuse the data, or skip and name them.")
 ]
-Folder = Annotated[Path, typer.Option(help="Folder for tables and figures.")]
-Output = Annotated[Path, typer.Option(help="Folder for rows, results, curves and gallery; continued if begun.")]
+SamplingSteps = Annotated[int | None, typer.Option(help="Denoising steps of the pipeline.")]
+Calls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call", help="Further arguments of the pipeline, as JSON; repeated, the recordings take them in turn."
+    ),
+]
+HeldOut = Annotated[int, typer.Option(help="Items kept for validation.")]
+MaxGap = Annotated[int, typer.Option(help="Longest distance, in steps, to the remembered full step.")]
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n"."""
+    """(i, n) of "i/n".
+
+    Raises:
+        ConfigError: something else is written there, or i is not below n.
+    """
     parts = text.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts) or not int(parts[0]) < int(parts[1]):
         raise ConfigError(f"shard={text!r}: write i/n with i < n, as in 0/2.")
@@ -47,7 +104,11 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def read_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object; `name` is the option's, for the error."""
+    """A JSON object; ``name`` is the option's, for the error.
+
+    Raises:
+        ConfigError: the text is no JSON, or no object.
+    """
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -58,7 +119,11 @@ def read_object(text: str, name: str) -> dict[str, Any]:
 
 
 def read_integers(text: str, name: str, least: int = 1) -> list[int]:
-    """Whole numbers from ``least`` on, with commas."""
+    """Whole numbers from ``least`` on, with commas.
+
+    Raises:
+        ConfigError: names the option ``name`` and its text.
+    """
     numbers = read_numbers(text, name)
     if not numbers or any(number != int(number) or number < least for number in numbers):
         raise ConfigError(f"{name}={text!r}: whole numbers from {least} on, with commas.")
@@ -66,8 +131,33 @@ def read_integers(text: str, name: str, least: int = 1) -> list[int]:
 
 
 def read_numbers(text: str, name: str) -> list[float]:
-    """Numbers with commas."""
+    """Finite numbers with commas.
+
+    Raises:
+        ConfigError: names the option ``name`` and its text.
+    """
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{name}={text!r}: write numbers with commas.") from None
+    if not all(math.isfinite(number) for number in numbers):
+        raise ConfigError(f"{name}={text!r}: write finite numbers.")
+    return numbers
+
+
+def read_schedule(text: str) -> list[int]:
+    """Multiples, one per step: written with commas, or in a file that ``ddit-rt fit`` wrote.
+
+    Raises:
+        ConfigError: the text is neither, or there is no such file.
+    """
+    if text.endswith(".json"):
+        from ..schedule import FittedSchedule
+
+        return FittedSchedule.load(text).schedule
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"schedule={text!r}: write multiples with commas, as in 1,1,1,2,4, or name a .json of `ddit-rt fit`."
+        ) from None

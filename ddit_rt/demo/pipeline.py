@@ -8,25 +8,14 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-MODEL_DIR = Path(__file__).parent / "model"
+from ..pipeline import DEMO, SHIPPED, call_defaults, example_prompts
 
-DEMO_PROMPTS: dict[str, str] = {
-    "plain": "a red apple on a black background",
-    "detailed": "zebras behind a fence",
-    "two": "a striped blue ball and a yellow star",
-    "many": "many dotted green squares on a checked background",
-}
+MODEL_DIR = SHIPPED[DEMO]
+
+DEMO_PROMPTS: dict[str, str] = example_prompts(DEMO)
 """Prompts inside the grammar of the training captions, from the plainest to the most detailed."""
 
-CALL_DEFAULTS: dict[str, Any] = {
-    "height": 128,
-    "width": 128,
-    "max_sequence_length": 24,
-    "num_inference_steps": 50,
-    "negative_prompt": "",
-    "true_cfg_scale": 3.0,
-    "guidance_scale": 0.0,
-}
+CALL_DEFAULTS: dict[str, Any] = call_defaults(DEMO)
 """Keyword arguments for calling the demo pipeline: sizes in pixels; classifier-free guidance, none distilled."""
 
 ADAPTER = MODEL_DIR / "adapter.safetensors"
@@ -47,10 +36,10 @@ DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""
 
 
-def load_pipeline(torch_dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:
+def load_pipeline(dtype: torch.dtype = torch.float32, path: Path | str = MODEL_DIR) -> FluxPipeline:
     """Load the demo `FluxPipeline` from the package (or from another export at `path`) without any download."""
     if not (Path(path) / "model_index.json").exists():
         raise FileNotFoundError(
             f"{path} holds no pipeline: train one with python -m examples.demo_model.train --out RUN"
         )
-    return FluxPipeline.from_pretrained(str(path), torch_dtype=torch_dtype, local_files_only=True)
+    return FluxPipeline.from_pretrained(str(path), dtype=dtype, local_files_only=True)

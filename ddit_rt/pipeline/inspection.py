@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
 from ..config import SUPPORTED_MULTIPLES
 from ..errors import UnsupportedPipelineError
 from ..families import FAMILIES, Family
-from .loading import DEMO
+from .loading import naming, source_of
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,26 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
     """Reads a pipeline's configuration.
 
     Args:
-        model: ``"demo"``, a folder in diffusers format, or a hub id.
+        model: A name of :data:`~ddit_rt.pipeline.loading.SHIPPED`, a folder in diffusers format, or a hub id.
         height, width: Of the picture, in pixels.
         frames: Of the video; 1 for pictures.
         text_tokens: Tokens of the text condition.
 
     Raises:
+        ConfigError: there is no such pipeline.
         UnsupportedPipelineError: no family knows the pipeline's class.
     """
-    if model == DEMO:
-        from ..demo import MODEL_DIR
-
-        model = str(MODEL_DIR)
-    index = DiffusionPipeline.load_config(model)
-    name = index["_class_name"]
-    family = _family_named(name)
-    component = next(c for c in family.components if index.get(c, [None])[0] is not None)
-    config = family.transformer_class.load_config(model, subfolder=component)
+    source = source_of(model)
+    with naming(model):
+        index = DiffusionPipeline.load_config(source)
+        name = index["_class_name"]
+        family = _family_named(name)
+        component = next(c for c in family.components if index.get(c, [None])[0] is not None)
+        config = family.transformer_class.load_config(source, subfolder=component)
+        vae = getattr(diffusers, index["vae"][1]).load_config(source, subfolder="vae")
     with torch.device("meta"):
         transformer = family.transformer_class.from_config(config)
-    geometry = family.geometry(_stub(model, index, transformer), height, width, frames)
+    geometry = family.geometry(_stub(vae, transformer), height, width, frames)
     sizes = []
     for multiple in SUPPORTED_MULTIPLES:
         cost = family.flops(transformer, geometry, multiple, text_tokens)
@@ -96,12 +98,8 @@ def _family_named(name: str) -> Family:
     raise UnsupportedPipelineError(f"{name} is not supported. Supported pipelines: {known}.")
 
 
-def _stub(model: str, index: dict[str, Any], transformer: Any) -> SimpleNamespace:
-    """What Family.geometry reads of a pipeline, without its weights."""
-    import diffusers
-
-    vae_class = getattr(diffusers, index["vae"][1])
-    vae = vae_class.load_config(model, subfolder="vae")
+def _stub(vae: Mapping[str, Any], transformer: Any) -> SimpleNamespace:
+    """What Family.geometry reads of a pipeline, without its weights; ``vae`` is the configuration of its VAE."""
     return SimpleNamespace(
         transformer=transformer,
         vae_scale_factor=2 ** (len(vae.get("block_out_channels", (0,))) - 1),

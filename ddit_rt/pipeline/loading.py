@@ -1,19 +1,26 @@
-"""Pipelines by name: the demo model, a local folder, or a hub id; with call defaults and size checks for each."""
+"""Pipelines by name: a shipped model, a local folder, or a hub id; with call defaults and checks for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HFValidationError
 
 from ..errors import ConfigError
 from ..families import family_of
 
 DEMO = "demo"
+SHIPPED: Mapping[str, Path] = MappingProxyType({DEMO: Path(__file__).parents[1] / "demo" / "model"})
+"""Name of a model inside the package -> its folder in diffusers format, whose demo.json says how to call it."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -25,40 +32,71 @@ def load_any(model: str, dtype: str | None = None, device: str | None = None) ->
     """Loads a pipeline for the command line.
 
     Args:
-        model: ``"demo"``, a folder in diffusers format, or a hub id.
+        model: A name of :data:`SHIPPED`, a folder in diffusers format, or a hub id.
         dtype: "float32", "bfloat16" or "float16"; None takes bfloat16 on CUDA and float32 elsewhere.
         device: Of torch; None takes CUDA where there is one.
 
     Raises:
-        ConfigError: an unknown dtype or device.
+        ConfigError: an unknown dtype or device, or no pipeline of this name.
         UnsupportedPipelineError: the pipeline is none that ddit_rt can accelerate.
     """
     device = device or default_device()
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}: this machine has no usable CUDA device; use --device cpu.")
+    _check_device(device)
     name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if name not in DTYPES:
         raise ConfigError(f"dtype={name!r}: use one of {', '.join(DTYPES)}.")
-    if model == DEMO:
-        from ..demo import load_pipeline
-
-        pipe: Any = load_pipeline(DTYPES[name])
-    else:
-        if (Path(model).is_absolute() or model.startswith(".")) and not (Path(model) / "model_index.json").is_file():
-            raise ConfigError(f"{model!r} holds no pipeline: a folder in diffusers format has a model_index.json.")
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=DTYPES[name])
+    source = source_of(model)
+    with naming(model):
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[name], local_files_only=model in SHIPPED)
     family_of(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
-def call_defaults(model: str) -> dict[str, Any]:
-    """Arguments that a call of ``model`` needs beyond diffusers' defaults; the demo model has sizes of its own."""
-    if model == DEMO:
-        from ..demo import CALL_DEFAULTS
+def source_of(model: str) -> str:
+    """What diffusers loads ``model`` from: a folder or a hub id.
 
-        return dict(CALL_DEFAULTS)
-    return {}
+    Raises:
+        ConfigError: a path that holds no pipeline.
+    """
+    folder = SHIPPED.get(model, Path(model))
+    is_path = model in SHIPPED or folder.is_absolute() or folder.is_dir() or model.startswith(".")
+    if is_path and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"{str(folder)!r} holds no pipeline: a folder in diffusers format has a model_index.json.")
+    return str(folder) if is_path else model
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Turns the errors of an unknown, unreachable or incomplete pipeline into one that names the model.
+
+    Raises:
+        ConfigError: the pipeline's files cannot be found or read.
+    """
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise ConfigError(
+            f"{model!r} cannot be loaded: {reason}. Give {' or '.join(map(repr, SHIPPED))}, a folder in diffusers "
+            "format, or the id of a hub repository that this machine can reach or has in its cache."
+        ) from error
+
+
+def call_defaults(model: str) -> dict[str, Any]:
+    """Arguments that a call of ``model`` needs beyond diffusers' defaults; shipped models have sizes of their own."""
+    return _shipped_settings(model)["call"]
+
+
+def example_prompts(model: str) -> dict[str, str]:
+    """Prompts that a shipped model was made for, by name, from the plainest to the most detailed; else none."""
+    return _shipped_settings(model)["prompts"]
+
+
+def _shipped_settings(model: str) -> dict[str, Any]:
+    if model not in SHIPPED:
+        return {"call": {}, "prompts": {}}
+    return json.loads((SHIPPED[model] / "demo.json").read_text(encoding="utf-8"))
 
 
 def call_arguments(
@@ -77,24 +115,58 @@ def call_arguments(
         frames: Of a video.
         steps: Denoising steps.
         further: Arguments by the pipeline's own names.
+
+    Raises:
+        ConfigError: a size or number of steps below 1.
     """
+    for name, value in {"height": height, "width": width, "frames": frames, "steps": steps}.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: at least 1.")
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     given = {name: value for name, value in {**further, **sizes}.items() if value is not None}
     return {**call_defaults(model), **given}
 
 
-def check_size(pipe: Any, height: int, width: int) -> None:
-    """Refuses picture sizes that the pipeline would silently change.
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuses arguments that the pipeline does not know, and sizes that it would silently change.
+
+    Args:
+        pipe: A supported pipeline.
+        call: Arguments by the pipeline's own names; height and width in pixels.
 
     Raises:
         ConfigError: names the nearest sizes that work.
     """
-    family = family_of(pipe)
-    geometry = family.geometry(pipe, 1024, 1024)
+    unknown = [name for name in call if name not in inspect.signature(type(pipe).__call__).parameters]
+    if "num_frames" in unknown:
+        raise ConfigError(f"frames={call['num_frames']}: {type(pipe).__name__} makes pictures; leave it out.")
+    if unknown:
+        raise ConfigError(f"{type(pipe).__name__} takes no argument {' or '.join(map(repr, unknown))}.")
+    geometry = family_of(pipe).geometry(pipe, 1024, 1024)
     side = 1024 // (geometry.height // geometry.patch)
-    for name, value in (("height", height), ("width", width)):
-        if value < side or value % side:
+    for name in ("height", "width"):
+        value = call.get(name)
+        if value is not None and (value < side or value % side):
             below = max(side, value // side * side)
             raise ConfigError(
                 f"{name}={value}: this model takes multiples of {side} pixels, as in {below} or {below + side}."
             )
+    frames, span = call.get("num_frames"), getattr(pipe, "vae_scale_factor_temporal", 1)
+    if frames is not None and (frames - 1) % span:
+        below = (frames - 1) // span * span + 1
+        raise ConfigError(
+            f"frames={frames}: this model takes 1 more than a multiple of {span}, as in {below} or {below + span}."
+        )
+
+
+def _check_device(device: str) -> None:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r}: torch knows no such device; use cpu, cuda or cuda:1.") from None
+    if parsed.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={device!r}: this machine has no usable CUDA device; use --device cpu.")
+    if (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices.")

@@ -1,12 +1,11 @@
 """ddit-rt distill, as typed."""
 
 import pytest
-import typer
 from distill_models import CALL, PROMPTS, pipeline
 from typer.testing import CliRunner
 
 import ddit_rt
-from ddit_rt.cli.distill import add_commands
+from ddit_rt.cli import app
 from ddit_rt.distill import estimate
 
 
@@ -19,9 +18,6 @@ def model(tmp_path_factory):
 
 
 def distill(*arguments):
-    app = typer.Typer()
-    app.command()(lambda: None)
-    add_commands(app)
     return CliRunner().invoke(app, ["distill", *map(str, arguments)])
 
 

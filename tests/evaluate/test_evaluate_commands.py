@@ -5,12 +5,11 @@ import json
 from random import Random
 
 import pytest
-import typer
 from PIL import Image
 from prompted import CALL, prompted
 from typer.testing import CliRunner
 
-from ddit_rt.cli import evaluate as commands
+from ddit_rt.cli import app
 from ddit_rt.errors import OutOfReachError
 from ddit_rt.evaluate.standard import standard_plan
 from ddit_rt.fitting.teacache import fit_teacache
@@ -23,9 +22,6 @@ def run(monkeypatch):
     pipe = prompted()
     monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda model, dtype=None, device=None: pipe)
     monkeypatch.setattr("ddit_rt.pipeline.loading.call_defaults", lambda model: dict(CALL))
-    monkeypatch.setattr("ddit_rt.pipeline.call_defaults", lambda model: dict(CALL))
-    app = typer.Typer()
-    commands.add_commands(app)
 
     def invoke(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -1,0 +1,128 @@
+"""``ddit-rt generate``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .models import load
+from .options import (
+    Adapter,
+    Coarse,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    Json,
+    Model,
+    Order,
+    Quantile,
+    Seed,
+    StepsOfModel,
+    Threshold,
+    Width,
+    read_schedule,
+)
+from .terminal import print_json, print_line
+
+if TYPE_CHECKING:
+    from ..trajectories import Outcome
+
+_PICTURES, _VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".gif", ".mp4")
+
+
+def command(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option(help="Picture (.png, .jpg, .webp) or video (.gif, .mp4).")] = Path("out.png"),
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    steps: StepsOfModel = None,
+    guidance: Guidance = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Turns on (true) classifier-free guidance.")] = None,
+    threshold: Threshold = 1e-3,
+    quantile: Quantile = 0.4,
+    order: Order = 3,
+    schedule: Annotated[
+        str | None, typer.Option(help="Multiples, one per step (1,1,1,2,4,...), or a file of `ddit-rt fit`.")
+    ] = None,
+    coarse: Coarse = "auto",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also run the plain pipeline, and compare.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generates a picture or video with any supported pipeline."""
+    from ..config import DDiTConfig
+
+    settings: dict[str, Any] = {"threshold": threshold, "quantile": quantile, "order": order, "coarse": coarse}
+    if schedule is not None:
+        settings["schedule"] = read_schedule(schedule)
+    DDiTConfig(**settings)  # bad settings are refused before a large model is loaded
+    _check_output(output)
+
+    from ..granularity import load_adapter
+    from ..pipeline import call_arguments
+    from ..trajectories import generate, psnr, save, ssim
+
+    words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
+    call = call_arguments(model, height, width, frames, steps, words)
+    if adapter is not None:
+        settings["adapter"] = load_adapter(adapter)
+    pipe = load(model, dtype, device, call)
+    if output.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
+        raise ConfigError(f"output={str(output)!r}: {type(pipe).__name__} makes pictures; name a .png.")
+    fast = _with_bar("accelerated", pipe, lambda: generate(pipe, settings, seed, **call))
+    written = save(fast.frames, output)
+    assert fast.report is not None
+    result: dict[str, Any] = {"output": str(written), "seconds": fast.seconds, "report": fast.report.to_dict()}
+    if baseline:
+        base = _with_bar("plain", pipe, lambda: generate(pipe, None, seed, **call))
+        beside = save(base.frames, output.with_stem(output.stem + "-baseline"))
+        result["baseline"] = {
+            "output": str(beside),
+            "seconds": base.seconds,
+            "speedup": base.seconds / fast.seconds,
+            "psnr": psnr(fast.frames, base.frames),
+            "ssim": ssim(fast.frames, base.frames),
+        }
+    if as_json:
+        print_json(result)
+        return
+    print_line(str(fast.report))
+    print_line(f"{written}: {fast.seconds:.2f} s")
+    if baseline:
+        b = result["baseline"]
+        print_line(
+            f"{b['output']}: {b['seconds']:.2f} s; accelerated {b['speedup']:.2f}x faster in wall-clock time, "
+            f"{b['psnr']:.1f} dB PSNR, {b['ssim']:.3f} SSIM to it"
+        )
+
+
+def _check_output(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix not in (*_PICTURES, *_VIDEOS):
+        raise ConfigError(f"output={str(path)!r}: name a file that ends in {', '.join((*_PICTURES, *_VIDEOS))}.")
+    if suffix == ".mp4" and not all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg")):
+        raise ConfigError(
+            f"output={str(path)!r}: .mp4 needs imageio with ffmpeg: pip install 'ddit-rt[eval]', or write a .gif."
+        )
+
+
+def _with_bar(text: str, pipe: Any, run: Callable[[], Outcome]) -> Outcome:
+    """Runs with the pipeline's own bar over its denoising steps; none where stderr is no terminal."""
+    pipe.set_progress_bar_config(desc=text, leave=False, disable=None)
+    try:
+        return run()
+    finally:
+        pipe.set_progress_bar_config(disable=True)

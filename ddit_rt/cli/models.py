@@ -1,0 +1,45 @@
+"""Loading the model that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .quiet import hide_loading_bars
+from .terminal import activity
+
+
+def load(model: str, dtype: str | None, device: str | None, *calls: Mapping[str, Any]) -> Any:
+    """The pipeline, after a check that it takes these calls.
+
+    Args:
+        model, dtype, device: As for :func:`ddit_rt.pipeline.load_any`.
+        *calls: Arguments of the pipeline's call.
+
+    Raises:
+        ConfigError: no such model, or it does not take one of the calls.
+        UnsupportedPipelineError: the pipeline is none that ddit_rt can accelerate.
+    """
+    with activity(f"loading {model}"):
+        from ..pipeline import check_call, load_any
+
+        hide_loading_bars()
+        pipe = load_any(model, dtype, device)
+    for call in calls:
+        check_call(pipe, call)
+    return pipe
+
+
+def shipped_prompts(model: str, missing: str) -> dict[str, str]:
+    """The example prompts of a shipped model, by name.
+
+    Raises:
+        ConfigError: with the text ``missing``, for every other model.
+    """
+    from ..pipeline import example_prompts
+
+    prompts = example_prompts(model)
+    if not prompts:
+        raise ConfigError(missing)
+    return prompts
