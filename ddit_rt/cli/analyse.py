@@ -28,7 +28,7 @@ from .options import (
     Width,
     read_numbers,
 )
-from .terminal import activity, console, print_line
+from .terminal import activity, console, importing, print_line
 
 group = typer.Typer(help="The paper's analyses on any pipeline: tables, figures, JSON.", no_args_is_help=True)
 
@@ -40,10 +40,11 @@ def order(
     width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Table 3: orders 1 to 3 of the finite difference, at equal FLOP."""
+    call = _call(model, height, width, frames, steps)
+
     from ..schedule import check_speedup
 
     check_speedup(speedup)
-    call = _call(model, height, width, frames, steps)
     analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype)
     _write_table("order", output, lambda: analysis.order(speedup), analysis)
 
@@ -100,9 +101,10 @@ def sigma(
     dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Figure 6: σ of every patch size over the steps, for two prompts, a plain and a detailed one."""
+    call = _call(model, height, width, frames, steps)
+
     from ..evaluate import plot_sigma, write_schedules
 
-    call = _call(model, height, width, frames, steps)
     analysis = _open(model, prompt or _two_prompts(model), call, "auto", seed, device, dtype)
     reports = _watched(analysis, lambda: analysis.reports({"threshold": 0.0}))
     paths = write_schedules(reports, output, "sigma")
@@ -117,9 +119,10 @@ def schedules(
     width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Figure 10: the schedules that DDiT chooses for several prompts."""
+    call = _call(model, height, width, frames, steps)
+
     from ..evaluate import write_schedules
 
-    call = _call(model, height, width, frames, steps)
     analysis = _open(model, prompt or _two_prompts(model), call, coarse, seed, device, dtype, speedup, tau)
     paths = write_schedules(_watched(analysis, lambda: analysis.reports({})), output, "schedules")
     print_line(" ".join(map(str, paths)))
@@ -157,7 +160,8 @@ def _open(
 
 
 def _call(model: str, height: int | None, width: int | None, frames: int | None, steps: int) -> dict[str, Any]:
-    from ..pipeline import call_arguments
+    with importing():
+        from ..pipeline import call_arguments
 
     return call_arguments(model, height, width, frames, steps)
 

@@ -25,7 +25,7 @@ from .options import (
     TargetSpeedup,
     Width,
 )
-from .terminal import activity, console, print_json, print_line
+from .terminal import activity, console, importing, print_json, print_line
 
 
 def command(
@@ -51,9 +51,10 @@ def command(
     settings: dict[str, Any] = {"quantile": quantile, "order": order, "coarse": coarse}
     DDiTConfig(**settings)  # bad settings are refused before a large model is loaded
 
-    from ..fitting import calibrate
-    from ..pipeline import call_arguments
-    from ..schedule import check_speedup
+    with importing():
+        from ..fitting import calibrate
+        from ..pipeline import call_arguments
+        from ..schedule import check_speedup
 
     check_speedup(speedup)
     call = call_arguments(model, height, width, frames, steps)

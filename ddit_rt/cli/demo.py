@@ -9,7 +9,7 @@ import typer
 
 from .models import load
 from .options import Device, Json, Seed, Steps
-from .terminal import console, print_json
+from .terminal import console, importing, print_json
 
 
 def command(
@@ -27,8 +27,9 @@ def command(
     if threshold is not None:
         DDiTConfig(threshold=threshold)  # refused before anything runs
 
-    from ..demo import print_summary, run_showcase
-    from ..pipeline import DEMO
+    with importing():
+        from ..demo import print_summary, run_showcase
+        from ..pipeline import DEMO
 
     pipe = load(DEMO, "float32", device)
     result = run_showcase(pipe, output, steps=steps, threshold=threshold, seed=seed, repeats=repeats)

@@ -35,7 +35,7 @@ from .options import (
     read_integers,
     read_object,
 )
-from .terminal import note, print_line
+from .terminal import importing, note, print_line
 
 _DEMO_ITEMS = 800
 
@@ -101,7 +101,8 @@ def train(
 
     Several GPUs: accelerate launch --num_processes 4 -m ddit_rt.cli distill train ...
     """
-    from ..distill import DistillConfig, Trainer, estimate
+    with importing():
+        from ..distill import DistillConfig, Trainer, estimate
 
     config = DistillConfig(
         steps=steps,
@@ -172,7 +173,8 @@ def record(
     """Records MODEL's own trajectories beforehand, for runs that share them."""
     from tqdm.auto import tqdm
 
-    from ..distill import DistillConfig, Trainer
+    with importing():
+        from ..distill import DistillConfig, Trainer
 
     calls = _calls(model, height, width, frames, sampling_steps, guidance, call or ["{}"])
     source = _source(model, prompts, pictures, dataset, columns, items, bad_data, calls[0], max_gap, seed)
@@ -191,7 +193,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="For a new repository.")] = False,
 ) -> None:
     """Publishes an adapter with a model card."""
-    from ..granularity import load_adapter, push_to_hub
+    with importing():
+        from ..granularity import load_adapter, push_to_hub
 
     print_line(push_to_hub(load_adapter(adapter), repository, private=private))
 

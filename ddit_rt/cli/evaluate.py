@@ -27,7 +27,7 @@ from .options import (
     read_shard,
 )
 from .quiet import hide_loading_bars
-from .terminal import activity, console, note, print_line
+from .terminal import activity, console, importing, note, print_line
 
 
 def command(
@@ -39,7 +39,10 @@ def command(
     count: Count = 64,
     seeds: Annotated[int, typer.Option(help="Seeds per prompt.", min=1)] = 1,
     steps: Annotated[str, typer.Option(help="Plain step counts; the first gets every method, others a few.")] = "50,28",
-    methods: Annotated[Path | None, typer.Option(help="JSON list of methods instead of the standard ones.")] = None,
+    methods: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of methods instead of the standard ones.", exists=True, dir_okay=False),
+    ] = None,
     adapter: Adapter = None,
     metrics: Annotated[
         str | None,
@@ -66,8 +69,19 @@ def command(
     step_counts = read_integers(steps, "steps")
     further = read_object(call, "call")
 
-    from ..evaluate import APART, PAIRED, PLAN, Plan, load_prompts, read_rows, run_sweep, standard_plan, with_adapter
-    from ..pipeline import DEMO, call_arguments
+    with importing():
+        from ..evaluate import (
+            APART,
+            PAIRED,
+            PLAN,
+            Plan,
+            load_prompts,
+            read_rows,
+            run_sweep,
+            standard_plan,
+            with_adapter,
+        )
+        from ..pipeline import DEMO, call_arguments
 
     hide_loading_bars()
     if report_only:

@@ -27,7 +27,7 @@ from .options import (
     read_integers,
     read_object,
 )
-from .terminal import activity, print_json, print_line
+from .terminal import activity, importing, print_json, print_line
 
 
 def command(
@@ -56,11 +56,12 @@ def command(
     further = read_object(call, "call")
     multiples = read_integers(kinds, "kinds", least=0)
 
-    from ..evaluate import load_prompts
-    from ..fitting import fit_schedule
-    from ..granularity import load_adapter
-    from ..pipeline import call_arguments
-    from ..schedule import check_speedup
+    with importing():
+        from ..evaluate import load_prompts
+        from ..fitting import fit_schedule
+        from ..granularity import load_adapter
+        from ..pipeline import call_arguments
+        from ..schedule import check_speedup
 
     check_speedup(speedup)
     chosen = load_prompts(prompts, count)

@@ -30,7 +30,7 @@ from .options import (
     Width,
     read_schedule,
 )
-from .terminal import print_json, print_line
+from .terminal import importing, print_json, print_line
 
 if TYPE_CHECKING:
     from ..trajectories import Outcome
@@ -71,9 +71,10 @@ def command(
     DDiTConfig(**settings)  # bad settings are refused before a large model is loaded
     _check_output(output)
 
-    from ..granularity import load_adapter
-    from ..pipeline import call_arguments
-    from ..trajectories import generate, psnr, save, ssim
+    with importing():
+        from ..granularity import load_adapter
+        from ..pipeline import call_arguments
+        from ..trajectories import generate, psnr, save, ssim
 
     words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
     call = call_arguments(model, height, width, frames, steps, words)

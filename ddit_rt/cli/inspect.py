@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .options import Json, Model
-from .terminal import activity, console, print_json, print_line
+from .terminal import activity, console, importing, print_json, print_line
 
 
 def command(
@@ -21,9 +21,10 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Says what accelerate would do to a pipeline: family, sizes, tokens and FLOP per size. Loads no weights."""
-    with activity(f"reading {model}"):
+    with importing():
         from ..pipeline import inspect_pipeline
 
+    with activity(f"reading {model}"):
         found = inspect_pipeline(model, height, width, frames, text_tokens)
     if as_json:
         print_json(asdict(found))

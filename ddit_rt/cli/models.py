@@ -21,10 +21,10 @@ def load(model: str, dtype: str | None, device: str | None, *calls: Mapping[str,
         ConfigError: no such model, or it does not take one of the calls.
         UnsupportedPipelineError: the pipeline is none that ddit_rt can accelerate.
     """
-    with activity(f"loading {model}"):
-        from ..pipeline import check_call, load_any
+    from ..pipeline import check_call, load_any
 
-        hide_loading_bars()
+    hide_loading_bars()
+    with activity(f"loading {model}"):
         pipe = load_any(model, dtype, device)
     for call in calls:
         check_call(pipe, call)

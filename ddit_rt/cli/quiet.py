@@ -24,6 +24,8 @@ def quieten() -> None:
     if not sys.warnoptions:
         for library in _LIBRARIES:
             warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")
+        # diffusers passes it
+        warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
 
 
 def hide_loading_bars() -> None:

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import typer
@@ -56,6 +56,11 @@ def activity(text: str) -> Iterator[Callable[[str], None]]:
 
         show(text)
         yield show
+
+
+def importing() -> AbstractContextManager[Any]:
+    """The activity that every command begins with; it takes seconds."""
+    return activity("importing torch and diffusers")
 
 
 @contextmanager

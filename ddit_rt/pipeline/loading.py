@@ -62,7 +62,7 @@ def source_of(model: str) -> str:
     folder = SHIPPED.get(model, Path(model))
     is_path = model in SHIPPED or folder.is_absolute() or folder.is_dir() or model.startswith(".")
     if is_path and not (folder / "model_index.json").is_file():
-        raise ConfigError(f"{str(folder)!r} holds no pipeline: a folder in diffusers format has a model_index.json.")
+        raise ConfigError(f"{model!r} holds no pipeline: a folder in diffusers format has a model_index.json.")
     return str(folder) if is_path else model
 
 

@@ -1,0 +1,63 @@
+"""Pipelines by name: the table of shipped models, and the checks of a call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from ddit_rt import ConfigError
+from ddit_rt.pipeline import DEMO, SHIPPED, call_arguments, call_defaults, check_call, example_prompts, loading
+
+
+def test_a_shipped_model_says_how_it_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "demo.json").write_text(json.dumps({"call": {"height": 8}, "prompts": {"one": "a dot"}}))
+    monkeypatch.setattr(loading, "SHIPPED", {"other": tmp_path})
+    assert loading.source_of("other") == str(tmp_path)
+    assert call_arguments("other", steps=3) == {"height": 8, "num_inference_steps": 3}
+    assert example_prompts("other") == {"one": "a dot"}
+
+
+def test_the_demo_is_shipped_and_other_models_have_no_defaults() -> None:
+    assert (SHIPPED[DEMO] / "model_index.json").is_file()
+    assert call_defaults(DEMO)["height"] == 128 and set(example_prompts(DEMO)) == {"plain", "detailed", "two", "many"}
+    assert call_defaults("owner/model") == {} and example_prompts("owner/model") == {}
+    assert loading.source_of("owner/model") == "owner/model"
+
+
+def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "flux").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for model in ("models/flux", str(tmp_path), "./none"):
+        with pytest.raises(ConfigError, match="holds no pipeline"):
+            loading.source_of(model)
+
+
+@pytest.mark.parametrize("sizes", [{"height": 0}, {"width": -8}, {"frames": 0}, {"steps": 0}])
+def test_sizes_below_one_are_refused(sizes: dict[str, int]) -> None:
+    (name, value), *_ = sizes.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}: at least 1"):
+        call_arguments("owner/model", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        ({"height": 33}, r"height=33: this model takes multiples of \d+ pixels"),
+        ({"num_frames": 5}, "frames=5: FluxPipeline makes pictures"),
+        ({"true_cfg": 2, "lora": 1}, "FluxPipeline takes no argument 'true_cfg' or 'lora'"),
+    ],
+)
+def test_calls_that_a_picture_pipeline_does_not_take(call: dict[str, int], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        check_call(tiny.flux(), call)
+
+
+def test_frames_that_a_video_pipeline_would_change() -> None:
+    pipe = tiny.wan()
+    check_call(pipe, {"num_frames": 5, "height": 64, "width": 96})
+    with pytest.raises(ConfigError, match=r"frames=6: .* as in 5 or 9"):
+        check_call(pipe, {"num_frames": 6})
