@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,18 @@ def _checked_multiples(multiples: Any) -> tuple[int, ...]:
     return tuple(sorted(int(k) for k in values))
 
 
+def _coarse_names() -> tuple[str, ...]:
+    # asked when a setting is checked, not imported: the registry stands above the settings
+    return ("auto", *importlib.import_module("ddit_rt.granularity").path_names())
+
+
+def _checked_coarse(name: Any) -> str:
+    names = _coarse_names()
+    if not isinstance(name, str) or name not in names:
+        raise ConfigError(f"coarse={shown(name)}: use one of {', '.join(map(repr, names))}.")
+    return name
+
+
 def _checked_initial(steps: float) -> float:
     if steps > 1 and steps != int(steps):
         raise ValueError("a part of a step")
@@ -79,7 +92,7 @@ def _checked_initial(steps: float) -> float:
 
 
 def _checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | ScheduleFn | None:
-    if schedule is None or callable(schedule):
+    if schedule is None or callable(schedule) or callable(getattr(schedule, "choose", None)):
         return schedule
     multiples = info.data.get("multiples", SUPPORTED_MULTIPLES)
     if isinstance(schedule, Path) or (isinstance(schedule, str) and schedule.endswith(JSON_ENDING)):
@@ -175,12 +188,17 @@ class DDiTConfig(Settings):
     sigma_k}) -> multiple``, or the path of a ``.json`` file of ``ddit-rt fit`` (:class:`ddit_rt.FittedSchedule`), which
     is read at once. A 0 makes no model call: its prediction lies on the straight line through the last two that the
     model made. In a settings file, a relative path starts at that file's folder."""
-    coarse: Literal["auto", "adapter", "adapter-delta", "delta", "band-split", "naive", "extrapolate", "reuse"] = "auto"
+    coarse: Annotated[
+        str,
+        PlainValidator(_checked_coarse),
+        WithJsonSchema({"type": "string"}),
+        Field(json_schema_extra=lambda schema: schema.update(enum=list(_coarse_names()))),
+    ] = "auto"
     """What a coarse step computes. ``"delta"``: band-split, the coarse model supplying only the change since the last
     full step; ``"band-split"``: without that anchor; ``"naive"``: PI-resized embeddings and nothing else;
     ``"adapter"``: the trained adapter; ``"adapter-delta"``: the trained adapter, supplying only the change;
-    ``"extrapolate"`` and ``"reuse"``: the baselines that make no model call. ``"auto"``: adapter if one is given, else
-    delta."""
+    ``"extrapolate"`` and ``"reuse"``: the baselines that make no model call; or a path of your own that
+    :func:`ddit_rt.granularity.register_path` knows. ``"auto"``: adapter if one is given, else delta."""
     residual: Literal["constant", "linear"] = "linear"
     """With the two deltas: ``"constant"`` keeps the residual of the last full step, ``"linear"`` extrapolates it from
     the last two."""
@@ -310,6 +328,6 @@ class DDiTConfig(Settings):
         values = dict(self)
         if self.cache is not None:
             values["cache"] = repr(self.cache)
-        if callable(self.schedule):
+        if self.schedule is not None and not isinstance(self.schedule, tuple):
             values["schedule"] = getattr(self.schedule, "__qualname__", repr(self.schedule))
         return values
