@@ -88,11 +88,11 @@ class StepExecutor:
     def full(self, call: TransformerCall) -> StepResult:
         """The transformer's own result at multiple 1."""
 
-        def row(at: Forwards, arguments: dict[str, Any]) -> Any:
+        def run(at: Forwards, arguments: dict[str, Any]) -> Any:
             return at(1)(**arguments)
 
         done = _Execution()
-        raw = self._through_cache(call, done, 1, "full", (call.base,), row, call.arguments)
+        raw = self._through_cache(call, done, 1, "full", (call.base,), run, call.arguments)
         if call.inputs is None:
             return StepResult(raw, None, 0.0, 0.0, done.replayed, done.blocks_skipped)
         cost = self._flops(call, call.inputs, 1)
@@ -116,7 +116,7 @@ class StepExecutor:
                 anchor.residuals[multiple] = self._probe(anchor, multiple, done)
                 flops += self._flops(call, inputs, multiple)
 
-        def row(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
+        def run(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
             here = replace(inputs, **given["inputs"])
             models = Models(*self._models(call, here, at))
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
@@ -129,7 +129,7 @@ class StepExecutor:
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
-        prediction = self._through_cache(call, done, multiple, ("coarse", multiple), modules, row, given)
+        prediction = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
         if not done.blocks_skipped:
             flops += self._flops(call, inputs, multiple)
         return self._result(call, inputs, prediction, flops, done)
@@ -161,12 +161,12 @@ class StepExecutor:
 
         forwards = _forwards(call, probe=True)
 
-        def row(given: dict[str, Any]) -> torch.Tensor:
+        def run(given: dict[str, Any]) -> torch.Tensor:
             models = Models(*self._models(call, replace(inputs, **given["inputs"]), forwards))
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
         given = {"inputs": self._tensors_of(inputs), "anchor": _tensors_of_anchor(anchor, multiple)}
-        return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), row, given)
+        return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
 
     def _through_cache(
         self,
@@ -175,17 +175,17 @@ class StepExecutor:
         multiple: int,
         label: Hashable,
         modules: Sequence[nn.Module],
-        row: Callable[[Forwards, Any], Any],
+        run: Callable[[Forwards, Any], Any],
         given: Any,
     ) -> Any:
-        """The row's result, behind TeaCache if there is one; each of its parts runs as rows do."""
+        """The result of ``run``, behind TeaCache if there is one; each of its parts is executed the same way."""
         forwards = _forwards(call, probe=False)
         if call.cache is None:
-            return self._execute(call, done, label, modules, lambda inputs: row(forwards, inputs), given)
+            return self._execute(call, done, label, modules, lambda inputs: run(forwards, inputs), given)
         teacache, state = call.cache(multiple)
 
         def around(inner: Callable[..., Any], inputs: Any) -> Any:
-            return row(lambda _: inner, inputs)
+            return run(lambda _: inner, inputs)
 
         def execute(part: str, function: Callable[[Any], Any], inputs: Any) -> Any:
             return self._execute(call, done, (label, part), modules, function, inputs)
@@ -212,7 +212,7 @@ class StepExecutor:
         return result
 
     def _modules(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> tuple[nn.Module, ...]:
-        """The modules whose weights a coarse row reads, made and looked at before anything is captured."""
+        """The modules whose weights a coarse run reads, made and looked at before anything is captured."""
         if self.path.adapter is not None:
             return call.base, self.path.adapter
         if not self.path.needs_projections:

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 RETAINED_STEPS = 5
 
 Forward = Callable[..., Any]
-Row = Callable[[Forward, Any], Any]
+Around = Callable[[Forward, Any], Any]
 Bind = Callable[[Sequence[Any], Mapping[str, Any]], dict[str, Any]]
 Execute = Callable[[str, Callable[[Any], Any], Any], Any]
 
@@ -108,31 +108,31 @@ class TeaCache:
         self.threshold = config.threshold if config.threshold is not None else trunk.published.threshold
 
     def call(
-        self, state: CacheState, step: int, steps: int, forward: Forward, row: Row, inputs: Any, execute: Execute
+        self, state: CacheState, step: int, steps: int, forward: Forward, around: Around, inputs: Any, execute: Execute
     ) -> tuple[Any, bool]:
-        """Runs a row around the transformer, or around its ends alone.
+        """Computes what lies around the transformer, with all of it inside or its ends alone.
 
-        The decision is the host's and falls between parts that are functions of tensors: the signal, the whole row, the
-        row without blocks. Each of them can be a captured graph.
+        The decision is the host's and falls between parts that are functions of tensors: the signal, the whole,
+        and the whole without blocks. Each of them can be a captured graph.
 
         Args:
             state: Of this stream and patch size.
             step: Denoising step, from 0.
             steps: How many there are.
             forward: The transformer's forward.
-            row: (forward, inputs) -> result; runs the forward once.
-            inputs: Of the row.
+            around: (forward, inputs) -> result; calls the forward once.
+            inputs: Of ``around``.
             execute: Runs a part, given its name, function and tensors; directly, or through a graph runner.
 
         Returns:
-            The row's result, and whether the blocks were skipped.
+            The result of ``around``, and whether the blocks were skipped.
         """
 
         def signal() -> torch.Tensor:
-            return execute("signal", lambda given: self._signal(row, given), inputs)
+            return execute("signal", lambda given: self._signal(around, given), inputs)
 
         def run() -> Any:
-            result, state.residual = execute("run", lambda given: self._run(forward, row, given), inputs)
+            result, state.residual = execute("run", lambda given: self._run(forward, around, given), inputs)
             return result
 
         known = state.residual is not None and state.step == step - 1
@@ -150,7 +150,7 @@ class TeaCache:
         state.signal = now
         if skip:
             given = {"inputs": inputs, "residual": state.residual}
-            return execute("skip", lambda t: self._skip(forward, row, t["inputs"], t["residual"]), given), True
+            return execute("skip", lambda t: self._skip(forward, around, t["inputs"], t["residual"]), given), True
         state.accumulated = [0.0] * len(state.accumulated)
         return run(), False
 
@@ -165,19 +165,19 @@ class TeaCache:
         ]
         return max(state.accumulated) < self.threshold
 
-    def _signal(self, row: Row, inputs: Any) -> torch.Tensor:
-        """What the rule watches, from the part of the row before the transformer's forward."""
+    def _signal(self, around: Around, inputs: Any) -> torch.Tensor:
+        """What the rule watches, from the part before the transformer's forward."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             raise _Arrived(self.trunk.signal(self._bind(args, kwargs), self.retention))
 
         try:
-            row(forward, inputs)
+            around(forward, inputs)
         except _Arrived as arrived:
             return arrived.signal
-        raise AssertionError("the row did not run the transformer")
+        raise AssertionError("the transformer was not called")
 
-    def _run(self, forward: Forward, row: Row, inputs: Any) -> tuple[Any, torch.Tensor]:
+    def _run(self, forward: Forward, around: Around, inputs: Any) -> tuple[Any, torch.Tensor]:
         entering: list[torch.Tensor] = []
         leaving: list[torch.Tensor] = []
         hooks = (
@@ -185,20 +185,20 @@ class TeaCache:
             self.trunk.norm.register_forward_pre_hook(lambda _, inputs: leaving.append(inputs[0])),
         )
         with _removing(hooks):
-            result = row(forward, inputs)
+            result = around(forward, inputs)
         embedded = self.trunk.tokens(entering[0])
         return result, leaving[0].to(embedded.dtype) - embedded
 
-    def _skip(self, forward: Forward, row: Row, inputs: Any, residual: torch.Tensor) -> Any:
+    def _skip(self, forward: Forward, around: Around, inputs: Any, residual: torch.Tensor) -> Any:
         hook = self.trunk.norm.register_forward_pre_hook(
             lambda _, inputs: (inputs[0] + residual.to(inputs[0].dtype), *inputs[1:])
         )
         with _removing((hook,)), _without(self.module, self.trunk.blocks):
-            return row(forward, inputs)
+            return around(forward, inputs)
 
 
 class _Arrived(Exception):
-    """Ends a row at its transformer's forward."""
+    """Carries the signal out of what lies around the transformer."""
 
     def __init__(self, signal: torch.Tensor) -> None:
         self.signal = signal

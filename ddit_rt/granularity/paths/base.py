@@ -125,7 +125,7 @@ class CoarsePath(ABC):
     @abstractmethod
     def predict(
         self,
-        trajectory: PredictionHistory,
+        history: PredictionHistory,
         latent: torch.Tensor,
         sigma: bands.Scalar,
         multiple: int,
@@ -146,7 +146,7 @@ class CoarsePath(ABC):
 
 def residual_at(
     path: CoarsePath,
-    trajectory: PredictionHistory,
+    history: PredictionHistory,
     sigma: bands.Scalar,
     multiple: int,
     geometry: Geometry,
@@ -162,8 +162,8 @@ def residual_at(
             anchor.residuals[multiple] = path.missed(anchor, multiple, geometry)
         return anchor.residuals[multiple]
 
-    newest = trajectory.anchors[-1]
-    if not extrapolate or len(trajectory.anchors) < 2:
+    newest = history.anchors[-1]
+    if not extrapolate or len(history.anchors) < 2:
         return residual(newest)
-    older = trajectory.anchors[-2]
+    older = history.anchors[-2]
     return line((older.sigma, residual(older)), (newest.sigma, residual(newest)), sigma)
