@@ -24,7 +24,8 @@ class Outcome:
         frames: (B, 3, H, W) or (B, F, 3, H, W) float32 in [0, 1], on the CPU.
         seconds: Wall clock of the whole call, text encoding and VAE included.
         report: Steps of the call; None for the plain pipeline and for another library.
-        cached: Steps that another library took from its cache, if it says so; with two transformer runs per step, their mean.
+        cached: Steps that another library took from its cache, if it says so; with two transformer runs per step,
+            their mean.
         flops: Of the transformer, as executed; None where they were not counted.
     """
 
