@@ -1,0 +1,152 @@
+"""The figures of the README and of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluations import Evaluation, read_reports
+from matplotlib.figure import Figure
+
+from ddit_rt.demo import load_pipeline
+from ddit_rt.demo.pipeline import FITTED
+from ddit_rt.evaluate import generate, plot_curves, plot_sigma
+from ddit_rt.evaluate.analyses import Line, plot_lines
+from ddit_rt.schedule import COLOURS, FittedSchedule, plot_reports
+from ddit_rt.trajectories import psnr
+
+CURVES = {
+    "DDiT, fitted": ("fitted schedules (ours)", "o-", "#1b4965"),
+    "linear extrapolation": ("linear extrapolation, even spacing", "s--", "#f4a259"),
+    "TeaCache": ("TeaCache", "^--", "#6a994e"),
+    "fewer steps": ("fewer plain steps", "v--", "#888888"),
+    "DDiT": ("DDiT's threshold rule, no training", "D-", "#bc4b51"),
+}
+"""Kind of method -> label, line and colour in the README's curve."""
+
+PICTURE = {
+    "base@50": "plain, 50 steps",
+    "fitted-2x@50": "fitted, 2x",
+    "fitted-3x@50": "fitted, 3x",
+    "teacache-3x@50": "TeaCache, 3x",
+    "17-steps@50": "17 plain steps, 3x",
+}
+SHEET = {
+    "base@50": "plain",
+    "fitted-2x@50": "fitted, 2x",
+    "fitted-3x@50": "fitted, 3x",
+    "ddit-1.6x@50": "DDiT by τ, 1.6x",
+    "extrapolate-3@50": "extrapolate, 1 in 3",
+    "delta-2p-3@50": "delta 2p, 1 in 3",
+    "adapter-2p-3@50": "adapter 2p, 1 in 3",
+    "teacache-2x@50": "TeaCache, 2x",
+    "band-split-3@50": "band-split 2p, 1 in 3",
+    "naive-3@50": "naive 2p, 1 in 3",
+}
+"""Method -> title of its column."""
+
+
+def curve(evaluation: Evaluation, path: Path) -> None:
+    """PSNR against wall-clock speed-up of five methods at the most steps."""
+    found = evaluation.summaries(max(method.reference for method in evaluation.plan.methods))
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    axes = figure.subplots()
+    for kind, (label, style, colour) in CURVES.items():
+        points = sorted((row.speedup, row.metrics["psnr"]) for row in found if row.kind == kind)
+        axes.plot(*zip(*points), style, color=colour, label=label, linewidth=2.2 if style.endswith("o-") else 1.4)
+    axes.set_xlabel("wall-clock speed-up of a whole call, one CPU thread")
+    axes.set_ylabel("PSNR to the plain pipeline, dB")
+    axes.set_title(f"Demo model, 50 steps, mean of {len(evaluation.plan.prompts)} prompts", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def all_curves(evaluation: Evaluation, folder: Path) -> None:
+    """The curves that ``ddit-rt eval`` draws, all methods and metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_curves(evaluation.summaries(), folder, "webp")
+
+
+def analyses(content: Mapping[str, Any], folder: Path) -> None:
+    """The figures of the paper's analyses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in content.items():
+        if isinstance(lines, list):
+            plot_lines([Line(**line) for line in lines], folder / f"{name}.png", name)
+    plot_sigma(read_reports(content["sigma"]), folder / "sigma.png")
+    plot_reports(read_reports(content["schedules"]), folder / "schedules.png")
+
+
+def fitted(path: Path) -> None:
+    """The shipped schedules over the sensitivity they were found with."""
+    found = {speedup: FittedSchedule.load(file) for speedup, file in FITTED.items()}
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes, *strips = figure.subplots(1 + len(found), 1, sharex=True, height_ratios=(5, *[1] * len(found)))
+    sensitivity = next(iter(found.values())).sensitivity
+    axes.semilogy(range(len(sensitivity)), sensitivity, color="black")
+    axes.set_ylabel("an error comes out\nso many times larger", fontsize=8)
+    axes.grid(alpha=0.2)
+    for strip, (speedup, one) in zip(strips, found.items()):
+        _strip(strip, one.schedule)
+        strip.set_ylabel(f"{speedup}x", rotation=0, labelpad=12, va="center", fontsize=8)
+    strips[-1].set_xlabel("denoising step; blue p, yellow 2p, red 4p, grey: skipped", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def pictures(
+    evaluation: Evaluation, columns: Mapping[str, str], prompts: int, progress: Callable[[str], None]
+) -> dict[tuple[str, int], tuple[Any, float]]:
+    """Runs methods of an evaluation on its first prompts again, from the same noise.
+
+    Returns:
+        (method, prompt index) -> pixels (H, W, 3) and PSNR to the picture of the first method, in dB.
+    """
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    plan = evaluation.plan
+    methods = {method.name: method for method in plan.methods}
+    frames: dict[tuple[str, int], Any] = {}
+    for prompt in range(prompts):
+        for name in columns:
+            progress(f"{name}: {plan.prompts[prompt]}")
+            call = {**plan.call, "prompt": plan.prompts[prompt], "num_inference_steps": methods[name].steps}
+            seed = plan.seeds[0] + 1000 * prompt
+            frames[name, prompt] = generate(pipe, methods[name].arguments(), seed, **call).frames
+    base = next(iter(columns))
+    return {
+        (name, prompt): (one[0].movedim(0, -1).numpy(), psnr(one, frames[base, prompt]))
+        for (name, prompt), one in frames.items()
+    }
+
+
+def side_by_side(
+    evaluation: Evaluation, columns: Mapping[str, str], prompts: int, path: Path, progress: Callable[[str], None]
+) -> None:
+    """A column per method and a row per prompt; below, the patch sizes of methods with a fixed schedule."""
+    found = pictures(evaluation, columns, prompts, progress)
+    settings = {method.name: method.settings or {} for method in evaluation.plan.methods}
+    figure = Figure(figsize=(1.75 * len(columns), 1.95 * prompts + 0.35), layout="constrained")
+    grid = figure.subplots(prompts + 1, len(columns), height_ratios=[*[10] * prompts, 1], squeeze=False)
+    for column, (name, title) in enumerate(columns.items()):
+        for row in range(prompts):
+            pixels, decibels = found[name, row]
+            axes = grid[row][column]
+            axes.imshow(pixels)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_xlabel("" if column == 0 else f"{decibels:.0f} dB", fontsize=8)
+            if row == 0:
+                axes.set_title(title, fontsize=8)
+        _strip(grid[-1][column], settings[name].get("schedule", ()))
+    figure.savefig(path, dpi=110)
+
+
+def _strip(axes: Any, schedule: Any) -> None:
+    """A schedule as a strip of coloured steps."""
+    axes.bar(range(len(schedule)), [1] * len(schedule), width=1, color=[COLOURS[k] for k in schedule])
+    axes.set_xlim(-0.5, max(len(schedule), 1) - 0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_frame_on(bool(len(schedule)))

@@ -1,0 +1,185 @@
+"""The tables of the README and of the documentation, in Markdown."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from typing import Any
+
+from evaluations import Evaluation
+
+OURS = ("DDiT", "adapter", "fitted")
+"""How the kinds of methods begin that this package adds; their names are printed bold."""
+
+SHORT = {
+    "fitted-1.5x@50": "fitted schedule, 1.5x",
+    "fitted-2x@50": "fitted schedule, 2x",
+    "fitted-3x@50": "fitted schedule, 3x",
+    "fitted-4x@50": "fitted schedule, 4x",
+    "extrapolate-3@50": "linear extrapolation, 1 full step in 3",
+    "teacache-2x@50": "TeaCache, 2x",
+    "teacache-3x@50": "TeaCache, 3x",
+    "25-steps@50": "25 plain steps",
+    "17-steps@50": "17 plain steps",
+    "ddit-1.6x@50": "DDiT's threshold rule (no training)",
+}
+"""Method -> its name in the README's table, in the table's order."""
+
+PAIRS = (
+    ("fitted-2x@50", "extrapolate-2@50"),
+    ("fitted-3x@50", "extrapolate-4@50"),
+    ("fitted-2x@50", "teacache-2x@50"),
+    ("fitted-3x@50", "teacache-3x@50"),
+    ("fitted-2x@50", "25-steps@50"),
+    ("fitted-3x@50", "17-steps@50"),
+    ("fitted-2x@50", "fitted-skipped-2x@50"),
+    ("fitted-3x@50", "fitted-skipped-3x@50"),
+    ("fitted-4x@50", "fitted-skipped-4x@50"),
+    ("fitted-coarse-1.5x@50", "ddit-1.6x@50"),
+    ("fitted-adapter-2x@50", "fitted-2x@50"),
+    ("fitted-adapter-3x@50", "fitted-3x@50"),
+    ("fitted-adapter-4x@50", "fitted-4x@50"),
+    ("fitted-2x@28", "fitted-skipped-2x@28"),
+)
+"""Methods that are compared prompt by prompt."""
+
+
+def short_table(evaluation: Evaluation) -> str:
+    """The README's few rows."""
+    found = {summary.method: summary for summary in evaluation.summaries()}
+    lines = ["| method | FLOP | wall-clock | PSNR, dB | SSIM |", "|---|---|---|---|---|"]
+    for method, name in SHORT.items():
+        row = found[method]
+        lines.append(
+            f"| {name} | {row.flops_speedup:.2f}x | {row.speedup:.2f}x | {row.metrics['psnr']:.1f} | "
+            f"{row.metrics['ssim']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def evaluation_table(evaluation: Evaluation, reference: int) -> str:
+    """Every method that is compared with ``reference`` plain steps, the fastest last."""
+    rows = sorted(evaluation.summaries(reference), key=lambda row: row.speedup)
+    judged = any("adherence" in row.metrics for row in rows)
+    lines = [
+        f"{len(evaluation.plan.prompts)} prompts, {reference} steps, {_guidance(evaluation)}, one CPU thread per run.",
+        "",
+        "| method | wall-clock | FLOP | PSNR, dB | SSIM |" + " prompt adherence |" * judged,
+        "|---|---|---|---|---|" + "---|" * judged,
+    ]
+    for row in rows:
+        plain, name = row.kind == "base", row.method.replace(f"@{reference}", "")
+        cells = [
+            f"**{name}**" if row.kind.startswith(OURS) else name,
+            f"{row.speedup:.2f}x",
+            f"{row.flops_speedup:.2f}x",
+            "" if plain else f"{row.metrics['psnr']:.1f} ± {row.spread['psnr']:.1f}",
+            "" if plain else f"{row.metrics['ssim']:.3f}",
+            *[f"{row.metrics.get('adherence', float('nan')):.3f}"] * judged,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def paired_table(evaluation: Evaluation) -> str:
+    """Differences of PSNR on the same prompts, with a 95 % interval of their mean."""
+    speed = {summary.method: summary.flops_speedup for summary in evaluation.summaries()}
+    lines = [
+        "| method (FLOP) | less (FLOP) | mean difference of PSNR, dB | 95 % interval | better on |",
+        "|---|---|---|---|---|",
+    ]
+    for first, second in PAIRS:
+        pairs = zip(evaluation.values(first, "psnr"), evaluation.values(second, "psnr"), strict=True)
+        differences = [a - b for a, b in pairs]
+        mean, count = statistics.fmean(differences), len(differences)
+        half = 1.96 * statistics.stdev(differences) / count**0.5
+        cells = (
+            f"{first} ({speed[first]:.2f}x)",
+            f"{second} ({speed[second]:.2f}x)",
+            f"{mean:+.1f}",
+            f"{mean - half:+.1f} to {mean + half:+.1f}",
+            f"{sum(d > 0 for d in differences)} of {count}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def options_table(evaluation: Evaluation) -> str:
+    """What single settings are worth, a line per kind of setting."""
+    kinds: dict[str, list[str]] = {}
+    for row in evaluation.summaries():
+        if row.kind != "base":
+            # the kind says the rest
+            name = re.sub(r"^(residual|skipped-first|first|one-full-in|cycle)-|-full$", "", row.method)
+            kinds.setdefault(row.kind, []).append(f"{name}: {row.metrics['psnr']:.1f} ({row.flops_speedup:.2f}x)")
+    head = f"{len(evaluation.plan.prompts)} prompts, {_guidance(evaluation)}; PSNR in dB (FLOP)."
+    rows = (f"| {kind} | {'; '.join(found)} |" for kind, found in kinds.items())
+    return "\n".join([head, "", "| setting | |", "|---|---|", *rows])
+
+
+def analyses_table(lines: list[dict[str, Any]]) -> str:
+    """One of the paper's analyses."""
+    rows = ["| | τ | wall-clock | FLOP | PSNR, dB | SSIM |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        tau = "" if line["threshold"] is None else f"{line['threshold']:.2g}"
+        quality = "" if line["psnr"] == 100.0 else f"{line['psnr']:.1f}"  # 100 stands for the very same picture
+        rows.append(
+            f"| {line['label']} | {tau} | {line['speedup']:.2f}x | {line['flops_speedup']:.2f}x | {quality} | "
+            f"{line['ssim']:.3f} |"
+        )
+    return "\n".join(rows)
+
+
+def demo_tables(result: dict[str, Any]) -> str:
+    """What ``ddit-rt demo`` measured."""
+    lines = [
+        f"128 x 128 pixels, 256 tokens at p, {result['steps']} steps, guidance 3, τ = {result['threshold']:.3g}, "
+        f"{result['machine']['threads']} CPU threads, torch {result['versions']['torch']}, seed {result['seed']}.",
+        "",
+        "The threshold rule as it comes:",
+        "",
+        "| prompt | plain, s | accelerated, s | wall-clock | FLOP | PSNR, dB | SSIM | full steps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in result["prompts"].values():
+        plain, fast = (statistics.median(entry[f"seconds_{side}"]) for side in ("plain", "accelerated"))
+        lines.append(
+            f"| {entry['prompt']} | {plain:.2f} | {fast:.2f} | {entry['speedup_wall_clock']:.2f}x | "
+            f"{entry['speedup_flop']:.2f}x | {entry['psnr']:.1f} | {entry['ssim']:.3f} | {entry['full_steps']} |"
+        )
+    baselines = result["baselines"]
+    names = [entry["prompt"] for entry in result["prompts"].values()]
+    lines += [
+        "",
+        f"Fitted schedules, and one fixed schedule with {baselines['schedule'].count(1)} full steps whose other steps "
+        f"are filled in several ways. Mean PSNR in dB over {baselines['seeds']} seeds (lowest to highest):",
+        "",
+        "| steps by | FLOP | " + " | ".join(names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for row, values in baselines["rows"].items():
+        cells = (
+            f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
+            for decibels in values["psnr"].values()
+        )
+        lines.append(f"| {row} | {values['speedup_flop']:.2f}x | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Every step at one size (band-split):",
+        "",
+        "| size | tokens | GFLOP a step | ms a step | wall-clock | FLOP | PSNR, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in result["sizes"]:
+        name = "p" if size["multiple"] == 1 else f"{size['multiple']}p"
+        quality = "" if size["psnr"] is None else f"{size['psnr']:.1f}"
+        lines.append(
+            f"| {name} | {size['tokens']} | {size['gflop_per_step']:.2f} | {size['seconds_per_step'] * 1e3:.1f} | "
+            f"{size['speedup_wall_clock']:.2f}x | {size['speedup_flop']:.2f}x | {quality} |"
+        )
+    return "\n".join(lines)
+
+
+def _guidance(evaluation: Evaluation) -> str:
+    scale = evaluation.plan.call.get("true_cfg_scale", 1)
+    return "no guidance" if scale == 1 else f"guidance {scale:g}"
