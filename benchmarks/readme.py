@@ -91,7 +91,7 @@ def main() -> None:
     draw()
     if options.pictures:
         evaluation = Evaluation.read(RESULTS / "demo" / "evaluation.json")
-        figures.side_by_side(evaluation, figures.PICTURE, 3, FIGURES / "picture.png", print)
+        figures.side_by_side(evaluation, figures.PICTURE, 2, FIGURES / "picture.webp", print, gain=5)
         figures.side_by_side(evaluation, figures.SHEET, 5, FIGURES / "methods.webp", print)
     found = contents()
     for page in PAGES:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from evaluations import Evaluation, read_reports
 from matplotlib.figure import Figure
 
@@ -45,6 +46,8 @@ SHEET = {
     "naive-3@50": "naive 2p, 1 in 3",
 }
 """Method -> title of its column."""
+
+CENTRED = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 def curve(evaluation: Evaluation, path: Path) -> None:
@@ -122,25 +125,47 @@ def pictures(
 
 
 def side_by_side(
-    evaluation: Evaluation, columns: Mapping[str, str], prompts: int, path: Path, progress: Callable[[str], None]
+    evaluation: Evaluation,
+    columns: Mapping[str, str],
+    prompts: int,
+    path: Path,
+    progress: Callable[[str], None],
+    gain: float | None = None,
 ) -> None:
-    """A column per method and a row per prompt; below, the patch sizes of methods with a fixed schedule."""
+    """A column per method and a row per prompt; below, the patch sizes of methods with a fixed schedule.
+
+    Args:
+        gain: Adds under every row what differs from the first column, so many times larger; None for no such rows.
+    """
     found = pictures(evaluation, columns, prompts, progress)
     settings = {method.name: method.settings or {} for method in evaluation.plan.methods}
-    figure = Figure(figsize=(1.75 * len(columns), 1.95 * prompts + 0.35), layout="constrained")
-    grid = figure.subplots(prompts + 1, len(columns), height_ratios=[*[10] * prompts, 1], squeeze=False)
+    each = 1 if gain is None else 2
+    figure = Figure(figsize=(1.75 * len(columns), 1.9 * each * prompts + 0.35), layout="constrained")
+    grid = figure.subplots(each * prompts + 1, len(columns), height_ratios=[*[10] * each * prompts, 1], squeeze=False)
+    base = next(iter(columns))
     for column, (name, title) in enumerate(columns.items()):
         for row in range(prompts):
             pixels, decibels = found[name, row]
-            axes = grid[row][column]
-            axes.imshow(pixels)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.set_xlabel("" if column == 0 else f"{decibels:.0f} dB", fontsize=8)
+            axes = _picture(grid[each * row][column], pixels)
+            axes.set_xlabel("" if name == base else f"{decibels:.0f} dB", fontsize=8)
             if row == 0:
                 axes.set_title(title, fontsize=8)
+            if gain is None:
+                continue
+            if name == base:
+                below = _picture(grid[each * row + 1][column], np.zeros_like(pixels))
+                below.text(0.5, 0.5, f"differences\nx {gain:g}", color="white", **CENTRED, transform=below.transAxes)
+            else:
+                _picture(grid[each * row + 1][column], np.clip(gain * abs(pixels - found[base, row][0]), 0, 1))
         _strip(grid[-1][column], settings[name].get("schedule", ()))
     figure.savefig(path, dpi=110)
+
+
+def _picture(axes: Any, pixels: Any) -> Any:
+    axes.imshow(pixels)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes
 
 
 def _strip(axes: Any, schedule: Any) -> None:
