@@ -1,6 +1,6 @@
 """Measurements as Markdown tables, from all that lies under ``benchmarks/results``.
 
-    python benchmarks/table.py [--into README.md]
+    python benchmarks/table.py
 
 Kernels beside their baselines, pipelines beside the records of others and the project's targets. Results of dry runs
 are ignored.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 from pipe_targets import RECORDS, find, quickest, verdicts
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BEGIN, END = "<!-- gpu-table -->", "<!-- /gpu-table -->"
 STEPS = {"flux": 28, "wan": 50}
 
 
@@ -123,27 +121,17 @@ def pipeline(model: str, content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--into", type=Path)
     options = parser.parse_args(arguments)
     tables = [
         kernels(content) if part == "kernels" else pipeline(part, content) for part, content in read(options.results)
     ]
     text = "\n\n".join(tables) or "No GPU has been measured yet; nothing is claimed for speed."
-    if options.into is None:
-        print(text)
-        return 0
-    document = options.into.read_text(encoding="utf-8")
-    if BEGIN not in document or END not in document:
-        print(f"{options.into} lacks {BEGIN} ... {END}; add the two markers where the table belongs.", file=sys.stderr)
-        return 1
-    head, rest = document.split(BEGIN, 1)
-    options.into.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
-    return 0
+    print(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
