@@ -18,7 +18,7 @@ TEST = [
 
 setup(
     name="ddit-rt",
-    version="0.1.0",
+    version="0.2.0",
     description="Diffusion transformers that choose their patch size anew at every denoising step",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
@@ -67,6 +67,7 @@ setup(
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
         "baselines": BASELINES,
         "reward": ["image-reward>=1.5"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": TEST,
         "dev": [*TEST, *DISTILL, "ruff>=0.6", "mypy>=1.11"],
     },
