@@ -1,0 +1,39 @@
+"""What the guides show fulfils the contracts that they explain."""
+
+import re
+import types
+from pathlib import Path
+
+import torch
+
+from ddit_rt.granularity import Anchor, Geometry, Models, PathOptions, PredictionHistory, make_path
+from ddit_rt.granularity.paths import registry
+from ddit_rt.schedule import Policy
+
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+
+
+def blocks(guide: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (GUIDES / guide).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_policy_of_the_guide():
+    names: dict = {}
+    for block in blocks("add-a-policy.md")[1:]:  # the first shows a callable schedule on a pipeline
+        exec(compile(block, "add-a-policy.md", "exec"), names)
+    assert isinstance(names["LateSteps"](sigma=0.5, every=2), Policy)
+
+
+def test_the_coarse_path_of_the_guide(monkeypatch):
+    monkeypatch.setattr(registry, "_MAKERS", dict(registry._MAKERS))
+    module = types.ModuleType("ddit_rt.granularity.paths.half")
+    module.__package__ = registry.__package__
+    exec(compile(blocks("add-a-coarse-path.md")[0], "add-a-coarse-path.md", "exec"), module.__dict__)
+    path = make_path("half", PathOptions())
+    geometry = Geometry(3, 1, 6, 10, 2)  # 4p does not divide it
+    models = Models(low=lambda latent, sigma, multiple: latent, tokens=lambda latent, sigma, multiple: latent)
+    latent = torch.randn(1, 3, 1, 6, 10, generator=torch.Generator().manual_seed(0))
+    history = PredictionHistory()
+    history.add_full(Anchor(0.9, latent, latent, models))
+    for multiple in (2, 4):
+        assert path.predict(history, latent, 0.8, multiple, geometry, models).shape == latent.shape
