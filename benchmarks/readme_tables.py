@@ -16,12 +16,13 @@ SHORT = {
     "fitted-2x@50": "fitted schedule, 2x",
     "fitted-3x@50": "fitted schedule, 3x",
     "fitted-4x@50": "fitted schedule, 4x",
-    "extrapolate-3@50": "linear extrapolation, 1 full step in 3",
+    "extrapolate-2@50": "linear extrapolation, 1 full step in 2",
+    "extrapolate-4@50": "linear extrapolation, 1 full step in 4",
     "teacache-2x@50": "TeaCache, 2x",
     "teacache-3x@50": "TeaCache, 3x",
     "25-steps@50": "25 plain steps",
     "17-steps@50": "17 plain steps",
-    "ddit-1.6x@50": "DDiT's threshold rule (no training)",
+    "ddit-1.6x@50": "DDiT's threshold rule, untrained coarse steps",
 }
 """Method -> its name in the README's table, in the table's order."""
 
