@@ -10,10 +10,10 @@ import numpy as np
 from evaluations import Evaluation, read_reports
 from matplotlib.figure import Figure
 
-from ddit_rt.demo import load_pipeline
-from ddit_rt.demo.pipeline import FITTED
+from ddit_rt.demo import FITTED, load_pipeline
 from ddit_rt.evaluate import generate, plot_curves, plot_sigma
 from ddit_rt.evaluate.analyses import Line, plot_lines
+from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.schedule import COLOURS, FittedSchedule, plot_reports
 from ddit_rt.trajectories import psnr
 
@@ -116,7 +116,7 @@ def pictures(
             progress(f"{name}: {plan.prompts[prompt]}")
             call = {**plan.call, "prompt": plan.prompts[prompt], "num_inference_steps": methods[name].steps}
             seed = plan.seeds[0] + 1000 * prompt
-            frames[name, prompt] = generate(pipe, methods[name].arguments(), seed, **call).frames
+            frames[name, prompt] = generate(pipe, run_settings(methods[name]), seed, **call).frames
     base = next(iter(columns))
     return {
         (name, prompt): (one[0].movedim(0, -1).numpy(), psnr(one, frames[base, prompt]))

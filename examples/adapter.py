@@ -9,7 +9,7 @@ trained at 28 and 50 steps, so at the few of this script its numbers say little.
 import torch
 
 import ddit_rt
-from ddit_rt.demo import CALL_DEFAULTS, MODEL_DIR, load_pipeline
+from ddit_rt.demo import ADAPTER, CALL_DEFAULTS, load_pipeline
 from ddit_rt.trajectories import psnr
 
 CALL = {**CALL_DEFAULTS, "true_cfg_scale": 1.0, "num_inference_steps": 12}
@@ -19,7 +19,7 @@ SCHEDULE = [1, 1, 1, 1, 2, 2, 1, 2, 2, 1, 1, 1]
 def main() -> None:
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    adapter = ddit_rt.load_adapter(MODEL_DIR / "adapter.safetensors")
+    adapter = ddit_rt.load_adapter(ADAPTER)
 
     def draw() -> torch.Tensor:
         seed = torch.Generator().manual_seed(0)

@@ -5,7 +5,10 @@ import types
 from pathlib import Path
 
 import torch
+from diffusers import FirstBlockCacheConfig
 
+from ddit_rt.evaluate import Listing, baselines
+from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.granularity import Anchor, Geometry, Models, PathOptions, PredictionHistory, make_path
 from ddit_rt.granularity.paths import registry
 from ddit_rt.schedule import Policy
@@ -37,3 +40,12 @@ def test_the_coarse_path_of_the_guide(monkeypatch):
     history.add_full(Anchor(0.9, latent, latent, models))
     for multiple in (2, 4):
         assert path.predict(history, latent, 0.8, multiple, geometry, models).shape == latent.shape
+
+
+def test_the_step_cache_of_the_guide():
+    module = types.ModuleType("ddit_rt.evaluate.baselines.shown")
+    module.__package__ = baselines.__name__
+    exec(compile(blocks("add-a-baseline.md")[0], "add-a-baseline.md", "exec"), module.__dict__)
+    (method,) = module.FirstBlock().methods(Listing(None, 8, {}))
+    assert (method.name, method.kind, method.steps) == ("first-block-0.1@8", "FirstBlockCache", 8)
+    assert run_settings(method)["cache"] == FirstBlockCacheConfig(threshold=0.1)
