@@ -21,7 +21,8 @@ from pipe_models import MODELS, build
 
 import ddit_rt
 from ddit_rt.pipeline import accelerated_pipeline
-from ddit_rt.runtime import Captured, GraphRunner, PendingEvolution
+from ddit_rt.runtime import Captured, GraphRunner
+from ddit_rt.schedule import PendingEvolution
 
 _DECISION, _REFRESH = PendingEvolution.decision, GraphRunner.refresh
 

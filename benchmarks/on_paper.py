@@ -1,6 +1,6 @@
 """What full-size runs should take on GPUs, computed: every operation of the real transformers against a data sheet.
 
-    python benchmarks/on_paper.py [--into README.md]
+    python benchmarks/on_paper.py [--into docs/runtime.md]
 
 Nothing is measured. FLUX.1-dev and Wan 2.1 1.3B go through ddit_rt's own coarse path as shapes without data
 (``paper_count.py``); every operation that would launch a kernel takes the longer of its arithmetic and its bytes on the
@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import markers
 from paper_count import ATTENTION, HOST, KERNEL, MATMUL, MEMORY, Gpu, rows
 from pipe_models import MODELS
 from pipe_schedules import mixed, speedup
 from pipe_targets import GRAPHS_GIB, RATIOS, RECORDS
-from readme import put
 
 GPUS = (
     Gpu("RTX 4090", 128, 165.2e12, 1.008e12),
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(text())
     else:
         document = options.into.read_text(encoding="utf-8")
-        options.into.write_text(put(document, "paper-table", text()), encoding="utf-8")
+        options.into.write_text(markers.put(document, "paper-table", text()), encoding="utf-8")
     return 0
 
 

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import markers
 import readme_figures as figures
 import readme_tables as tables
 from evaluations import Evaluation
@@ -50,10 +51,8 @@ def contents() -> dict[str, str]:
 def fill(text: str, found: dict[str, str]) -> str:
     """``text`` with the contents of ``found`` between those of their markers that it has."""
     for name, content in found.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if begin in text:
-            head, rest = text.split(begin)
-            text = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+        if markers.has(text, name):
+            text = markers.put(text, name, content)
     return text
 
 

@@ -63,8 +63,8 @@ def test_the_text_goes_between_its_markers(tmp_path):
 
 
 def test_host_gaps_are_those_of_steps_that_decided():
-    look = GraphRunner.look
+    refresh = GraphRunner.refresh
     found, looks = host_gap.gaps("flux", 8)
     assert len(found) == 8 - 3 and len(looks) == 8  # the first decision takes three increments
     assert all(0 < seconds < 1 for seconds in (*found, *looks))
-    assert GraphRunner.look is look
+    assert GraphRunner.refresh is refresh

@@ -2,6 +2,7 @@
 
 import json
 
+import markers
 import pytest
 import readme
 from evaluations import Evaluation, condense, condense_analyses, read_reports
@@ -23,6 +24,8 @@ def test_every_table_is_up_to_date():
 def test_filling_changes_what_is_between_the_markers_alone():
     text = "before <!-- a --> old <!-- /a --> after"
     assert readme.fill(text, {"a": "new", "b": "other"}) == "before <!-- a -->\nnew\n<!-- /a --> after"
+    with pytest.raises(SystemExit, match="add the two markers"):
+        markers.put(text, "b", "other")
 
 
 @pytest.fixture
