@@ -209,6 +209,11 @@ class CallState:
             sigma = self._sigmas[self.index]
             view = StepView(self.index, self.steps, sigma, *counts, can_skip, self._evolution.current)
             multiple = self._policy.choose(view)
+            if multiple != SKIP and multiple not in self._config.multiples:
+                raise ScheduleError(
+                    f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
+                    f"or {SKIP} to skip the step."
+                )
         if must_be_full or (multiple == SKIP and not can_skip):
             multiple = 1
         spacing.add(multiple)

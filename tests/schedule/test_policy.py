@@ -2,9 +2,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import flux, flux_inputs, latents_of
 
+import ddit_rt
 from ddit_rt import DDiTConfig, ScheduleError
 from ddit_rt.schedule import FixedSchedule, KnownEvolution, StepView, coarsest_below, make_policy
 
@@ -87,3 +90,29 @@ def test_the_length_of_a_fixed_schedule_is_checked():
     make_policy(DDiTConfig(schedule=lambda index, patch_std: 1), None).start(3)
     with pytest.raises(ScheduleError, match="2 entries, this run has 3"):
         FixedSchedule((1, 2)).start(3)
+
+
+class EverySecond:
+    """A policy of one's own, as the guide shows it."""
+
+    def __init__(self, multiple):
+        self.multiple = multiple
+
+    def start(self, steps):
+        self.steps = steps
+
+    def choose(self, step):
+        return 1 if step.index < 2 or step.consecutive_coarse else self.multiple
+
+
+def test_a_policy_of_ones_own_is_a_schedule():
+    pipe, inputs = flux(), flux_inputs()
+    policy = EverySecond(2)
+    with ddit_rt.accelerated(pipe, schedule=policy):
+        result = latents_of(pipe, inputs)
+        assert ddit_rt.report(pipe).schedule == [1, 1, 2, 1, 2, 1, 2, 1] and policy.steps == 8
+        assert "EverySecond" in ddit_rt.report(pipe).config["schedule"]
+    with ddit_rt.accelerated(pipe, schedule=[1, 1, 2, 1, 2, 1, 2, 1]):
+        assert torch.equal(latents_of(pipe, inputs), result)
+    with ddit_rt.accelerated(pipe, schedule=EverySecond(3)), pytest.raises(ScheduleError, match="chose 3 for step 2"):
+        latents_of(pipe, inputs)
