@@ -79,6 +79,8 @@ def _coarse_names() -> tuple[str, ...]:
 
 
 def _checked_coarse(name: Any) -> str:
+    if name == "auto":  # without loading what the registry stands on
+        return "auto"
     names = _coarse_names()
     if not isinstance(name, str) or name not in names:
         raise ConfigError(f"coarse={shown(name)}: use one of {', '.join(map(repr, names))}.")
