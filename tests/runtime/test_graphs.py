@@ -167,7 +167,7 @@ def test_without_looking_the_recorder_shows_the_stale_weights(bench):
     """The recorder is as unforgiving as CUDA, so the tests above mean something."""
     bench(vector(1, 1))
     change_data(bench.module)
-    bench.runner.look = lambda *modules: None
+    bench.runner.refresh = lambda *modules: None
     assert torch.equal(bench(vector(1, 1))[0], vector(2, 3))
 
 
