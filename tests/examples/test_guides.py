@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from diffusers import FirstBlockCacheConfig
+from tiny import flux, flux_inputs, latents_of
 
+import ddit_rt
 from ddit_rt.evaluate import Listing, baselines
 from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.granularity import Anchor, Geometry, Models, PathOptions, PredictionHistory, make_path
@@ -20,10 +22,14 @@ def blocks(guide: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (GUIDES / guide).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_policy_of_the_guide():
-    names: dict = {}
-    for block in blocks("add-a-policy.md")[1:]:  # the first shows a callable schedule on a pipeline
+def test_the_policies_of_the_guide():
+    pipe = flux()
+    names: dict = {"ddit_rt": ddit_rt, "pipe": pipe}
+    for block in blocks("add-a-policy.md"):
         exec(compile(block, "add-a-policy.md", "exec"), names)
+        if "accelerate(" in block:
+            latents_of(pipe, flux_inputs())
+            assert 2 in ddit_rt.report(pipe).schedule
     assert isinstance(names["LateSteps"](sigma=0.5, every=2), Policy)
 
 
