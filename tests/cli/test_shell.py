@@ -110,7 +110,6 @@ def test_a_terminal_shows_one_bar_at_a_time_and_it_is_ours(tmp_path: Path) -> No
     order = ["importing torch and diffusers", "loading demo", "accelerated"]
     kinds = [next((name for name in order if part.startswith(name)), part) for part in shown]
     assert sorted(set(kinds), key=kinds.index) == order and kinds == sorted(kinds, key=order.index)
-    assert shown[-1].startswith("accelerated: 100%")
 
 
 def test_bars_of_loading_are_hidden_and_those_of_downloads_stay() -> None:
