@@ -244,15 +244,19 @@ class AcceleratedPipeline:
             patch.ensure_outermost()
 
     def _forward_handler(self, module: nn.Module) -> Any:
+        # a coarse run exchanges parts of the transformer for its length, which no other thread's call may meet
+        lock = threading.RLock()
+
         def handle(inner: Any, *args: Any, **kwargs: Any) -> Any:
             caller = calling_pipeline()
-            if self.pipe.scheduler is not self._scheduler and (caller == NOBODY or caller[0] is self.pipe):
-                self._attach_scheduler()
-                self._begin_call(caller)
-            call = self._current_call(caller)
-            if call is None:
-                return inner(*args, **kwargs)
-            return self._run(call, unwrap_module(module), inner, args, kwargs)
+            with lock:
+                if self.pipe.scheduler is not self._scheduler and (caller == NOBODY or caller[0] is self.pipe):
+                    self._attach_scheduler()
+                    self._begin_call(caller)
+                call = self._current_call(caller)
+                if call is None:
+                    return inner(*args, **kwargs)
+                return self._run(call, unwrap_module(module), inner, args, kwargs)
 
         return handle
 
@@ -260,6 +264,8 @@ class AcceleratedPipeline:
         """Runs one transformer call of a step and remembers it."""
         family, executor, caches = self.family, self._executor, self._caches
         arguments = {**dict(zip(family.argument_names, args)), **kwargs}
+        if call.record is None and call.is_stray(family, arguments[family.time_argument]):
+            return inner(*args, **kwargs)
         inputs, obstacle = None, caches.obstacles.get(id(base), "")
         try:
             inputs = family.parse(base, arguments)
@@ -269,10 +275,10 @@ class AcceleratedPipeline:
             executor.refresh(base, inputs)
         if call.record is None:
             if call.index == 0:
-                obstacle = call.start(self._scheduler, family, arguments[family.time_argument]) or obstacle
+                call.start(self._scheduler, family, arguments[family.time_argument])
                 check_finite(inputs)
             executed = "eager" if executor.graphs is None else "graph"
-            call.begin_step(base, family, inputs, arguments, obstacle, executed)
+            call.begin_step(base, family, inputs, obstacle, executed)
         record, ordinal = call.record, call.calls
         assert record is not None
         call.calls += 1

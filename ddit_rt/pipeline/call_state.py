@@ -66,7 +66,8 @@ class CallState:
         self._replayed = True
         self._updated_every_step = False
         self._stop: Callable[[], Callable[[], float]] | None = None
-        self._begin: int | None = 0
+        self._unplaced = ""
+        self._stray = ""
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
@@ -74,17 +75,14 @@ class CallState:
 
     # -- where the call is ----------------------------------------------------------------------------------------
 
-    def start(self, scheduler: Any, family: Family, given: torch.Tensor) -> str:
-        """Takes σ and timesteps of the steps to come.
+    def start(self, scheduler: Any, family: Family, given: torch.Tensor) -> None:
+        """Takes σ and timesteps of the steps to come. Where they cannot be told, every step will be full.
 
         Args:
             scheduler: With the call's timesteps set.
             family: Of the transformer.
             given: The transformer's first timestep argument. It says where a call begins that runs the last of the
                 scheduler's timesteps only, as image- and video-to-video do, whether or not they tell the scheduler.
-
-        Returns:
-            Why no step of the call can be coarse; empty if they can.
 
         Raises:
             ScheduleError: the policy cannot serve so many steps.
@@ -95,15 +93,36 @@ class CallState:
         fits = [i for i, t in enumerate(timesteps) if _same(value, _argument(family, t), precision)]
         if begin not in fits:
             begin = fits[0] if len(fits) == 1 and scheduler.begin_index is None else None
-        self._begin = begin
         if begin is None:
             self.steps = len(timesteps)
-            return f"the scheduler has no timestep for the transformer's {value:g}"
+            self._unplaced = f"it cannot be told which of the scheduler's timesteps the transformer's {value:g} is"
+            return
         self._timesteps = [float(t) for t in timesteps[begin:]]
         self._sigmas = [float(sigma) for sigma in sigmas[begin:]]
         self.steps = len(self._timesteps)
         self._policy.start(self.steps)
-        return ""
+
+    def is_stray(self, family: Family, given: torch.Tensor) -> bool:
+        """Whether a transformer call that would begin the next step is none of the pipeline's steps.
+
+        A callback, say, may call the transformer between two steps. Where the progress bar is moved on after every
+        step, as most pipelines do, nothing but a callback comes before that; elsewhere the timestep has to be the one
+        that is due, which on a CUDA device costs a wait. The next step's record will have a note of it.
+        """
+        if self.index == 0 or self._unplaced:
+            return False
+        if self.bar is not None and self.bar.updates >= self.index:
+            self._updated_every_step = True
+            return False
+        if self._updated_every_step:
+            self._stray = "a call of the transformer between two steps ran plain"
+            return True
+        value, precision = _value(given)
+        due = _argument(family, self._timesteps[self.index])
+        if _same(value, due, precision):
+            return False
+        self._stray = f"a call at timestep {value:g} ran plain, {due:g} was due"
+        return True
 
     @property
     def sigma(self) -> float:
@@ -135,7 +154,7 @@ class CallState:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def begin_step(
-        self, base: nn.Module, family: Family, inputs: ModelInputs | None, arguments: Any, obstacle: str, executed: str
+        self, base: nn.Module, family: Family, inputs: ModelInputs | None, obstacle: str, executed: str
     ) -> None:
         """Chooses the multiple of the step that a transformer call begins, and opens its record.
 
@@ -143,16 +162,14 @@ class CallState:
             base: The transformer.
             family: Of it.
             inputs: Of the call; None if it cannot run coarsely.
-            arguments: Of the call, by name.
             obstacle: Why the step has to be full, if so.
             executed: How model runs are executed unless something falls back, "eager" or "graph".
 
         Raises:
             ScheduleError: the policy chose what cannot be run.
         """
-        unfit = obstacle if self._begin is None else self._unfit(family, arguments[family.time_argument])
-        self.remembers = self._may_coarsen and not unfit and self.index + 1 < self.steps
-        note = unfit or obstacle
+        self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
+        note = self._unplaced or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
@@ -179,27 +196,10 @@ class CallState:
             multiple=multiple,
             tokens=inputs.geometry.tokens(multiple) if inputs is not None and multiple != SKIP else 0,
             executed=executed if multiple == 1 or (multiple > 1 and self._path.calls_model) else "cached",
-            note=note,
+            note=note or self._stray,
         )
+        self._stray = ""
         self._stop = stopwatch(inputs.latent.device if inputs is not None else torch.device("cpu"))
-
-    def _unfit(self, family: Family, given: torch.Tensor) -> str:
-        """Why a transformer call that would begin the next step is none of the pipeline's steps; empty if it is one.
-
-        A callback, say, may call the transformer between two steps. Where the progress bar is moved on after every
-        step, as most pipelines do, nothing but a callback comes before that; elsewhere the timestep has to be the one
-        that is due, which on a CUDA device costs a wait.
-        """
-        if self.index == 0:
-            return ""
-        if self.bar is not None and self.bar.updates >= self.index:
-            self._updated_every_step = True
-            return ""
-        if self._updated_every_step:
-            return "a call of the transformer between two steps"
-        value, precision = _value(given)
-        due = _argument(family, self._timesteps[self.index])
-        return "" if _same(value, due, precision) else f"timestep {value:g} came where {due:g} was due"
 
     def _choose(self, must_be_full: bool, can_skip: bool) -> int:
         """The multiple of the step that begins, 0 to skip it."""
