@@ -7,11 +7,14 @@ README = Path(__file__).parent / "README.md"
 DISTILL = ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"]
 # what the evaluation compares with; also asks for torch>=2.7.1 and diffusers>=0.36; verified with 1.5.3
 BASELINES = ["cache-dit>=1.5.3"]
+# what diffusers' own tests import, see tests/upstream/run.sh
+UPSTREAM = ["ftfy>=6", "parameterized>=0.9", "requests-mock>=1.12"]
 TEST = [
     "pytest>=8",
     "pytest-benchmark>=5",
     "hypothesis>=6.100",
     "accelerate>=1.0",
+    "psutil>=5.9",
     "scikit-image>=0.24",
     "import-linter>=2.17",
 ]
@@ -69,6 +72,7 @@ setup(
         "reward": ["image-reward>=1.5"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": TEST,
+        "upstream": UPSTREAM,
         "dev": [*TEST, *DISTILL, "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={"console_scripts": ["ddit-rt = ddit_rt.cli:main"]},
