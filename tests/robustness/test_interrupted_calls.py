@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from pipelines import transformer_call
 from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
 
 import ddit_rt
@@ -47,19 +49,6 @@ def interrupted(pipe: Any, inputs: dict[str, Any], error: type[BaseException], p
     assert len(seen) == step + (place == "callback")
 
 
-def flux_call() -> dict[str, torch.Tensor]:
-    """Arguments of a call of the transformer by hand."""
-    generator = torch.Generator().manual_seed(11)
-    return {
-        "hidden_states": torch.randn(1, 64, 16, generator=generator),
-        "encoder_hidden_states": torch.randn(1, 5, 24, generator=generator),
-        "pooled_projections": torch.randn(1, 12, generator=generator),
-        "timestep": torch.tensor([0.5]),
-        "img_ids": FluxPipeline._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
-        "txt_ids": torch.zeros(5, 3),
-    }
-
-
 def wan_call() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(11)
     return {
@@ -69,7 +58,7 @@ def wan_call() -> dict[str, torch.Tensor]:
     }
 
 
-MODELS = {"flux": (flux, flux_inputs, flux_call), "wan": (wan, wan_inputs, wan_call)}
+MODELS = {"flux": (flux, flux_inputs, transformer_call), "wan": (wan, wan_inputs, wan_call)}
 
 
 @torch.no_grad()
@@ -140,21 +129,6 @@ def test_a_pipeline_on_the_same_transformer_is_plain_after_a_whole_call():
         assert ddit_rt.report(pipe).to_dict() == report
 
 
-@pytest.mark.xfail(strict=True, reason=ENDLESS)
-def test_an_interrupted_call_leaves_no_state_in_its_thread():
-    pipe, inputs = flux(), flux_inputs()
-    with ddit_rt.accelerated(pipe, schedule=COARSE):
-        before = set(map(id, alive(torch.Tensor)))
-        interrupted(pipe, inputs, RuntimeError, "callback", step=4)
-        kept = [tensor for tensor in alive(torch.Tensor) if id(tensor) not in before]
-    assert not [tensor.shape for tensor in kept if tensor.numel() >= 64 * 16], "latents or predictions are kept"
-
-
-def alive(cls: type) -> list[Any]:
-    gc.collect()
-    return [obj for obj in gc.get_objects() if issubclass(type(obj), cls)]
-
-
 # -- inside the call ------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +151,7 @@ def test_a_pipeline_on_the_same_transformer_called_inside_a_callback_is_plain():
 
 @pytest.mark.xfail(strict=True, reason="known: a direct call of the transformer joins the call")
 def test_the_transformer_called_inside_a_callback_is_plain():
-    pipe, inputs, arguments = flux(), flux_inputs(), flux_call()
+    pipe, inputs, arguments = flux(), flux_inputs(), transformer_call()
     plain, results = by_hand(pipe, arguments), []
 
     def nested(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
@@ -218,10 +192,10 @@ def test_a_pipeline_on_the_same_transformer_in_another_thread_is_plain(path):
     pipe, inputs = flux(), flux_inputs()
     adapter = trained(pipe) if path == "adapter" else None
     other, others = sibling(pipe), flux_inputs(steps=2)
-    plain, results = latents_of(other, others), []
-    busy = threading.Event()
+    plain, results, threads = latents_of(other, others), [], []
+    main = threading.get_ident()
 
-    def call() -> None:
+    def work() -> None:
         try:
             results.append(torch.equal(latents_of(other, others), plain) or "another picture")
         except Exception as error:
@@ -229,24 +203,68 @@ def test_a_pipeline_on_the_same_transformer_in_another_thread_is_plain(path):
 
     def beside(*_: Any) -> None:
         """In the midst of the model, at every step: the other thread's call from beginning to end."""
-        if not busy.is_set():
-            busy.set()
-            thread = threading.Thread(target=call)
-            thread.start()
-            thread.join()
-            busy.clear()
+        if threading.get_ident() == main:
+            waits = not any(thread.is_alive() for thread in threads)
+            threads.append(threading.Thread(target=work))
+            threads[-1].start()
+            # a call that waits for this one to end is fine, too
+            threads[-1].join(timeout=5 if waits else 0)
 
     with ddit_rt.accelerated(pipe, adapter, schedule=COARSE, **PATHS[path]):
         alone = latents_of(pipe, inputs)
-        hook = pipe.transformer.transformer_blocks[0].register_forward_pre_hook(beside)
-        together = latents_of(pipe, inputs)
-        hook.remove()
+        with hooked(pipe.transformer.transformer_blocks[0], beside):
+            together = latents_of(pipe, inputs)
+            for thread in threads:
+                thread.join()
     assert torch.equal(together, alone)
-    assert len(results) >= 8 and set(results) == {True}
+    assert len(results) >= 4 and set(results) == {True}
+
+
+@contextmanager
+def hooked(module: torch.nn.Module, function: Any) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(function, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_a_call_that_overlaps_a_coarse_step_of_another_thread_meets_no_adapter():
+    """It embeds before the coarse step, runs the blocks in its midst, and is de-embedded after it."""
+    pipe, inputs, arguments = flux(), flux_inputs(), transformer_call()
+    plain, results = by_hand(pipe, arguments), []
+    main = threading.get_ident()
+    embedded, may_run, has_run, may_end = (threading.Event() for _ in range(4))
+
+    def at_blocks(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if threading.get_ident() != main:
+            embedded.set()
+            may_run.wait(timeout=5)
+        elif given["hidden_states"].shape[1] < 64 and not may_run.is_set():
+            may_run.set()
+            has_run.wait(timeout=5)
+
+    def at_output(*_: Any) -> None:
+        if threading.get_ident() != main:
+            has_run.set()
+            may_end.wait(timeout=5)
+
+    with ddit_rt.accelerated(pipe, trained(pipe), schedule=COARSE):
+        alone = latents_of(pipe, inputs)
+        blocks, output = pipe.transformer.transformer_blocks[0], pipe.transformer.norm_out
+        with hooked(blocks, at_blocks), hooked(output, at_output):
+            thread = threading.Thread(target=lambda: results.append(by_hand(pipe, arguments)))
+            thread.start()
+            embedded.wait(timeout=5)
+            together = latents_of(pipe, inputs)
+            may_end.set()
+            thread.join()
+    assert torch.equal(together, alone)
+    assert torch.equal(results[0], plain)
 
 
 def test_a_call_in_another_thread_does_not_see_the_state_of_an_interrupted_one():
-    pipe, inputs, arguments = flux(), flux_inputs(), flux_call()
+    pipe, inputs, arguments = flux(), flux_inputs(), transformer_call()
     plain, results = by_hand(pipe, arguments), []
     with ddit_rt.accelerated(pipe, schedule=COARSE):
         alone = latents_of(pipe, inputs)

@@ -18,7 +18,8 @@ from diffusers import (
     WanPipeline,
     WanVideoToVideoPipeline,
 )
-from tiny import flux, flux_inputs, latents_of, picture, randomise, wan, wan_inputs
+from pipelines import patches
+from tiny import flux, flux_inputs, latents_of, picture, randomise, wan, wan_inputs, wan_transformer
 
 import ddit_rt
 from ddit_rt import DDiTError
@@ -49,13 +50,6 @@ MAKE: dict[str, Callable[[Any], Any]] = {"from_pipe": image_to_image, "component
 def inputs_of(other: Any) -> dict[str, Any]:
     extra = {"image": picture(), "strength": 0.75} if isinstance(other, FluxImg2ImgPipeline) else {}
     return flux_inputs(**extra)
-
-
-def patches(pipe: Any) -> list[str]:
-    """What acceleration leaves on the components."""
-    found = [f"transformer.{name}" for name in ("forward", "_ddit_pipeline") if name in pipe.transformer.__dict__]
-    names = ("step", "set_timesteps", "_ddit_pipeline")
-    return found + [f"scheduler.{name}" for name in names if name in pipe.scheduler.__dict__]
 
 
 def plain_results(make: Callable[[Any], Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,7 +177,7 @@ def test_image_to_video_on_the_transformer_of_an_accelerated_pipeline_does_not_c
     """Two supported classes, one scheduler, transformers of their own."""
     pipe, components = wan(euler=True), {"tokenizer": None, "text_encoder": None}
     other = WanImageToVideoPipeline(
-        scheduler=pipe.scheduler, vae=wan_vae(), transformer=wan_image_transformer(), **components
+        scheduler=pipe.scheduler, vae=wan_vae(), transformer=wan_transformer(in_channels=12), **components
     )
     other.set_progress_bar_config(disable=True)
     inputs = wan_inputs(image=picture(64, 96))
@@ -193,12 +187,6 @@ def test_image_to_video_on_the_transformer_of_an_accelerated_pipeline_does_not_c
         assert torch.equal(latents_of(other, inputs), plain)
         report = ddit_rt.report(pipe)
     assert report.complete and len(report.steps) == 5
-
-
-def wan_image_transformer() -> Any:
-    from tiny import wan_transformer
-
-    return wan_transformer(in_channels=12)
 
 
 # -- copies ---------------------------------------------------------------------------------------------------------
