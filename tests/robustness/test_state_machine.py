@@ -142,8 +142,8 @@ class Pipelines(RuleBasedStateMachine):
             assert type(raised) is error
             self.interrupted = True
         else:
-            # TeaCache passed the block by
-            assert place == "block" and self.settings == "teacache"
+            # that step ran no block
+            assert place == "block" and self.settings in ("teacache", "skips")
         finally:
             if handle is not None:
                 handle.remove()
@@ -205,7 +205,9 @@ class Pipelines(RuleBasedStateMachine):
         for thread in threads:
             thread.join()
         assert torch.equal(results["other"], expected(beside, "small", "euler", False)[0])
+        interrupted = self.interrupted
         self.check(results["own"], name)
+        self.interrupted = interrupted  # in this thread, where no call has begun since
 
 
 class SharingPipelines(Pipelines):

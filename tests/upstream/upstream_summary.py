@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-# tests that compare with numbers of the plain model: pattern of the id -> why coarse steps may miss them
-NUMBERS: dict[str, str] = {}
-
 
 def failing(plain: dict[str, Any], accelerated: dict[str, Any]) -> dict[str, str]:
-    """Tests that pass plain and do not pass accelerated: id -> what happened.
-
-    A coarse run may miss the numbers of the tests in :data:`NUMBERS`, as long as no call of theirs failed.
-    """
-    found = {}
-    coarse = accelerated["mode"] != "exact"
-    for name, outcome in accelerated["tests"].items():
-        if outcome["outcome"] == "passed" or plain["tests"].get(name, {}).get("outcome") != "passed":
-            continue
-        if coarse and not outcome["mismatches"] and any(re.search(pattern, name) for pattern in NUMBERS):
-            continue
-        found[name] = "; ".join(outcome["mismatches"]) or outcome["reason"]
-    return found
+    """Tests that pass plain and do not pass accelerated: id -> what happened."""
+    return {
+        name: "; ".join(outcome["mismatches"]) or outcome["reason"]
+        for name, outcome in accelerated["tests"].items()
+        if outcome["outcome"] != "passed" and plain["tests"].get(name, {}).get("outcome") == "passed"
+    }
 
 
 def summary(plain: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[str, bool]:
