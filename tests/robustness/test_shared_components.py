@@ -25,8 +25,6 @@ import ddit_rt
 from ddit_rt import DDiTError
 
 COARSE = (1, 1, 2, 4, 1, 4, 2, 2)
-UNSAID = "known: a pipeline made of accelerated components is accelerated, and report and restore do not know it"
-DRIVES = "known: a copy of a patched object drives the original"
 
 
 def coarse(index: int, patch_std: Any) -> int:
@@ -62,7 +60,6 @@ def plain_results(make: Callable[[Any], Any]) -> tuple[torch.Tensor, torch.Tenso
 # -- pipelines made from accelerated ones ---------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_a_pipeline_of_accelerated_components_runs_plain_or_reports_its_call(make):
     _, plain = plain_results(make)
@@ -78,7 +75,6 @@ def test_a_pipeline_of_accelerated_components_runs_plain_or_reports_its_call(mak
         assert torch.equal(latents_of(ddit_rt.restore(other), inputs_of(other)), plain)
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_a_pipeline_of_accelerated_components_can_be_restored(make):
     first, second = plain_results(make)
@@ -91,7 +87,6 @@ def test_a_pipeline_of_accelerated_components_can_be_restored(make):
     assert torch.equal(latents_of(ddit_rt.restore(pipe), flux_inputs()), first)
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_a_pipeline_of_accelerated_components_can_take_over(make):
     first, second = plain_results(make)
@@ -158,9 +153,7 @@ def video_inputs() -> dict[str, Any]:
     return {**inputs, "video": torch.stack(video).unsqueeze(0)}
 
 
-@pytest.mark.parametrize("own_scheduler", [True, pytest.param(False, marks=pytest.mark.xfail(strict=True, reason=(
-    "known: video-to-video on an accelerated pipeline's components runs coarse, at wrong noise levels"
-)))])  # fmt: skip
+@pytest.mark.parametrize("own_scheduler", [True, False])
 def test_video_to_video_on_the_components_of_an_accelerated_pipeline_is_plain(own_scheduler):
     pipe = wan(euler=True)
     pipe.vae = wan_vae()
@@ -172,7 +165,6 @@ def test_video_to_video_on_the_components_of_an_accelerated_pipeline_is_plain(ow
         assert torch.equal(latents_of(pipe, wan_inputs()), wanted)
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 def test_image_to_video_on_the_transformer_of_an_accelerated_pipeline_does_not_change_it():
     """Two supported classes, one scheduler, transformers of their own."""
     pipe, components = wan(euler=True), {"tokenizer": None, "text_encoder": None}
@@ -192,7 +184,6 @@ def test_image_to_video_on_the_transformer_of_an_accelerated_pipeline_does_not_c
 # -- copies ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason=DRIVES)
 @pytest.mark.parametrize("make", [flux, wan, lambda: wan(euler=True)], ids=["flux", "unipc", "euler"])
 def test_a_shallow_copy_of_the_scheduler_does_not_drive_the_original(make):
     pipe = ddit_rt.accelerate(make(), schedule=coarse)
@@ -229,7 +220,6 @@ def test_a_plain_pipeline_can_be_pickled(through):
     assert torch.equal(latents_of(through(pipe), flux_inputs()), latents_of(pipe, flux_inputs()))
 
 
-@pytest.mark.xfail(strict=True, reason="known: pickling an accelerated pipeline fails without a word of the reason")
 @pytest.mark.parametrize("what", ["pipeline", "transformer"])
 @pytest.mark.parametrize("through", [pickled, saved])
 def test_an_accelerated_pipeline_is_pickled_plain_or_refused_with_the_way_out(through, what):

@@ -24,8 +24,6 @@ from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
 import ddit_rt
 
 CALLS = int(os.environ.get("DDIT_SOAK_CALLS", "60"))
-CYCLE = "known: call state, history, anchor and transformer call refer to each other, and wait for the collector"
-KNOWN = pytest.mark.xfail(strict=True, reason=CYCLE)
 
 
 @contextmanager
@@ -63,13 +61,8 @@ def left(refs: dict[str, weakref.ref]) -> list[str]:
 
 # -- one call -------------------------------------------------------------------------------------------------------
 
-# without coarse steps nothing is remembered, and skipped steps of band-split need no anchor
-WITH_CYCLES = ("mixed", "signal", "naive", "skips", "adapter", "teacache")
 
-
-@pytest.mark.parametrize(
-    "name", [None, *(pytest.param(name, marks=KNOWN if name in WITH_CYCLES else ()) for name in SETTINGS)]
-)
+@pytest.mark.parametrize("name", [None, *SETTINGS])
 def test_nothing_refers_to_a_tensor_of_a_call_that_is_over(name):
     pipe = flux()
     if name is not None:
@@ -80,7 +73,7 @@ def test_nothing_refers_to_a_tensor_of_a_call_that_is_over(name):
         assert not left(watched_call(pipe, inputs))
 
 
-@pytest.mark.parametrize("accelerated", [False, pytest.param(True, marks=KNOWN)])
+@pytest.mark.parametrize("accelerated", [False, True])
 def test_nothing_refers_to_a_tensor_of_a_video_call_that_is_over(accelerated):
     pipe, inputs = wan(two=True), wan_inputs(steps=6)
     if accelerated:
@@ -91,7 +84,6 @@ def test_nothing_refers_to_a_tensor_of_a_video_call_that_is_over(accelerated):
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
-@KNOWN
 def test_nothing_refers_to_a_tensor_of_a_call_through_graphs_that_is_over(with_adapter):
     pipe = flux()
     recorded(pipe, trained(pipe) if with_adapter else None, schedule=mixed)
@@ -100,9 +92,7 @@ def test_nothing_refers_to_a_tensor_of_a_call_through_graphs_that_is_over(with_a
         assert not left(watched_call(pipe, flux_inputs(steps=4)))
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=KNOWN if name in WITH_CYCLES else ()) for name in SETTINGS)]
-)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_call_leaves_no_tensor_behind(name):
     """Views and predictions, too, which the test above does not see."""
     pipe, inputs = accelerate(flux(), name), flux_inputs(steps=4)
@@ -123,7 +113,6 @@ def test_the_collector_frees_what_a_call_leaves_behind(name):
     assert not left(refs)
 
 
-@pytest.mark.xfail(strict=True, reason="known: the state of a call that an exception ends lives on in its thread")
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["mixed", "adapter"])
 def test_an_interrupted_call_leaves_no_tensor_behind(name, error):
