@@ -1,6 +1,6 @@
 """Many calls: nothing of a call is left when it is over, and memory stays flat.
 
-``DDIT_SOAK_CALLS`` sets how many calls the long test makes (default 60; 1000 for an hour's worth of confidence).
+``DDIT_SOAK_CALLS`` sets how many calls the long test makes (default 60; 1000 take some minutes).
 """
 
 from __future__ import annotations
