@@ -1,4 +1,4 @@
-"""Puts this folder on the import path (``tiny``) and makes property tests repeatable."""
+"""Makes property tests repeatable. What tests share lies in ``helpers``, which is on the import path."""
 
 from hypothesis import settings
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from pipelines import transformer_call
+from shared_pipelines import transformer_call
 from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
 
 import ddit_rt

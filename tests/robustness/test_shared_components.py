@@ -18,7 +18,7 @@ from diffusers import (
     WanPipeline,
     WanVideoToVideoPipeline,
 )
-from pipelines import patches
+from shared_pipelines import patches
 from tiny import flux, flux_inputs, latents_of, picture, randomise, wan, wan_inputs, wan_transformer
 
 import ddit_rt

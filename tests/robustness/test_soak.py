@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 from adapters import trained
-from pipelines import SETTINGS, accelerate, mixed
 from recorded import recorded
 from recording import Recording
+from shared_pipelines import SETTINGS, accelerate, mixed
 from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
 
 import ddit_rt

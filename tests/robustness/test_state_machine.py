@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from pipelines import (
+from shared_pipelines import (
     LORA,
     REQUESTS,
     SCHEDULERS,

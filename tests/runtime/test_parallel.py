@@ -67,7 +67,7 @@ def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *filter(None, sys.path)]),
     }
     command = [sys.executable, "-c", WORKER]
     ranks = [
