@@ -1,4 +1,4 @@
-"""One file per transformer class. Adding a model is adding a file and naming it in :data:`FAMILIES`."""
+"""One file per transformer class. Adding a model is adding a file, and naming it in :data:`FAMILIES`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .flux import Flux
 from .fresh import fresh_adapter
 from .wan import Wan
 
-FAMILIES: tuple[Family, ...] = (Flux(), Wan())
+FAMILIES: list[Family] = [Flux(), Wan()]
+"""All families, in the order in which they are asked."""
 
 __all__ = [
     "FAMILIES",
@@ -24,7 +25,19 @@ __all__ = [
     "family_of",
     "fresh_adapter",
     "raw_sample",
+    "register_family",
 ]
+
+
+def register_family(family: Family) -> None:
+    """Makes a family known that is defined elsewhere; it is asked before those that are known.
+
+    Raises:
+        ValueError: its name is taken.
+    """
+    if family.name in (known.name for known in FAMILIES):
+        raise ValueError(f"there is a family {family.name!r} already.")
+    FAMILIES.insert(0, family)
 
 
 def family_of(pipe: Any) -> Family:
