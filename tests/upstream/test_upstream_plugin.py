@@ -160,6 +160,7 @@ def test_the_summary_names_what_fails_accelerated_only():
     text, clean = summary(plain, [exact])
     assert not clean and "4 tests" in text and "3 calls compared" in text and "FAILED d: values differ" in text
     assert summary(plain, [{**exact, "tests": plain["tests"]}])[1]
+    assert not summary(plain, [{**exact, "tests": plain["tests"], "calls": 0}])[1], "nothing was compared"
     assert failing(plain, log("coarse", d=("failed", []))) == {"d": "why"}
 
 

@@ -19,7 +19,7 @@ def failing(plain: dict[str, Any], accelerated: dict[str, Any]) -> dict[str, str
 
 
 def summary(plain: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[str, bool]:
-    """The summary as text, and whether nothing fails accelerated."""
+    """The summary as text, and whether calls were compared and nothing fails accelerated."""
     counts = Counter(outcome["outcome"] for outcome in plain["tests"].values())
     lines = [
         f"{len(plain['tests'])} tests; plain: {counts['passed']} passed, {counts['failed']} failed, "
@@ -28,7 +28,7 @@ def summary(plain: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[str, boo
     clean = True
     for run in runs:
         bad = failing(plain, run)
-        clean &= not bad
+        clean &= not bad and run["calls"] > 0
         refusals = Counter(text for outcome in run["tests"].values() for text in outcome["refused"])
         lines.append(
             f"{run['mode']}: {len(bad)} failed that pass plain; {run['calls']} calls compared, "
