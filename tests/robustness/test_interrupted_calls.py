@@ -207,7 +207,7 @@ def test_a_pipeline_on_the_same_transformer_in_another_thread_is_plain(path):
             threads.append(threading.Thread(target=work))
             threads[-1].start()
             # a call that waits for this one to end is fine, too
-            threads[-1].join(timeout=5 if waits else 0)
+            threads[-1].join(timeout=1 if waits else 0)
 
     with ddit_rt.accelerated(pipe, adapter, schedule=COARSE, **PATHS[path]):
         alone = latents_of(pipe, inputs)
@@ -238,15 +238,15 @@ def test_a_call_that_overlaps_a_coarse_step_of_another_thread_meets_no_adapter()
     def at_blocks(_: Any, __: Any, given: dict[str, Any]) -> None:
         if threading.get_ident() != main:
             embedded.set()
-            may_run.wait(timeout=5)
+            may_run.wait(timeout=2)
         elif given["hidden_states"].shape[1] < 64 and not may_run.is_set():
             may_run.set()
-            has_run.wait(timeout=5)
+            has_run.wait(timeout=1)
 
     def at_output(*_: Any) -> None:
         if threading.get_ident() != main:
             has_run.set()
-            may_end.wait(timeout=5)
+            may_end.wait(timeout=2)
 
     with ddit_rt.accelerated(pipe, trained(pipe), schedule=COARSE):
         alone = latents_of(pipe, inputs)
