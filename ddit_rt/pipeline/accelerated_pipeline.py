@@ -103,7 +103,8 @@ class AcceleratedPipeline:
         """
         check_scheduler(self.pipe.scheduler)
         check_not_compiled(self._modules)
-        self._caches.check(self.config.multiples)
+        config = self.config
+        self._caches.check(len(config.multiples) > 1 and (config.schedule is not None or config.threshold > 0))
         for owner in (*self._modules.values(), self.pipe.scheduler):
             check_unshared(owner)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
@@ -47,15 +47,18 @@ class StepCaches:
         self._foreign = setting is not None and not isinstance(setting, TeaCacheConfig)
         self.obstacles: dict[int, str] = {}
 
-    def check(self, multiples: Sequence[int]) -> None:
+    def check(self, mixed: bool) -> None:
         """Refuses a transformer that has a cache which cannot go with ours, or with mixed patch sizes.
+
+        Args:
+            mixed: The settings allow steps of several patch sizes.
 
         Raises:
             ConfigError: naming it.
         """
         for name, module in self._modules.items():
             found = _one_count_cache(unwrap_module(module))
-            if found and tuple(multiples) != (1,):
+            if found and mixed:
                 raise ConfigError(
                     f"{name} has {found} on, which works at one token count only. Call pipe.{name}.disable_cache() "
                     f"first, set multiples=(1,), or take cache='teacache' or one of {', '.join(CACHE_CONFIGS)}."

@@ -42,7 +42,8 @@ def test_one_that_is_on_is_refused_with_the_way_out(name):
     with pytest.raises(ConfigError, match=r"disable_cache\(\).*multiples=\(1,\)"):
         ddit_rt.accelerate(pipe)
     assert "_ddit_pipeline" not in pipe.transformer.__dict__
-    ddit_rt.restore(ddit_rt.accelerate(pipe, multiples=(1,)))
+    for settings in ({"multiples": (1,)}, {"threshold": 0}):  # no step can be coarse
+        ddit_rt.restore(ddit_rt.accelerate(pipe, **settings))
     pipe.transformer.disable_cache()
     ddit_rt.accelerate(pipe)
 
