@@ -12,6 +12,7 @@ UPSTREAM = ["ftfy>=6", "parameterized>=0.9", "requests-mock>=1.12"]
 TEST = [
     "pytest>=8",
     "pytest-benchmark>=5",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "accelerate>=1.0",
     "psutil>=5.9",

@@ -1,6 +1,12 @@
 """Makes property tests repeatable. What tests share lies in ``helpers``, which is on the import path."""
 
+import os
+
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers side by side, and what they start: a thread each, or they wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ddit_rt", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("ddit_rt")
