@@ -148,7 +148,8 @@ def test_the_only_checkpoint_is_damaged(tmp_path, recordings):
 def environment():
     """Of a process that imports what these tests do."""
     here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "helpers"), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tests, own = here.parent, os.environ.get("PYTHONPATH")
+    paths = [str(here), str(tests / "helpers"), str(tests.parent), *([own] if own else [])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
