@@ -2,7 +2,7 @@
 
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .model_state import wrapped_forward
-from .parallel import agree_on_multiple, agreed, sequence_ranks, undividable
+from .parallel import agree_on_multiple
 from .patching import MethodPatch, installed
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 
@@ -17,12 +17,9 @@ __all__ = [
     "TeaCacheDefaults",
     "Trunk",
     "agree_on_multiple",
-    "agreed",
     "installed",
     "make_runner",
     "polynomial",
     "relative_change",
-    "sequence_ranks",
-    "undividable",
     "wrapped_forward",
 ]
