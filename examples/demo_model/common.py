@@ -49,6 +49,14 @@ class Sizes:
     )
 
     @staticmethod
+    def large() -> Sizes:
+        """256 pixels, 1,024 tokens: for going on from a trained model, whose sizes are the two coarse grids here."""
+        return Sizes(
+            resolutions=(256, 128, 64), scenes=12000, dit_batch=(8, 24, 64),
+            phases=((0.5, (0.74, 0.17, 0.09)), (1.0, (0.82, 0.12, 0.06))),
+        )  # fmt: skip
+
+    @staticmethod
     def tiny() -> Sizes:
         """A model of a few thousand parameters: exercises every line, learns nothing."""
         return Sizes(

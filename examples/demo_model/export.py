@@ -54,7 +54,8 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
     for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"):
         text = (fresh / name).read_text()
         (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    (fresh / "demo.json").write_text(json.dumps({"call": CALL_DEFAULTS, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
+    call = {**CALL_DEFAULTS, "height": sizes.resolutions[0], "width": sizes.resolutions[0]}
+    (fresh / "demo.json").write_text(json.dumps({"call": call, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
     for path in target.rglob("*.safetensors"):

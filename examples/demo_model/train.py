@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoints")
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (dit stage)")
+    parser.add_argument("--large", action="store_true", help="256 pixels instead of 128; with --start-from")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, to try the command")
     return parser
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: no CUDA device is available; leave the option out to train on the CPU")
     torch.set_num_threads(options.threads)
-    sizes = Sizes.tiny() if options.tiny else Sizes()
+    sizes = Sizes.tiny() if options.tiny else Sizes.large() if options.large else Sizes()
     run, seed, device, resume = options.out, options.seed, options.device, options.resume
     model = options.export_to or run / "model"
     run.mkdir(parents=True, exist_ok=True)
