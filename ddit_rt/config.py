@@ -17,6 +17,10 @@ from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, p
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
 SUPPORTED_MULTIPLES = (1, 2, 4)
+DEFAULT_SPEEDUP = 2.0
+"""What ``accelerate(pipe)`` aims at."""
+# settings that leave the choice of steps to the default target
+_NEUTRAL = frozenset({"reference", "corrector", "backend", "cuda_graphs", "max_graphs"})
 SKIP = 0  # in a schedule, a step that makes no model call
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
@@ -105,6 +109,8 @@ def _checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | 
                 f"schedule={str(path)!r} is not what `ddit-rt fit` writes: it has no entry 'schedule'. Write "
                 '{"schedule": [1, 1, 2, ...]}.'
             )
+        if values.get("reference", "plain") != "plain":  # it has noise levels of its own, which a tuple cannot hold
+            return importlib.import_module("ddit_rt.schedule").FittedSchedule.load(path)
         return _multiple_per_step(values["schedule"], multiples, f"{path}: ")
     return _multiple_per_step(schedule, multiples)
 
@@ -187,8 +193,8 @@ class DDiTConfig(Settings):
         Sequence[int] | ScheduleFn | None, PlainValidator(_checked_schedule), WithJsonSchema(_SCHEDULE_SCHEMA)
     ] = None
     """Overrides the policy: a sequence of multiples, one per denoising step, a callable ``(step index, {multiple:
-    sigma_k}) -> multiple``, or the path of a ``.json`` file of ``ddit-rt fit`` (:class:`ddit_rt.FittedSchedule`), which
-    is read at once. A 0 makes no model call: its prediction lies on the straight line through the last two that the
+    sigma_k}) -> multiple``, a :class:`ddit_rt.FittedSchedule`, or the path of a ``.json`` file of ``ddit-rt fit`` that
+    holds one, which is read at once. A 0 makes no model call: its prediction lies on the straight line through the last two that the
     model made. In a settings file, a relative path starts at that file's folder."""
     coarse: Annotated[
         str,
@@ -231,6 +237,20 @@ class DDiTConfig(Settings):
     """The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0: never."""
     max_consecutive_skipped: Annotated[int, Field(ge=1), Expected("a whole number >= 1.")] = 2
     """Longest run of such steps."""
+    speedup: Annotated[
+        float | None, Field(gt=1), Expected("the wanted ratio of FLOP, a number above 1, or None.")
+    ] = None
+    """Wanted ratio of the transformer's FLOP, plain over accelerated: full steps are placed where errors count most and
+    the steps between them are skipped. It takes what was fitted to this model and call if there is such a schedule
+    (:func:`ddit_rt.fit`), else a rule that needs no measurement. Not together with ``schedule``. None: 2, unless
+    ``schedule`` or a setting of the threshold rule is given."""
+    reference: Literal["plain", "converged"] = "plain"
+    """What a run aims at: ``"plain"``, the picture that the pipeline's own steps would give, or ``"converged"``, the
+    one that infinitely many steps would give from the same noise. For the second the latent is integrated by a solver
+    of second order, and ``speedup`` places its evaluations at noise levels of its own."""
+    corrector: Annotated[bool, Expected("use True or False.")] = True
+    """When a full step follows skipped ones, integrate the gap again with the prediction that is now known, and move
+    the latent by the difference. It calls no model; without a skipped step nothing changes."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels: ``"triton"``, ``"torch"`` or ``"auto"``."""
     cuda_graphs: Annotated[bool | Literal["auto"], Expected("use 'auto', True or False.")] = "auto"
@@ -247,6 +267,34 @@ class DDiTConfig(Settings):
     "threshold": 0.4}``, or a cache config of diffusers (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``,
     ``MagCacheConfig``), which keeps a state per patch size; diffusers' other caches need ``multiples=(1,)``. The report
     counts what TeaCache skips, not what diffusers' caches skip inside the transformer. None for none."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.speedup is not None and self.schedule is not None:
+            raise ConfigError(
+                f"speedup={self.speedup:g} and schedule={shown(self.schedule)}: a schedule has its own speed-up; give "
+                "one of them."
+            )
+        if not set(values) - _NEUTRAL:
+            # not through the frozen setter; it stays out of the fields that were set
+            self.__dict__["speedup"] = DEFAULT_SPEEDUP
+
+    @property
+    def chosen_speedup(self) -> bool:
+        """Whether ``speedup`` was asked for, and is not the default."""
+        return self.speedup is not None and "speedup" in self.model_fields_set
+
+    @property
+    def approximates(self) -> bool:
+        """Whether any step of a run may be other than full."""
+        by_threshold = (len(self.multiples) > 1 and self.threshold > 0) or self.skip_below > 0
+        return self.schedule is not None or self.speedup is not None or by_threshold
+
+    @property
+    def may_be_coarse(self) -> bool:
+        """Whether any step of a run may have another number of tokens."""
+        by_rule = self.speedup is None and self.threshold > 0
+        return len(self.multiples) > 1 and (self.schedule is not None or by_rule)
 
     @classmethod
     def make(
@@ -330,6 +378,9 @@ class DDiTConfig(Settings):
         values = dict(self)
         if self.cache is not None:
             values["cache"] = repr(self.cache)
-        if self.schedule is not None and not isinstance(self.schedule, tuple):
+        fitted = getattr(self.schedule, "schedule", None)
+        if isinstance(fitted, list):
+            values["schedule"] = tuple(fitted)
+        elif self.schedule is not None and not isinstance(self.schedule, tuple):
             values["schedule"] = getattr(self.schedule, "__qualname__", repr(self.schedule))
         return values

@@ -61,7 +61,8 @@ class Settings(BaseModel):
         Raises:
             ConfigError: an unknown name, or a value out of range. A class may raise further errors.
         """
-        return type(self)(**{**dict(self), **changes})
+        kept = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**kept, **changes})
 
     @classmethod
     def check_names(cls, *groups: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,64 +13,204 @@ from typing import Any
 import numpy as np
 
 from ..config import SKIP
+from ..errors import ConfigError, OutOfReachError
 from ..granularity import Adapter, load_adapter
-from ..schedule import FittedSchedule, check_speedup
-from ..trajectories import generate, psnr
+from ..schedule import WARP, FittedSchedule, check_speedup, evaluation_steps, levels_of_steps, schedule_of
+from ..trajectories import generate, generate_converged, psnr
+from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
-from .search import find_schedule
+from .search import find_evaluations, find_schedule
+
+_FINER = 2
+"""Steps to measure along, of the call's own, where evaluations may lie between those."""
 
 
 def fit_schedule(
     pipe: Any,
     prompts: Sequence[str],
-    speedup: float = 2.0,
+    speedup: float | None = None,
     kinds: Sequence[int] = (1, 2, 4, SKIP),
     seed: int = 0,
     progress: Progress = lambda text: None,
     adapter: str | Path | Adapter | None = None,
+    quality: float | None = None,
+    reference: str = "plain",
     **call: Any,
 ) -> FittedSchedule:
-    """Finds the schedule that stays nearest to the plain pipeline at a wanted ratio of FLOP.
+    """Finds the schedule that ends nearest to a reference at a wanted ratio of FLOP, or the fastest of a wanted quality.
 
-    The best, in real runs, of the one that may use every kind and the one without coarse steps; with an adapter also
-    of the one that would be found if its coarse steps erred as delta's do.
+    Real runs choose among several: full and skipped steps where a search puts them and where the rule behind
+    ``accelerate(pipe, speedup=...)`` does, and a mix with coarse steps; with an adapter also the mix that would be
+    found if its coarse steps erred as delta's do.
 
     Args:
         pipe: A supported pipeline; left plain.
         prompts: A few that resemble your use; four do. Each costs about eight plain runs, once.
-        speedup: Wanted ratio of FLOP, > 1.
+        speedup: Wanted ratio of FLOP, > 1; 2 if no quality is given either.
         kinds: Multiples that steps may run at, 0 for no model call.
         seed: Of the first prompt's noise; the i-th prompt takes seed + i.
         progress: Called with a line of text before every run.
         adapter: What coarse steps run, as for :func:`ddit_rt.accelerate`; None fits untrained ones.
+        quality: Wanted mean PSNR to the reference, in dB, instead of ``speedup``.
+        reference: ``"plain"``, the pipeline's own picture, or ``"converged"``, the one that infinitely many steps would
+            give; the second takes full and skipped steps only, and moves the noise levels.
         **call: Arguments of the pipeline; the schedule holds for this ``num_inference_steps`` alone, and for about
             this size and guidance.
 
     Raises:
-        ConfigError: a kind is unknown, there is no prompt, or there are too few steps.
-        OutOfReachError: no schedule of these kinds is that fast.
+        ConfigError: a kind or reference is unknown, both targets are given, there is no prompt, or too few steps.
+        OutOfReachError: no schedule of these kinds is that fast, or that good.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
-    check_speedup(speedup)
+    if speedup is not None and quality is not None:
+        raise ConfigError(f"speedup={speedup:g} and quality={quality:g}: ask for one of them.")
+    if speedup is not None or quality is None:
+        check_speedup(2.0 if speedup is None else speedup)
+    if quality is not None and not 0 < quality < math.inf:
+        raise ConfigError(f"quality={quality!r}: a PSNR in dB, above 0.")
+    if reference not in WARP:
+        raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
     check_kinds(kinds)
-    multiples = [kind for kind in kinds if kind > 1]
+    converged = reference == "converged"
+    multiples = [] if converged else [kind for kind in kinds if kind > 1]
+    if (converged or quality is not None) and SKIP not in kinds:
+        raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
     settings: dict[str, Any] = {}
-    if adapter is not None:
+    if adapter is not None and multiples:
         adapter = load_adapter(adapter)
         settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, *multiples)}
-    error_model = measure(pipe, prompts, multiples, seed, progress, adapter, **call)
+    steps = call.get("num_inference_steps", inspect.signature(pipe.__call__).parameters["num_inference_steps"].default)
+    call = {**call, "num_inference_steps": steps}
+    runs = _Runs(pipe, prompts, seed, progress, settings, reference, call)
+    trained = adapter if settings else None
+    error_model = measure(pipe, prompts, multiples, seed, progress, trained, _FINER if converged else 1, **call)
     progress("searching")
-    schedules = [find_schedule(error_model, speedup, kinds)]
-    # first order flatters coarse steps where steps are long, and an adapter where its errors add up: real runs choose
-    if error_model.adapter_residual:
-        schedules.append(find_schedule(replace(error_model, adapter_residual={}), speedup, kinds))
-    if SKIP in kinds:
-        schedules.append(find_schedule(error_model, speedup, (1, SKIP)))
-    different = [s for i, s in enumerate(schedules) if s not in schedules[:i]]
-    trials = (try_schedule(pipe, s, prompts, seed, progress, settings, **call) for s in different)
-    found = max(trials, key=lambda trial: trial.psnr)
-    return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in error_model.sensitivity])
+    if quality is not None:
+        found = _of_quality(runs, error_model, quality)
+    else:
+        found = runs.best(_at_speedup(error_model, reference, steps, 2.0 if speedup is None else speedup, kinds))
+    sensitivity = np.interp(
+        np.linspace(0, 1, steps), np.linspace(0, 1, error_model.steps), np.asarray(error_model.sensitivity)
+    )
+    return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
+
+
+def _at_speedup(
+    error_model: ErrorModel, reference: str, steps: int, speedup: float, kinds: Sequence[int]
+) -> list[FittedSchedule]:
+    """Schedules that the error model thinks best at a speed-up, and the rule."""
+    found: list[FittedSchedule] = []
+    evaluations = int(steps / speedup + 1e-9)
+    if SKIP in kinds and evaluations >= 2:
+        found += _skipping(error_model, reference, steps, evaluations)
+    if reference == "plain":
+        schedules = [find_schedule(error_model, speedup, kinds)]
+        # first order flatters coarse steps where steps are long, and an adapter where its errors add up
+        if error_model.adapter_residual:
+            schedules.append(find_schedule(replace(error_model, adapter_residual={}), speedup, kinds))
+        found += [_unmeasured(schedule) for schedule in schedules]
+    if not found:
+        raise OutOfReachError(f"speedup={speedup:g}: {steps} steps have to keep 2; ask for {steps / 2:g} at most.")
+    return found
+
+
+def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: int) -> list[FittedSchedule]:
+    """Schedules of so many evaluations: by two searches, one of which trusts the latents that the model looks at."""
+    trusting = replace(error_model, looks_aside=False)
+    searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
+    if reference == "plain":
+        by_rule = schedule_of(steps, evaluations, WARP["plain"])
+        return [_unmeasured(schedule) for schedule in (*searched, by_rule)]
+    at = evaluation_steps(steps, evaluations, WARP["converged"])
+    schedule = [1 if t in at else SKIP for t in range(steps)]
+    last = float(error_model.sigmas[-1])
+    found = []
+    for candidate in searched:
+        levels = [float(error_model.sigmas[t]) for t, kind in enumerate(candidate) if kind == 1]
+        sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last)]
+        found.append(replace(_unmeasured(schedule), sigmas=sigmas, reference="converged"))
+    return found
+
+
+def _of_quality(runs: _Runs, error_model: ErrorModel, quality: float) -> FittedSchedule:
+    """The fewest evaluations whose real runs reach a quality, by bisection."""
+    steps = runs.call["num_inference_steps"]
+    low, high, best = 1, steps, None
+    reached = -math.inf
+    while high - low > 1 or best is None:
+        middle = (low + high) // 2 if high - low > 1 else high
+        if middle < 2:
+            middle = 2
+        found = runs.best(_skipping(error_model, runs.reference, steps, middle))
+        reached = max(reached, runs.quality_of(found))
+        if runs.quality_of(found) >= quality:
+            best, high = found, middle
+        elif middle == high:
+            raise OutOfReachError(
+                f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or for more steps."
+            )
+        else:
+            low = middle
+    return best
+
+
+def _unmeasured(schedule: Sequence[int]) -> FittedSchedule:
+    return FittedSchedule(list(schedule), 1.0, 0.0, 0)
+
+
+class _Runs:
+    """Real runs of schedules, against references that are made once per prompt."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        seed: int,
+        progress: Progress,
+        settings: Mapping[str, Any],
+        reference: str,
+        call: Mapping[str, Any],
+    ) -> None:
+        self.reference = reference
+        self.call = call
+        self._pipe, self._prompts, self._seed, self._progress = pipe, prompts, seed, progress
+        self._settings = settings
+        self._plain: dict[int, Any] = {}
+        self._converged: dict[int, Any] = {}
+
+    def best(self, candidates: Sequence[FittedSchedule]) -> FittedSchedule:
+        """The candidate whose runs end nearest to the reference, with what they gave."""
+        different = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
+        return max((self.measured(candidate) for candidate in different), key=self.quality_of)
+
+    def quality_of(self, fitted: FittedSchedule) -> float:
+        """dB to the reference."""
+        return fitted.psnr if fitted.psnr_converged is None else fitted.psnr_converged
+
+    def measured(self, fitted: FittedSchedule) -> FittedSchedule:
+        """The schedule with its FLOP speed-up and its PSNR, means over the prompts."""
+        speedups, decibels, to_converged = [], [], []
+        for i, prompt in enumerate(self._prompts):
+            self._progress(f"trying: {prompt}")
+            arguments = {**self.call, "prompt": prompt}
+            if i not in self._plain:
+                self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
+                if self.reference == "converged":
+                    self._converged[i] = generate_converged(self._pipe, self._seed + i, **arguments).frames
+            fast = generate(self._pipe, {"schedule": fitted, **self._settings}, self._seed + i, **arguments)
+            assert fast.report is not None
+            speedups.append(fast.report.speedup_estimate)
+            decibels.append(psnr(fast.frames, self._plain[i]))
+            if self._converged:
+                to_converged.append(psnr(fast.frames, self._converged[i]))
+        return replace(
+            fitted,
+            speedup=float(np.mean(speedups)),
+            psnr=float(np.mean(decibels)),
+            prompts=len(self._prompts),
+            psnr_converged=float(np.mean(to_converged)) if to_converged else None,
+        )
 
 
 def try_schedule(
@@ -90,12 +232,4 @@ def try_schedule(
     Returns:
         The schedule with its FLOP speed-up and its PSNR in dB, means over the prompts; no sensitivity.
     """
-    speedups, decibels = [], []
-    for i, prompt in enumerate(prompts):
-        progress(f"trying: {prompt}")
-        plain = generate(pipe, None, seed + i, **{**call, "prompt": prompt})
-        fast = generate(pipe, {"schedule": list(schedule), **settings}, seed + i, **{**call, "prompt": prompt})
-        assert fast.report is not None
-        speedups.append(fast.report.speedup_estimate)
-        decibels.append(psnr(fast.frames, plain.frames))
-    return FittedSchedule(list(schedule), float(np.mean(speedups)), float(np.mean(decibels)), len(prompts))
+    return _Runs(pipe, prompts, seed, progress, settings, "plain", call).measured(_unmeasured(schedule))

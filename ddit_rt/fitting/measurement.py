@@ -41,6 +41,7 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda text: None,
     adapter: Adapter | None = None,
+    finer: int = 1,
     **call: Any,
 ) -> ErrorModel:
     """Measures what :func:`~ddit_rt.fitting.search.find_schedule` needs; one measurement serves any number of searches.
@@ -49,6 +50,8 @@ def measure(
         pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
         multiples: Of the coarse steps.
         adapter: What they run; None for delta, which is measured in any case.
+        finer: How many times as many steps to measure along, so that evaluations can lie between the call's own noise
+            levels; above 1 without multiples.
 
     Raises:
         ConfigError: a multiple is unknown or cannot be run here, there is no prompt, or there are too few steps.
@@ -67,7 +70,12 @@ def measure(
     gains: list[list[float]] = []
     for i, prompt in enumerate(prompts):
         progress(f"plain run: {prompt}")
-        trajectory = record_trajectory(pipe, seed + i, **{**call, "prompt": prompt})
+        coarser = record_trajectory(pipe, seed + i, **{**call, "prompt": prompt})
+        trajectory = coarser
+        if finer > 1:
+            progress(f"{finer} times as many steps: {prompt}")
+            count = {"num_inference_steps": finer * coarser.steps}
+            trajectory = record_trajectory(pipe, seed + i, **{**call, **count, "prompt": prompt})
         predictions = [trajectory.canonical(output) for output in trajectory.outputs]
         sketch = sketch or _Sketch(predictions[0].numel())
         full.append(torch.stack([sketch(p) for p in predictions]))
@@ -82,16 +90,19 @@ def measure(
                 made, shares[k] = adapter_errors(pipe, trajectory, adapter, k, every)
                 errors[k].append(made)
         progress(f"sensitivity: {prompt}")
-        at = _places(trajectory.steps)
-        gains.append([_gain(pipe, trajectory, t) for t in at])
+        at = _places(coarser.steps)
+        gains.append([_gain(pipe, coarser, t) for t in at])
     # errors grow by factors, so it is factors that are averaged, and drawn between the places where they were measured
     logs = np.log(np.maximum(np.array(gains), 1e-3)).mean(0)
+    # noise levels fall from step to step, and np.interp wants its places rising
+    measured = -coarser.sigmas.numpy()[at]
+    sensitivity = np.exp(np.interp(-trajectory.sigmas.numpy()[:-1], measured, logs))
     return ErrorModel(
         sigmas=trajectory.sigmas.numpy(),
         full=torch.stack(full, 1).numpy(),
         coarse={k: torch.stack(found, 1).numpy() for k, found in coarse.items()},
         shares=shares,
-        sensitivity=np.exp(np.interp(np.arange(trajectory.steps), at, logs)),
+        sensitivity=sensitivity,
         transformers=tuple(trajectory.transformers),
         floor=np.array(floor),
         adapter_residual={k: _adapter_residual(found, trajectory.steps) for k, found in errors.items()},

@@ -7,10 +7,13 @@ from itertools import combinations
 
 from ..config import SKIP
 from ..errors import OutOfReachError
-from ..schedule import check_speedup
+from ..schedule import check_speedup, schedule_of
 from .error_model import ErrorModel
 
 _SWEEPS = 6
+_WARPS = (1.0, 1.2, 1.4, 1.6, 1.8)
+"""Of the schedules that a search for evaluations begins with; see :mod:`ddit_rt.schedule.placement`."""
+_SHIFTS = (-3, -2, -1, 1, 2, 3)
 
 
 def find_schedule(error_model: ErrorModel, speedup: float, kinds: Sequence[int] = (1, 2, 4, SKIP)) -> list[int]:
@@ -33,6 +36,52 @@ def find_schedule(error_model: ErrorModel, speedup: float, kinds: Sequence[int] 
     while error_model.cost(schedule) > budget:
         schedule = _cheaper(error_model, schedule, movable, kinds)
     return _improved(error_model, schedule, movable, kinds, budget)
+
+
+def find_evaluations(error_model: ErrorModel, evaluations: int) -> list[int]:
+    """Which steps to make full where all others are skipped.
+
+    It begins with the best of the rules that need no measurement, and moves one evaluation at a time while that helps.
+
+    Args:
+        error_model: Measurements of the model.
+        evaluations: How many, at least 2.
+
+    Raises:
+        OutOfReachError: there are fewer steps, or too few evaluations to draw a line through.
+    """
+    steps = error_model.steps
+    first = [t for t in range(steps) if t == 0 or error_model.transformers[t] != error_model.transformers[t - 1]]
+    if not len(first) + 1 <= evaluations <= steps:
+        raise OutOfReachError(
+            f"{evaluations} evaluations in {steps} steps: a schedule makes {len(first) + 1} to {steps} of them."
+        )
+    begun = (schedule_of(steps, evaluations, warp) for warp in _WARPS)
+    schedule = min((_with_first(s, first) for s in begun), key=error_model.loss)
+    loss = error_model.loss(schedule)
+    for _ in range(4 * _SWEEPS):
+        before = loss
+        for t in [t for t in range(steps) if schedule[t] == 1 and t not in first]:
+            for place in (t + shift for shift in _SHIFTS):
+                if not 0 < place < steps or schedule[place] == 1:
+                    continue
+                candidate = _changed(_changed(schedule, t, SKIP), place, 1)
+                found = error_model.loss(candidate)
+                if found < loss - 1e-6:
+                    schedule, loss = candidate, found
+                    break
+        if loss > before - 1e-4:
+            break
+    return schedule
+
+
+def _with_first(schedule: list[int], first: Sequence[int]) -> list[int]:
+    """The schedule with a transformer's first step full, in place of the evaluation nearest to it."""
+    for t in first:
+        if schedule[t] == SKIP:
+            nearest = min((i for i, k in enumerate(schedule) if k == 1 and i not in first), key=lambda i: abs(i - t))
+            schedule = _changed(_changed(schedule, nearest, SKIP), t, 1)
+    return schedule
 
 
 def _check_reach(error_model: ErrorModel, budget: float, movable: Sequence[int], kinds: Sequence[int]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
@@ -24,11 +22,13 @@ from ..runtime import (
     make_runner,
     wrapped_forward,
 )
-from ..schedule import Report, make_policy, step_with_increment
+from ..schedule import FlowSolver, Ran, Report, check_reference, make_policy, solves_the_flow, step_with_increment
 from .caches import StepCaches
+from .caller import NOBODY, arguments_of_call, calling_pipeline
 from .call_state import CallBar, CallState
 from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
 from .executor import StepExecutor
+from .levels import place_levels
 from .plain_state import keep_plain, release_plain
 from .transformer_call import TransformerCall
 
@@ -63,8 +63,9 @@ class AcceleratedPipeline:
         check_merge(config, self._path)
         wanted = config.max_consecutive_coarse
         limit = self._path.max_consecutive if isinstance(wanted, str) else wanted
-        self.config = config.replace(coarse=name, max_consecutive_coarse=limit)
+        self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = make_policy(self.config, limit)
+        check_reference(self.config.reference, pipe.scheduler)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
             graphs = make_runner(config.cuda_graphs, config.max_graphs)
@@ -103,8 +104,7 @@ class AcceleratedPipeline:
         """
         check_scheduler(self.pipe.scheduler)
         check_not_compiled(self._modules)
-        config = self.config
-        self._caches.check(len(config.multiples) > 1 and (config.schedule is not None or config.threshold > 0))
+        self._caches.check(self.config.may_be_coarse)
         for owner in (*self._modules.values(), self.pipe.scheduler):
             check_unshared(owner)
         try:
@@ -165,7 +165,7 @@ class AcceleratedPipeline:
         """
         kept = (self.config, self._policy, self._report)
         reports: list[Report] = []
-        self.config = self.config.replace(schedule=schedule)
+        self.config = self.config.replace(schedule=schedule, speedup=None)
         self._policy = make_policy(self.config, None)
         try:
             yield reports
@@ -218,6 +218,8 @@ class AcceleratedPipeline:
         for patch in self._forward_patches:
             patch.ensure_outermost()
         self._begin_call(caller)
+        if caller != NOBODY:
+            place_levels(self._scheduler, self._policy, arguments_of_call())
         return result
 
     def _on_progress_bar(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -277,6 +279,7 @@ class AcceleratedPipeline:
         if call.record is None:
             if call.index == 0:
                 call.start(self._scheduler, family, arguments[family.time_argument])
+                call.solver = self._solver(call)
                 check_finite(inputs)
             executed = "eager" if executor.graphs is None else "graph"
             call.begin_step(base, family, inputs, obstacle, executed)
@@ -317,6 +320,15 @@ class AcceleratedPipeline:
         call.add(result)
         return result.output
 
+    def _solver(self, call: CallState) -> FlowSolver | None:
+        """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""
+        if not (self.config.corrector and self.config.approximates and call.sigmas):
+            return None
+        if not solves_the_flow(self._scheduler):
+            return None
+        reference = getattr(self._policy, "reference", self.config.reference)
+        return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
+
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._current_call(calling_pipeline())
         if call is None or call.record is None:
@@ -325,12 +337,19 @@ class AcceleratedPipeline:
         given = {**dict(zip(names, args)), **kwargs}
         rest = args[len(names) :]
         increment = None
-        if self._watches:
-            step_args = [given.pop(name) for name in names]
-            result, increment = step_with_increment(inner, self._scheduler, *step_args, *rest, **given)
+        if self._watches or call.solver is not None:
+            output, timestep, sample = (given.pop(name) for name in names)
+
+            def own_step(latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+                return step_with_increment(inner, self._scheduler, output, timestep, latent, *rest, **given)
+
+            if call.solver is None:
+                result, increment = own_step(sample)
+            else:
+                result, increment = call.solver.step(call.index, call.ran, call.source, output, sample, own_step)
         else:
             result = inner(*args, **kwargs)
-        call.end_step(increment)
+        call.end_step(increment if self._watches else None)
         if call.index >= call.steps:
             self._end_call()
             if self._report is not None and self._report.steps is call.records:
@@ -341,23 +360,3 @@ class AcceleratedPipeline:
 def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:
     """Why the transformer's forward cannot be captured, where that can be seen from outside it."""
     return "a cache of diffusers decides inside the transformer" if cached else wrapped_forward(inner, base)
-
-
-NOBODY = (None, 0)
-"""No pipeline's call: components that are used directly, or in a loop of the user's own."""
-
-
-def calling_pipeline() -> tuple[Any, int]:
-    """The innermost diffusers pipeline whose ``__call__`` runs on this thread, and the identity of its frame.
-
-    Pipelines share components, fail half-way and are called inside one another's callbacks; a transformer or scheduler
-    cannot tell from its arguments for whom it works. The stack can.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, DiffusionPipeline):
-                return owner, id(frame)
-        frame = frame.f_back  # type: ignore[assignment]
-    return NOBODY

@@ -15,7 +15,7 @@ from ..errors import ScheduleError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath, PredictionHistory
 from ..runtime import CacheState, agree_on_multiple
-from ..schedule import LatentEvolution, Policy, Spacing, StepRecord, StepView
+from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView
 from .transformer_call import StepResult
 
 
@@ -39,6 +39,8 @@ class CallState:
         remembers: Later steps may need what this one predicts.
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         bar: The pipeline's progress bar; None until it is there.
+        solver: Moves the latent; None leaves that to the scheduler.
+        source: Which transformer the current step's prediction comes from, by id.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -48,11 +50,12 @@ class CallState:
         self.calls = 0
         self.record: StepRecord | None = None
         self.records: list[StepRecord] = []
-        by_threshold = (len(config.multiples) > 1 and config.threshold > 0) or config.skip_below > 0
-        self._may_coarsen = config.schedule is not None or by_threshold
+        self._may_coarsen = config.approximates
         self.remembers = self._may_coarsen
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
+        self.solver: FlowSolver | None = None
+        self.source = 0
         self._config = config
         self._policy = policy
         self._path = path
@@ -125,6 +128,19 @@ class CallState:
         return True
 
     @property
+    def sigmas(self) -> list[float]:
+        """Noise levels of the steps and the one after them; empty where they cannot be told."""
+        return self._sigmas
+
+    @property
+    def ran(self) -> Ran:
+        """What the current step's prediction comes from."""
+        assert self.record is not None
+        if self.record.executed == "cached":
+            return Ran.SKIPPED
+        return Ran.FULL if self.record.multiple == 1 else Ran.COARSE
+
+    @property
     def sigma(self) -> float:
         """Noise level of the current step; NaN where it cannot be told."""
         return self._sigmas[self.index] if self.index < len(self._timesteps) else math.nan
@@ -178,10 +194,11 @@ class CallState:
             self.cache_states.clear()
             self._histories.clear()
         self._evolution.begin_step()
+        self.source = id(base)
         history = self.history(base, 0)
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
-        multiple = self._choose(bool(note), bool(history.recent))
+        multiple = self._choose(bool(note), len(history.recent))
         if self.index == 0 and multiple > 1 and self._path.needs_anchor:
             coarse = self._config.coarse
             raise ScheduleError(f"schedule[0]={multiple}: coarse={coarse!r} needs a full first step (1).")
@@ -201,20 +218,20 @@ class CallState:
         self._stray = ""
         self._stop = stopwatch(inputs.latent.device if inputs is not None else torch.device("cpu"))
 
-    def _choose(self, must_be_full: bool, can_skip: bool) -> int:
-        """The multiple of the step that begins, 0 to skip it."""
+    def _choose(self, must_be_full: bool, runs: int) -> int:
+        """The multiple of the step that begins, 0 to skip it; ``runs`` as in :class:`StepView`."""
         multiple, spacing = 1, self._spacing
         if self.index < len(self._timesteps):  # elsewhere there is nothing to choose
             counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
             sigma = self._sigmas[self.index]
-            view = StepView(self.index, self.steps, sigma, *counts, can_skip, self._evolution.current)
+            view = StepView(self.index, self.steps, sigma, *counts, runs, self._evolution.current)
             multiple = self._policy.choose(view)
             if multiple != SKIP and multiple not in self._config.multiples:
                 raise ScheduleError(
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if must_be_full or (multiple == SKIP and not can_skip):
+        if must_be_full or (multiple == SKIP and not runs):
             multiple = 1
         spacing.add(multiple)
         return multiple

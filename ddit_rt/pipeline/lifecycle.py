@@ -49,6 +49,8 @@ def accelerate(
         UnsupportedPipelineError, AdapterMismatchError, ScheduleError, ConfigError: before anything is changed.
     """
     settings = DDiTConfig.make(config, overrides)
+    if adapter is not None and not settings.chosen_speedup:
+        settings = settings.replace(speedup=None)  # an adapter is there to be run
     family = family_of(pipe)
     fresh = AcceleratedPipeline(pipe, family, settings, None if adapter is None else load_adapter(adapter))
     old = _replaceable(pipe, fresh)

@@ -66,7 +66,7 @@ def warmup(
 
 def _cycle(config: DDiTConfig, transformers: int) -> tuple[int, ...]:
     """Multiples whose run takes every way that a run with ``config`` can take through the model."""
-    coarse = tuple(k for k in config.multiples if k > 1)
+    coarse = tuple(k for k in config.multiples if k > 1) if config.may_be_coarse else ()
     if config.schedule is None and config.order > 1 and transformers == 1:
         return (1, 1, *coarse)
     # the first coarse step may come when there is but one full step to lean on

@@ -2,6 +2,7 @@
 
 from .evolution import EvolutionHistory, LatentEvolution, PendingEvolution, step_with_increment
 from .fitted import FittedSchedule
+from .placement import WARP, evaluation_steps, levels_of_steps, moved_levels, place_evaluations, schedule_of
 from .plots import COLOURS, plot_reports
 from .policies import make_policy
 from .policy import (
@@ -16,33 +17,46 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
+from .solver import FlowSolver, Ran, check_reference, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
-from .targets import check_speedup
+from .target import TargetPolicy
+from .bounds import check_speedup
 from .threshold import ThresholdPolicy
 
 __all__ = [
+    "WARP",
     "COLOURS",
     "CallableSchedule",
     "Evolution",
     "EvolutionHistory",
     "FittedSchedule",
     "FixedSchedule",
+    "FlowSolver",
     "KnownEvolution",
     "LatentEvolution",
     "PendingEvolution",
     "Policy",
+    "Ran",
     "Report",
     "Spacing",
     "StepRecord",
     "StepView",
+    "TargetPolicy",
     "ThresholdPolicy",
+    "check_reference",
     "check_speedup",
     "choices_along",
     "coarsest_below",
+    "evaluation_steps",
     "initial_steps",
     "make_policy",
+    "levels_of_steps",
+    "moved_levels",
     "one_in",
     "pattern",
+    "place_evaluations",
     "plot_reports",
+    "schedule_of",
+    "solves_the_flow",
     "step_with_increment",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -15,22 +16,26 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError, DDiTError, ScheduleError
 from ..settings import read_text, shown
+from .policy import FixedSchedule, StepView
 
 FILE_NAME = "schedule.json"
 
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A schedule and what it gave.
+    """A schedule and what it gave; ``accelerate(pipe, schedule=...)`` takes the object, and the path of its file.
 
     Attributes:
-        schedule: One multiple per denoising step, 0 for no model call; for ``accelerate(pipe, schedule=...)``, which
-            also takes the path of the file.
+        schedule: One multiple per denoising step, 0 for no model call.
         speedup: Ratio of FLOP in real runs.
         psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit; infinite where they are equal.
         prompts: How many.
         sensitivity: One number per step, by how much the rest of the run multiplies an error made there; empty if the
             schedule was not fitted.
+        sigmas: Noise levels of the steps and the one after them, where the fit moved them; empty to keep the
+            scheduler's.
+        reference: What the schedule aims at, ``"plain"`` or ``"converged"``.
+        psnr_converged: Mean, in dB, of the same runs to the converged pictures; None where that was not measured.
 
     Raises:
         ScheduleError: ``schedule`` is empty, or holds something that is no multiple.
@@ -45,6 +50,9 @@ class FittedSchedule:
     psnr: float
     prompts: int
     sensitivity: list[float] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+    reference: str = "plain"
+    psnr_converged: float | None = None
 
     def __post_init__(self) -> None:
         if not self.schedule:
@@ -69,6 +77,43 @@ class FittedSchedule:
         for index, gain in enumerate(self.sensitivity):
             if not 0 <= gain < math.inf:
                 raise ConfigError(f"sensitivity[{index}]={shown(gain)}: a factor, at least 0.")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if self.reference not in ("plain", "converged"):
+            raise ConfigError(f"reference={shown(self.reference)}: use 'plain' or 'converged'.")
+        if self.psnr_converged is not None and math.isnan(self.psnr_converged):
+            raise ConfigError("psnr_converged=nan: a number of dB, or null.")
+        if not self.sigmas:
+            return
+        if len(self.sigmas) != len(self.schedule) + 1:
+            raise ConfigError(
+                f"sigmas has {len(self.sigmas)} entries, schedule has {len(self.schedule)}: one per step and the one "
+                "after the last, or none."
+            )
+        if self.reference == "plain":
+            raise ConfigError("sigmas with reference='plain': the plain pipeline's noise levels are not moved.")
+        for index, level in enumerate(self.sigmas):
+            if not 0 <= level <= (self.sigmas[index - 1] if index else 1.0):
+                raise ConfigError(f"sigmas[{index}]={shown(level)}: noise levels fall, from 1 at most to 0.")
+
+    # -- as a policy ----------------------------------------------------------------------------------------------
+
+    def start(self, steps: int) -> None:
+        """Raises:
+        ScheduleError: the schedule has another length, or begins with a skipped step.
+        """
+        FixedSchedule(self.schedule).start(steps)
+
+    def choose(self, step: StepView) -> int:
+        """The multiple of a step."""
+        return self.schedule[step.index]
+
+    def place(self, sigmas: Sequence[float]) -> Sequence[float]:
+        """The schedule's own noise levels, or those given."""
+        return self.sigmas if len(self.sigmas) == len(sigmas) else sigmas
+
+    # -- as a file ------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Writes the fields as JSON.
@@ -143,7 +188,7 @@ Says at which patch size each denoising step runs (DDiT, arXiv 2602.16968): {sel
 plain pipeline at {self.psnr:.1f} dB PSNR to it, mean of {self.prompts} prompts.
 
 ```python
-schedule = ddit_rt.FittedSchedule.load("{repo_id}").schedule
+schedule = ddit_rt.FittedSchedule.load("{repo_id}")
 ddit_rt.accelerate(pipe, schedule=schedule)
 ```
 """

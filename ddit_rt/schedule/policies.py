@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..config import DDiTConfig
 from .policy import CallableSchedule, FixedSchedule, Policy
+from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 
 
 def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Policy:
-    """The policy of ``config``: its ``schedule`` if it has one, else the paper's threshold rule.
+    """The policy of ``config``: its ``schedule``, its ``speedup``, or the paper's threshold rule.
 
     Args:
         config: Settings.
@@ -21,6 +22,8 @@ def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Polic
         return CallableSchedule(schedule, config.multiples)
     if schedule is not None:
         return FixedSchedule(schedule)
+    if config.speedup is not None:
+        return TargetPolicy(config.speedup, config.reference, config.chosen_speedup)
     return ThresholdPolicy(
         config.threshold,
         config.initial_full_steps,

@@ -33,7 +33,8 @@ class StepView:
         sigma: Noise level in [0, 1].
         consecutive_coarse: Steps since the last full one, coarse and skipped ones.
         consecutive_skipped: Skipped steps since the last model call.
-        can_skip: There are predictions that a skipped step could go on from.
+        runs: Predictions that a skipped step could go on from, at most 2: the model's last ones, of the transformer
+            whose turn it is.
         evolution: Of the latent; None while its history fills.
     """
 
@@ -42,7 +43,7 @@ class StepView:
     sigma: float = 0.0
     consecutive_coarse: int = 0
     consecutive_skipped: int = 0
-    can_skip: bool = True
+    runs: int = 2
     evolution: Evolution | None = None
 
     @property
@@ -63,6 +64,9 @@ class Policy(Protocol):
     A policy keeps nothing between steps: what it needs to know of the steps before is in the :class:`StepView`. So one
     object may serve any number of calls and threads. It reads the evolution only where its choice depends on it, since
     reading waits for the device.
+
+    A policy may also have a method ``place(sigmas) -> sigmas``: it is given the scheduler's noise levels, n + 1 of them
+    for n steps, before a call's first step, and returns those that the call shall have.
     """
 
     def start(self, steps: int) -> None:
@@ -180,6 +184,6 @@ def choices_along(policy: Policy, curves: Sequence[Mapping[int, float]], thresho
     for index, patch_std in enumerate(curves):
         evolution = KnownEvolution(patch_std, threshold) if patch_std else None
         counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
-        chosen.append(policy.choose(StepView(index, len(curves), 0.0, *counts, can_skip=True, evolution=evolution)))
+        chosen.append(policy.choose(StepView(index, len(curves), 0.0, *counts, evolution=evolution)))
         spacing.add(chosen[-1])
     return chosen

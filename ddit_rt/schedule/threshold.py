@@ -37,7 +37,7 @@ class ThresholdPolicy:
         if self.max_consecutive_coarse is not None and step.consecutive_coarse >= self.max_consecutive_coarse:
             return 1
         # skipped steps go on from model predictions, and a model step shows in σ how far off they were
-        if self.skip_below > 0 and step.can_skip and step.consecutive_skipped < self.max_consecutive_skipped:
+        if self.skip_below > 0 and step.runs and step.consecutive_skipped < self.max_consecutive_skipped:
             limit, patch_std = self.skip_below * self.threshold, step.patch_std
             if patch_std and all(sigma < limit for sigma in patch_std.values()):
                 return SKIP

@@ -12,11 +12,11 @@ from ddit_rt import DDiTConfig, ScheduleError
 from ddit_rt.schedule import FixedSchedule, KnownEvolution, StepView, coarsest_below, make_policy
 
 
-def choose(config, index, patch_std, steps=50, coarse=0, skipped=0, can_skip=True):
+def choose(config, index, patch_std, steps=50, coarse=0, skipped=0, runs=2):
     """The choice of the policy of ``config`` at one step."""
     limit = config.max_consecutive_coarse
     evolution = KnownEvolution(patch_std, config.threshold) if patch_std else None
-    view = StepView(index, steps, 0.5, coarse, skipped, can_skip, evolution)
+    view = StepView(index, steps, 0.5, coarse, skipped, runs, evolution)
     return make_policy(config, None if limit == "auto" else limit).choose(view)
 
 

@@ -63,12 +63,12 @@ def test_policy_makes_free_steps_below_a_share_of_the_threshold():
     )
     smooth, middling, rough = ({1: s, 2: s, 4: s} for s in (0.01, 0.3, 0.9))
 
-    def choose(index, patch_std, skipped=0, can_skip=True):
+    def choose(index, patch_std, skipped=0, runs=2):
         evolution = KnownEvolution(patch_std, 0.5) if patch_std else None
-        return policy.choose(StepView(index, 50, 0.5, 0, skipped, can_skip, evolution))
+        return policy.choose(StepView(index, 50, 0.5, 0, skipped, runs, evolution))
 
     assert choose(0, {}) == 1
-    assert choose(1, smooth, can_skip=False) == 4
+    assert choose(1, smooth, runs=0) == 4
     assert choices_along(policy, [{}, *[smooth] * 4], 0.5)[1:] == [0, 0, 4, 0]
     assert choose(6, middling) == 4 and choose(7, rough) == 1
     assert choose(8, {1: 0.01, 2: 0.01, 4: 0.2}) == 4, "every size has to be smooth"

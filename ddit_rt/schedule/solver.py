@@ -1,0 +1,201 @@
+"""How the latent moves over steps that the model skips: lines through its predictions, integrated, then corrected.
+
+A flow model's latent follows dz/dσ = v(z, σ). Between two model runs only a forecast of v is known: the line through
+the last two predictions. When the next full step brings the true one, the gap is integrated again along the parabola
+through the predictions at both ends and the one before, and the latent is moved by the difference before the step goes
+on. That is the predictor-corrector scheme of multistep solvers (Adams-Bashforth of 2nd, Adams-Moulton of 3rd order with
+any spacing; UniPC, arXiv 2302.04867, corrects likewise in log-SNR). It calls no model.
+
+What a gap is integrated to depends on the reference. *Plain*: to the sum that the scheduler's own Euler steps would
+make, so that the run ends where the plain pipeline ends. *Converged*: to the integral, so that it ends where infinitely
+many steps would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ..errors import ConfigError
+
+_SOLVERS_OF_THE_FLOW = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+)
+
+
+class Ran(Enum):
+    """What a step's prediction comes from."""
+
+    FULL = "the model at its own patch size"
+    COARSE = "the model on coarse tokens"
+    SKIPPED = "a forecast"
+
+
+def solves_the_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's steps approximate dz/dσ = v and add no noise, so that a gap can be integrated for it."""
+    config = scheduler.config
+    adds_noise = config.get("stochastic_sampling") or str(config.get("algorithm_type", "")).startswith("sde")
+    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not adds_noise
+
+
+def check_reference(reference: str, scheduler: Any) -> None:
+    """Refuses to aim at the converged picture where a run has none.
+
+    Raises:
+        ConfigError: with the schedulers that have one.
+    """
+    if reference == "converged" and not solves_the_flow(scheduler):
+        raise ConfigError(
+            f"reference='converged': {type(scheduler).__name__} adds noise or is unknown, its steps converge to no "
+            f"picture. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)}, or reference='plain'."
+        )
+
+
+class FlowSolver:
+    """The latent's way through one pipeline call.
+
+    Euler steps that aim at the plain picture stay the scheduler's own, bit for bit, until a gap has been closed, and
+    again between gaps. Any other solver of diffusers' keeps a history of predictions that it assumes to be true, so
+    from the first skipped step on its steps are taken over by ours, of second order too; its counters go on.
+
+    Args:
+        scheduler: Of the pipeline; :func:`solves_the_flow`.
+        sigmas: Noise levels of the call's S steps and the one after them.
+        converged: Aim at the converged picture instead of the scheduler's own.
+
+    Attributes:
+        missed: What the last forecast missed, of the prediction it stood for: root mean square over root mean square,
+            the largest of the batch, a 0-dim float32 tensor where the latents are; None until a gap was closed.
+    """
+
+    def __init__(self, scheduler: Any, sigmas: Sequence[float], converged: bool) -> None:
+        self.missed: torch.Tensor | None = None
+        self._sigmas = sigmas
+        self._euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._exact = converged or not self._euler
+        self._ours = converged
+        # σ and prediction of the last two model runs, oldest first; whether a coarse one is among them
+        self._runs: list[tuple[float, torch.Tensor]] = []
+        self._coarse: list[bool] = []
+        self._source = 0
+        # since the last of them: increments made; Σ h, Σ h·x and Σ h·x², x = σ - σ_run where they looked; skipped?
+        self._made: torch.Tensor | None = None
+        self._moments = (0.0, 0.0, 0.0)
+        self._skipped = False
+        # what rounding to the model's dtype has left of the latent
+        self._remainder: torch.Tensor | None = None
+
+    def step(
+        self,
+        index: int,
+        ran: Ran,
+        source: int,
+        output: torch.Tensor,
+        sample: torch.Tensor,
+        scheduler_step: Callable[[torch.Tensor], tuple[Any, torch.Tensor]],
+    ) -> tuple[Any, torch.Tensor]:
+        """Moves the latent over one step.
+
+        Args:
+            index: Of the step, from 0.
+            ran: What ``output`` comes from.
+            source: Which transformer; no line is drawn from one to another.
+            output: Prediction with guidance applied, any float dtype, the shape of ``sample``.
+            sample: Latent before the step.
+            scheduler_step: Runs the scheduler from a latent; its result, and the float32 increment.
+
+        Returns:
+            The scheduler's result, with the latent moved on, and the float32 increment.
+        """
+        sigma, following = self._sigmas[index], self._sigmas[index + 1]
+        dtype, latent = sample.dtype, sample
+        if self._remainder is not None and self._remainder.shape == sample.shape:
+            latent = sample.float() + self._remainder
+        if source != self._source:
+            self._runs, self._coarse, self._source = [], [], source
+        if ran is Ran.FULL:
+            latent = self._corrected(latent, sigma, output)
+        if ran is Ran.SKIPPED:
+            self._skipped = True
+            self._ours |= not self._euler
+        else:
+            self._begin_gap(sigma, output.detach().float(), ran is Ran.COARSE)
+        h = following - sigma
+        place = sigma + h / 2 if self._exact else sigma
+        if self._ours:
+            # the scheduler counts on; where its own step leads is not used
+            result, _ = scheduler_step(sample)
+            increment = h * self._line(place)
+            moved = latent.float() + increment
+            rounded = moved.to(dtype)
+            self._remainder = None if dtype == torch.float32 else moved - rounded.float()
+            result = _with_latent(result, rounded)
+        else:
+            result, increment = scheduler_step(latent)
+            if latent is not sample:
+                result = _with_latent(result, _latent_of(result).to(dtype))
+        self._made = increment if self._made is None else self._made + increment
+        self._add_moments(h, place - self._runs[-1][0])
+        return result, increment
+
+    def _add_moments(self, h: float, x: float) -> None:
+        spread = h**3 / 12 if self._exact else 0.0  # of x² over the step
+        zeroth, first, second = self._moments
+        self._moments = (zeroth + h, first + h * x, second + h * x * x + spread)
+
+    def _begin_gap(self, sigma: float, prediction: torch.Tensor, coarse: bool) -> None:
+        """Takes in a model run; it replaces one at the same σ, as Heun's method makes two."""
+        if self._runs and self._runs[-1][0] == sigma:
+            self._runs.pop()
+            self._coarse.pop()
+        self._runs = [*self._runs[-1:], (sigma, prediction)]
+        self._coarse = [*self._coarse[-1:], coarse]
+        self._made, self._moments, self._skipped = None, (0.0, 0.0, 0.0), False
+
+    def _corrected(self, latent: torch.Tensor, sigma: float, output: torch.Tensor) -> torch.Tensor:
+        """The latent with the gap before ``sigma`` integrated again, now that the prediction at its end is known."""
+        if not self._runs or self._made is None or self._runs[-1][0] == sigma:
+            return latent
+        if not (self._skipped or self._ours):
+            return latent  # the scheduler's own steps, one after the other
+        begin, first = self._runs[-1]
+        truth = output.float()
+        missed = truth - self._line(sigma)
+        over = tuple(range(1, truth.ndim))
+        size = truth.square().mean(over).clamp_min(1e-12)
+        self.missed = (missed.square().mean(over) / size).amax().sqrt()
+        zeroth, moment, second = self._moments
+        slope = (truth - first) / (sigma - begin)
+        again = zeroth * first + moment * slope
+        if len(self._runs) == 2 and not any(self._coarse):
+            older, before = self._runs[0]
+            bend = (slope - (first - before) / (begin - older)) / (sigma - older)
+            again += (second - (sigma - begin) * moment) * bend
+        return latent.float() + (again - self._made)
+
+    def _line(self, sigma: float) -> torch.Tensor:
+        """The line through the last two model runs at ``sigma``, float32; the last run alone is a constant."""
+        if len(self._runs) < 2:
+            return self._runs[-1][1]
+        (older, before), (newest, last) = self._runs
+        return torch.lerp(before, last, (sigma - older) / (newest - older))
+
+
+def _latent_of(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result.prev_sample
+
+
+def _with_latent(result: Any, latent: torch.Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (latent, *result[1:])
+    result.prev_sample = latent
+    return result

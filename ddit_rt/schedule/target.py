@@ -1,0 +1,59 @@
+"""The policy that ``accelerate(pipe, speedup=...)`` stands for where nothing was fitted: a rule, and no measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import SKIP
+from ..errors import ScheduleError
+from .placement import WARP, evaluation_steps, moved_levels
+from .policy import StepView
+
+LEAST_EVALUATIONS = 2
+"""A line needs two."""
+LEAST_BY_DEFAULT = 10
+"""Evaluations that a run keeps where nobody asked for a speed-up: few-step models have none to spare."""
+
+
+@dataclass(frozen=True)
+class TargetPolicy:
+    """As many full steps as a speed-up leaves, denser at high noise; the others are skipped.
+
+    Args:
+        speedup: Wanted ratio of FLOP, above 1.
+        reference: What the run aims at, "plain" or "converged"; the second also moves the noise levels.
+        asked: Somebody asked for this speed-up. Otherwise short runs keep :data:`LEAST_BY_DEFAULT` full steps.
+    """
+
+    speedup: float
+    reference: str = "plain"
+    asked: bool = True
+
+    def evaluations(self, steps: int) -> int:
+        """Full steps of a run of ``steps``."""
+        wanted = int(steps / self.speedup + 1e-9)
+        return wanted if self.asked else min(max(wanted, LEAST_BY_DEFAULT), steps)
+
+    def start(self, steps: int) -> None:
+        """Raises:
+        ScheduleError: the run is too short for the speed-up.
+        """
+        if self.evaluations(steps) < min(LEAST_EVALUATIONS, steps):
+            raise ScheduleError(
+                f"speedup={self.speedup:g}: a run of {steps} steps has to keep {LEAST_EVALUATIONS}; ask for "
+                f"{steps / LEAST_EVALUATIONS:g} at most, or for more steps."
+            )
+
+    def choose(self, step: StepView) -> int:
+        if step.runs < LEAST_EVALUATIONS:
+            return 1  # another transformer has just taken over
+        full = evaluation_steps(step.steps, self.evaluations(step.steps), WARP[self.reference])
+        return 1 if step.index in full else SKIP
+
+    def place(self, sigmas: Sequence[float]) -> Sequence[float]:
+        """The noise levels themselves, or those that put every full step where it counts most."""
+        evaluations = self.evaluations(len(sigmas) - 1)
+        if self.reference == "plain" or evaluations < LEAST_EVALUATIONS:
+            return sigmas
+        return moved_levels(sigmas, evaluations, WARP[self.reference])
