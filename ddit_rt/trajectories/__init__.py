@@ -1,32 +1,41 @@
 """Runs of a pipeline: recorded, replayed, and compared."""
 
+from .converged import UNIPC, generate_converged
 from .fidelity import frames_of_all, psnr, ssim
 from .generation import Outcome, denoise, generate, save, timed_call
 from .recorder import Recorder, Step, StreamCall
 from .recording import Recording, Shard, record, sole_transformer
 from .replay import AdapterErrors, adapter_errors, coarse_predictions, last_latent_with_error
+from .solving import BELOW_ONE, Solver, check_deterministic_flow, respaced, solved_by
 from .trajectory import Trajectory, record_trajectory
 
 __all__ = [
+    "BELOW_ONE",
+    "UNIPC",
     "AdapterErrors",
     "Outcome",
     "Recorder",
     "Recording",
     "Shard",
+    "Solver",
     "Step",
     "StreamCall",
     "Trajectory",
     "adapter_errors",
+    "check_deterministic_flow",
     "coarse_predictions",
     "denoise",
     "frames_of_all",
     "generate",
+    "generate_converged",
     "last_latent_with_error",
     "psnr",
     "record",
     "record_trajectory",
+    "respaced",
     "save",
     "sole_transformer",
+    "solved_by",
     "ssim",
     "timed_call",
 ]
