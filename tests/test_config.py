@@ -209,7 +209,7 @@ def test_saved_settings_are_loaded(tmp_path, config, name):
     path = config.save(tmp_path / name)
     assert path == tmp_path / name
     assert DDiTConfig.load(path) == DDiTConfig.load(str(path)) == config
-    assert DDiTConfig.make(path, {"order": 1}) == config.replace(order=1)
+    assert DDiTConfig.make(path, {"max_graphs": 3}) == config.replace(max_graphs=3)
 
 
 def write(path: Path, text: str) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -339,10 +341,9 @@ class AcceleratedPipeline:
         increment = None
         if self._watches or call.solver is not None:
             output, timestep, sample = (given.pop(name) for name in names)
-
-            def own_step(latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
-                return step_with_increment(inner, self._scheduler, output, timestep, latent, *rest, **given)
-
+            if rest:  # all by name, so that the latent can come last
+                given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
+            own_step = partial(step_with_increment, inner, self._scheduler, output, timestep, **given)
             if call.solver is None:
                 result, increment = own_step(sample)
             else:

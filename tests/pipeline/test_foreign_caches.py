@@ -40,12 +40,12 @@ def test_one_that_is_on_is_refused_with_the_way_out(name):
     pipe = flux()
     pipe.transformer.enable_cache(CACHES[name]())
     with pytest.raises(ConfigError, match=r"disable_cache\(\).*multiples=\(1,\)"):
-        ddit_rt.accelerate(pipe)
+        ddit_rt.accelerate(pipe, threshold=1e-3)
     assert "_ddit_pipeline" not in pipe.transformer.__dict__
-    for settings in ({"multiples": (1,)}, {"threshold": 0}):  # no step can be coarse
+    for settings in ({"multiples": (1,)}, {"threshold": 0}, {}, {"speedup": 3}):  # no step can be coarse
         ddit_rt.restore(ddit_rt.accelerate(pipe, **settings))
     pipe.transformer.disable_cache()
-    ddit_rt.accelerate(pipe)
+    ddit_rt.accelerate(pipe, threshold=1e-3)
 
 
 @pytest.mark.parametrize("name", ["broadcast", "hooks alone"])
