@@ -194,8 +194,8 @@ class DDiTConfig(Settings):
     ] = None
     """Overrides the policy: a sequence of multiples, one per denoising step, a callable ``(step index, {multiple:
     sigma_k}) -> multiple``, a :class:`ddit_rt.FittedSchedule`, or the path of a ``.json`` file of ``ddit-rt fit`` that
-    holds one, which is read at once. A 0 makes no model call: its prediction lies on the straight line through the last two that the
-    model made. In a settings file, a relative path starts at that file's folder."""
+    holds one, which is read at once. A 0 makes no model call: its prediction lies on the straight line through the last
+    two that the model made. In a settings file, a relative path starts at that file's folder."""
     coarse: Annotated[
         str,
         PlainValidator(_checked_coarse),
@@ -237,9 +237,9 @@ class DDiTConfig(Settings):
     """The policy makes a step without a model call when σ_k of every size lies below this share of τ; 0: never."""
     max_consecutive_skipped: Annotated[int, Field(ge=1), Expected("a whole number >= 1.")] = 2
     """Longest run of such steps."""
-    speedup: Annotated[
-        float | None, Field(gt=1), Expected("the wanted ratio of FLOP, a number above 1, or None.")
-    ] = None
+    speedup: Annotated[float | None, Field(gt=1), Expected("the wanted ratio of FLOP, a number above 1, or None.")] = (
+        None
+    )
     """Wanted ratio of the transformer's FLOP, plain over accelerated: full steps are placed where errors count most and
     the steps between them are skipped. It takes what was fitted to this model and call if there is such a schedule
     (:func:`ddit_rt.fit`), else a rule that needs no measurement. Not together with ``schedule``. None: 2, unless

@@ -114,9 +114,7 @@ class ErrorModel:
         """What skipped steps add where nothing corrects them."""
         return sum(weights[t] * (_line(runs, float(self.sigmas[t])) - self.full[t]) for t in gap)
 
-    def _corrected(
-        self, runs: Sequence[_Run], gap: Sequence[int], end: int, steps: Array, weights: Array
-    ) -> Array:
+    def _corrected(self, runs: Sequence[_Run], gap: Sequence[int], end: int, steps: Array, weights: Array) -> Array:
         """What a gap adds that is corrected at step ``end``.
 
         Two parts: where the parabola through its ends misses the truth, and where the model looked, at ``end``, at a

@@ -37,7 +37,7 @@ def fit_schedule(
     reference: str = "plain",
     **call: Any,
 ) -> FittedSchedule:
-    """Finds the schedule that ends nearest to a reference at a wanted ratio of FLOP, or the fastest of a wanted quality.
+    """Finds the schedule that ends nearest to a reference at a wanted speed-up, or the fastest of a wanted quality.
 
     Real runs choose among several: full and skipped steps where a search puts them and where the rule behind
     ``accelerate(pipe, speedup=...)`` does, and a mix with coarse steps; with an adapter also the mix that would be
@@ -77,13 +77,12 @@ def fit_schedule(
     if (converged or quality is not None) and SKIP not in kinds:
         raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
     settings: dict[str, Any] = {}
-    if adapter is not None and multiples:
-        adapter = load_adapter(adapter)
-        settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, *multiples)}
+    trained = load_adapter(adapter) if adapter is not None and multiples else None
+    if trained is not None:
+        settings = {"coarse": "adapter", "adapter": trained, "multiples": (1, *multiples)}
     steps = call.get("num_inference_steps", inspect.signature(pipe.__call__).parameters["num_inference_steps"].default)
     call = {**call, "num_inference_steps": steps}
     runs = _Runs(pipe, prompts, seed, progress, settings, reference, call)
-    trained = adapter if settings else None
     error_model = measure(pipe, prompts, multiples, seed, progress, trained, _FINER if converged else 1, **call)
     progress("searching")
     if quality is not None:
@@ -148,7 +147,7 @@ def _of_quality(runs: _Runs, error_model: ErrorModel, quality: float) -> FittedS
             best, high = found, middle
         elif middle == high:
             raise OutOfReachError(
-                f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or for more steps."
+                f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or more steps."
             )
         else:
             low = middle

@@ -24,10 +24,10 @@ from ..runtime import (
     make_runner,
     wrapped_forward,
 )
-from ..schedule import FlowSolver, Ran, Report, check_reference, make_policy, solves_the_flow, step_with_increment
+from ..schedule import FlowSolver, Report, check_reference, make_policy, solves_the_flow, step_with_increment
 from .caches import StepCaches
-from .caller import NOBODY, arguments_of_call, calling_pipeline
 from .call_state import CallBar, CallState
+from .caller import NOBODY, arguments_of_call, calling_pipeline
 from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels

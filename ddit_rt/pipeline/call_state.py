@@ -267,6 +267,7 @@ class CallState:
         record.patch_std = self._evolution.end_step(increment, patch, self._packed)
         if any(map(math.isnan, record.patch_std.values())):
             record.note = "the latent is not finite (NaN or Inf)"
+        record.miss = None if self.solver is None else self.solver.missed
         record.elapsed = self._stop()
         self.records.append(record)
 

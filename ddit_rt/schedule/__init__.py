@@ -1,5 +1,6 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
+from .bounds import check_speedup
 from .evolution import EvolutionHistory, LatentEvolution, PendingEvolution, step_with_increment
 from .fitted import FittedSchedule
 from .placement import WARP, evaluation_steps, levels_of_steps, moved_levels, place_evaluations, schedule_of
@@ -20,12 +21,11 @@ from .report import Report, StepRecord
 from .solver import FlowSolver, Ran, check_reference, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
 from .target import TargetPolicy
-from .bounds import check_speedup
 from .threshold import ThresholdPolicy
 
 __all__ = [
-    "WARP",
     "COLOURS",
+    "WARP",
     "CallableSchedule",
     "Evolution",
     "EvolutionHistory",
@@ -49,8 +49,8 @@ __all__ = [
     "coarsest_below",
     "evaluation_steps",
     "initial_steps",
-    "make_policy",
     "levels_of_steps",
+    "make_policy",
     "moved_levels",
     "one_in",
     "pattern",

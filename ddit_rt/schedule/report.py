@@ -7,7 +7,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -38,6 +41,13 @@ class StepRecord:
     executed: str = "eager"
     note: str = ""
     elapsed: Callable[[], float] | None = field(default=None, repr=False)
+    miss: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def missed(self) -> float | None:
+        """What the forecast for this step missed, where skipped steps led up to it: root mean square of the difference
+        over that of the prediction, the largest of the batch. Reading waits for the device."""
+        return None if self.miss is None else float(self.miss)
 
     @property
     def seconds(self) -> float:
@@ -57,7 +67,7 @@ class StepRecord:
             "executed",
             "note",
         ]
-        return {**{name: getattr(self, name) for name in names}, "seconds": self.seconds}
+        return {**{name: getattr(self, name) for name in names}, "missed": self.missed, "seconds": self.seconds}
 
 
 @dataclass

@@ -73,8 +73,8 @@ class FlowSolver:
         converged: Aim at the converged picture instead of the scheduler's own.
 
     Attributes:
-        missed: What the last forecast missed, of the prediction it stood for: root mean square over root mean square,
-            the largest of the batch, a 0-dim float32 tensor where the latents are; None until a gap was closed.
+        missed: What the forecast for the last step missed, if a gap ended there: root mean square of the difference
+            over that of the prediction, the largest of the batch, a 0-dim float32 tensor where the latents are.
     """
 
     def __init__(self, scheduler: Any, sigmas: Sequence[float], converged: bool) -> None:
@@ -118,6 +118,7 @@ class FlowSolver:
         """
         sigma, following = self._sigmas[index], self._sigmas[index + 1]
         dtype, latent = sample.dtype, sample
+        self.missed = None
         if self._remainder is not None and self._remainder.shape == sample.shape:
             latent = sample.float() + self._remainder
         if source != self._source:

@@ -46,10 +46,10 @@ class TargetPolicy:
             )
 
     def choose(self, step: StepView) -> int:
-        if step.runs < LEAST_EVALUATIONS:
-            return 1  # another transformer has just taken over
         full = evaluation_steps(step.steps, self.evaluations(step.steps), WARP[self.reference])
-        return 1 if step.index in full else SKIP
+        made = sum(index < step.index for index in full)
+        # fewer runs to go on from than were made: another transformer has just taken over
+        return 1 if step.index in full or step.runs < min(made, LEAST_EVALUATIONS) else SKIP
 
     def place(self, sigmas: Sequence[float]) -> Sequence[float]:
         """The noise levels themselves, or those that put every full step where it counts most."""

@@ -1,4 +1,4 @@
-"""The latent's way over skipped steps: exact where the prediction is a line or a parabola, and the scheduler's own else."""
+"""The latent's way over skipped steps: exact where the prediction is a line or a parabola, else the scheduler's own."""
 
 import pytest
 import torch
@@ -200,7 +200,7 @@ def test_schedulers_that_add_noise_have_no_converged_picture():
             check_reference("converged", scheduler)
             continue
         check_reference("plain", scheduler)
-        with pytest.raises(ConfigError, match="reference='converged': FlowMatch.*reference='plain'"):
+        with pytest.raises(ConfigError, match=r"reference='converged': FlowMatch.*reference='plain'"):
             check_reference("converged", scheduler)
     assert not solves_the_flow(stochastic) and not solves_the_flow(FlowMatchLCMScheduler())
 

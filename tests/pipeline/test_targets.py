@@ -1,0 +1,203 @@
+"""`accelerate(pipe, speedup=...)`: what users ask for is what runs, in every family, and nothing is left behind."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny import flux, flux_inputs, latents_of, negative, picture, smooth, wan, wan_inputs
+
+import ddit_rt
+from ddit_rt import ConfigError, DDiTConfig, ScheduleError
+from ddit_rt.schedule import FittedSchedule, TargetPolicy, evaluation_steps, moved_levels, place_evaluations
+
+STEPS = 24
+
+
+def run(pipe, inputs, **settings):
+    with ddit_rt.accelerated(pipe, **settings):
+        return latents_of(pipe, inputs), ddit_rt.report(pipe)
+
+
+def error(a, b):
+    return float((a - b).square().mean())
+
+
+# -- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def test_accelerate_alone_aims_at_the_documented_target():
+    _, report = run(flux(), flux_inputs(steps=STEPS))
+    assert report.speedup_estimate == pytest.approx(2.0) and report.complete
+    assert report.schedule == [1 if i in evaluation_steps(STEPS, 12, 1.4) else 0 for i in range(STEPS)]
+    assert report.config["speedup"] == 2.0
+
+
+@pytest.mark.parametrize("steps", [4, 8, 10])
+def test_few_step_models_keep_their_steps_unless_asked(steps):
+    pipe, inputs = flux(), flux_inputs(steps=steps)
+    plain = latents_of(pipe, inputs)
+    latents, report = run(pipe, inputs)
+    assert torch.equal(latents, plain) and report.schedule == [1] * steps
+    assert 0 in run(pipe, inputs, speedup=2.0)[1].schedule
+
+
+@pytest.mark.parametrize("reference", ["plain", "converged"])
+@pytest.mark.parametrize("speedup", [1.5, 2.5, 3, 4, 6])
+def test_a_target_is_reached(speedup, reference):
+    _, report = run(flux(), negative(flux_inputs(steps=STEPS)), speedup=speedup, reference=reference)
+    assert speedup <= report.speedup_estimate < speedup * 1.35
+    assert report.schedule[:1] == [1] and {step.executed for step in report.steps} == {"eager", "cached"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "steered"),
+    [
+        ({}, True),
+        ({"cuda_graphs": "auto", "corrector": False}, True),
+        ({"threshold": 1e-3}, False),
+        ({"multiples": (1,)}, False),
+        ({"order": 2}, False),
+        ({"coarse": "delta"}, False),
+        ({"speedup": 3, "order": 2}, True),
+        ({"speedup": None}, False),
+        ({"schedule": [1, 1]}, False),
+    ],
+)
+def test_settings_of_the_threshold_rule_ask_for_it(settings, steered):
+    config = DDiTConfig(**settings)
+    assert (config.speedup is not None) is steered
+    assert config.chosen_speedup is (settings.get("speedup") is not None)
+    assert DDiTConfig(backend="torch").replace(**settings).speedup == config.speedup
+
+
+# -- how near it stays ----------------------------------------------------------------------------------------------
+
+
+SMOOTH = {
+    "flux": lambda steps: (smooth(flux()), negative(flux_inputs(steps=steps))),
+    "wan": lambda steps: (smooth(wan(euler=True)), wan_inputs(steps=steps)),
+}
+
+
+@pytest.mark.parametrize("model", SMOOTH)
+def test_the_corrector_brings_a_run_nearer_to_plain(model):
+    pipe, inputs = SMOOTH[model](60)
+    plain = latents_of(pipe, inputs)
+    with_it, without = (run(pipe, inputs, speedup=2, corrector=corrector)[0] for corrector in (True, False))
+    assert error(with_it, plain) < error(without, plain)
+
+
+def test_guidance_and_batches_go_the_same_way():
+    pipe = smooth(flux())
+    both = negative(
+        flux_inputs(batch=2, steps=STEPS, latents=torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(2)))
+    )
+    together, _ = run(pipe, both, speedup=3)
+    for i in range(2):
+        alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in both.items()}
+        torch.testing.assert_close(run(pipe, alone, speedup=3)[0], together[i : i + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_runs():
+    latents, report = run(flux(dtype=torch.bfloat16), flux_inputs(steps=STEPS, dtype=torch.bfloat16), speedup=3)
+    assert latents.dtype == torch.bfloat16 and bool(torch.isfinite(latents).all()) and report.complete
+
+
+def test_two_transformers_each_begin_with_full_steps():
+    pipe = wan(two=True, euler=True)
+    _, report = run(pipe, wan_inputs(steps=STEPS), speedup=3)
+    boundary = next(i for i, step in enumerate(report.steps) if step.timestep < 600)
+    assert report.schedule[boundary] == 1 and 0 in report.schedule[:boundary] and 0 in report.schedule[boundary:]
+
+
+# -- noise levels ---------------------------------------------------------------------------------------------------
+
+
+def test_the_converged_target_moves_the_noise_levels_of_its_own_call_alone():
+    pipe, inputs = flux(), flux_inputs(steps=STEPS)
+    plain = latents_of(pipe, inputs)
+    levels = pipe.scheduler.sigmas.tolist()
+    _, report = run(pipe, inputs, speedup=3, reference="converged")
+    used = [step.sigma for step in report.steps]
+    assert used != levels[:-1] and used == sorted(used, reverse=True) and used[0] == levels[0]
+    at = [i for i, multiple in enumerate(report.schedule) if multiple]
+    wanted = moved_levels(levels, len(at), 1.55)
+    assert used == pytest.approx(wanted[:-1], abs=1e-6)
+    assert torch.equal(latents_of(pipe, inputs), plain) and pipe.scheduler.sigmas.tolist() == levels
+
+
+def test_image_to_image_keeps_the_noise_level_that_its_picture_was_given():
+    pipe = flux("image")
+    inputs = flux_inputs(steps=STEPS, image=picture(), strength=0.6)
+    latents_of(pipe, inputs)
+    levels = pipe.scheduler.sigmas.tolist()
+    _, report = run(pipe, inputs, speedup=3, reference="converged")
+    assert [step.sigma for step in report.steps] == pytest.approx(levels[-1 - len(report.steps) : -1])
+    assert report.speedup_estimate >= 3
+
+
+def test_the_rule_places_evaluations_denser_at_high_noise_and_never_twice():
+    for steps in (8, 20, 28, 50, 100):
+        for evaluations in range(1, steps + 1):
+            at = evaluation_steps(steps, evaluations, 1.4)
+            assert len(set(at)) == evaluations and list(at) == sorted(at) and at[0] == 0 and at[-1] < steps
+    gaps = [b - a for a, b in zip(place_evaluations(10, 1.5), place_evaluations(10, 1.5)[1:])]
+    assert gaps == sorted(gaps)
+    curve = [1 - i / 50 for i in range(51)]
+    levels = moved_levels(curve, 17, 1.4)
+    assert len(levels) == 51 and levels == sorted(levels, reverse=True) and levels[0] == 1 and levels[-1] == 0
+    at = evaluation_steps(50, 17, 1.4)
+    assert [levels[i] for i in at] == pytest.approx([1 - u for u in place_evaluations(17, 1.4)])
+
+
+# -- fitted schedules -----------------------------------------------------------------------------------------------
+
+
+def test_a_fitted_schedule_runs_as_an_object_and_from_its_file(tmp_path):
+    pipe, inputs = flux(), flux_inputs(steps=8)
+    levels = [1.0, 0.97, 0.9, 0.8, 0.65, 0.45, 0.3, 0.1, 0.0]
+    fitted = FittedSchedule(
+        [1, 1, 0, 1, 0, 1, 0, 0], 2.0, 40.0, 4, sigmas=levels, reference="converged", psnr_converged=44.0
+    )
+    from_object, report = run(pipe, inputs, schedule=fitted)
+    from_file, _ = run(pipe, inputs, schedule=str(fitted.save(tmp_path)))
+    assert torch.equal(from_object, from_file)
+    assert [step.sigma for step in report.steps] == pytest.approx(levels[:-1]) and report.schedule == fitted.schedule
+    assert report.config["schedule"] == tuple(fitted.schedule)
+
+
+# -- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speedup", [1, 0.5, -2, 0, float("nan"), float("inf"), "3"])
+def test_a_speedup_that_is_none_is_refused(speedup):
+    pipe = flux()
+    with pytest.raises(ConfigError, match="speedup="):
+        ddit_rt.accelerate(pipe, speedup=speedup)
+    assert "_ddit_pipeline" not in pipe.__dict__
+
+
+def test_a_target_out_of_reach_says_how_far_it_goes_before_any_step():
+    pipe, inputs = flux(), flux_inputs(steps=8)
+    ddit_rt.accelerate(pipe, speedup=5)
+    ran = []
+    pipe.transformer.proj_out.register_forward_hook(lambda *_: ran.append(1))
+    with pytest.raises(ScheduleError, match="speedup=5: a run of 8 steps has to keep 2; ask for 4 at most"):
+        latents_of(pipe, inputs)
+    assert not ran
+
+
+def test_both_targets_and_unknown_references_are_refused():
+    pipe = flux()
+    with pytest.raises(ConfigError, match=r"speedup=3 and schedule="):
+        ddit_rt.accelerate(pipe, speedup=3, schedule=[1, 1])
+    with pytest.raises(ConfigError, match="reference='best'"):
+        ddit_rt.accelerate(pipe, reference="best")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(ConfigError, match="reference='converged'"):
+        ddit_rt.accelerate(pipe, speedup=3, reference="converged")
+    assert "_ddit_pipeline" not in pipe.__dict__
+
+
+def test_a_policy_can_be_given_by_itself():
+    pipe, inputs = flux(), flux_inputs(steps=STEPS)
+    assert torch.equal(run(pipe, inputs, schedule=TargetPolicy(3))[0], run(pipe, inputs, speedup=3)[0])
