@@ -119,8 +119,8 @@ class CallKey:
 
     @property
     def size(self) -> str:
-        """The size class, for people: "256" tokens, or "1024 x 16" for a video."""
-        return f"{self.tokens}" if self.frames == 1 else f"{self.tokens} x {self.frames}"
+        """The size class, for people: "256" tokens, or "1024x16" for a video."""
+        return f"{self.tokens}" if self.frames == 1 else f"{self.tokens}x{self.frames}"
 
     @property
     def directory(self) -> PurePosixPath:

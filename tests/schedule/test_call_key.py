@@ -38,7 +38,7 @@ def test_sizes_go_to_the_nearest_power_of_two(count, bucket):
 
 
 def test_sizes_are_shown_for_people():
-    assert of(tokens=4000).size == "4096" and of(tokens=1560, frames=21).size == "2048 x 16"
+    assert of(tokens=4000).size == "4096" and of(tokens=1560, frames=21).size == "2048x16"
 
 
 def test_a_scheduler_is_its_class_and_what_places_the_noise_levels():
