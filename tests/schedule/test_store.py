@@ -287,6 +287,7 @@ def test_a_full_or_read_only_disk_leaves_no_half_file(store, caplog, monkeypatch
 
 SPAWN = multiprocessing.get_context("spawn")
 ROUNDS = 40
+SHARED = FittedSchedule([1] * 9000, 1.5, 20.0, 4, [1.25] * 9000)  # long: a write that is not atomic takes a while
 
 
 def write_and_read(root: Path, writer: int, start, failures) -> None:
@@ -299,6 +300,9 @@ def write_and_read(root: Path, writer: int, start, failures) -> None:
     start.wait()
     for i in range(ROUNDS):
         store.save(KEY, fitted(2.0 + i, 30.0 + writer))
+        store.save(OTHER, SHARED)  # what the other process is reading or writing right now
+        if store.find(OTHER, speedup=1.5) != SHARED:
+            failures.put(f"writer {writer} misses the shared schedule in round {i}")
         own = {entry.fitted.speedup for entry in store.entries(KEY) if entry.fitted.psnr == 30.0 + writer}
         if own != {2.0 + j for j in range(i + 1)}:
             failures.put(f"writer {writer} misses {i + 1 - len(own)} after round {i}")
