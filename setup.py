@@ -39,6 +39,7 @@ setup(
             "evaluate/adherence/*.json",
             "evaluate/adherence/*.safetensors",
             "demo/schedules/*.json",
+            "demo/schedules/*/*/*.json",
             "demo/*.j2",
             "demo/*.txt",
             "evaluate/*.txt",

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
+from ..errors import ConfigError
 from .models import load
 from .options import (
     Adapter,
@@ -18,7 +21,7 @@ from .options import (
     Frames,
     Height,
     Json,
-    Model,
+    OptionalModel,
     PromptSource,
     Seed,
     Steps,
@@ -27,11 +30,11 @@ from .options import (
     read_integers,
     read_object,
 )
-from .terminal import activity, importing, print_json, print_line
+from .terminal import activity, console, importing, print_json, print_line
 
 
 def command(
-    model: Model,
+    model: OptionalModel = None,
     output: Annotated[Path, typer.Option(help="File for the schedule.")] = Path("schedule.json"),
     speedup: TargetSpeedup = 2.0,
     kinds: Annotated[str, typer.Option(help="Multiples that steps may run at, 0 to skip the model call.")] = "1,2,4,0",
@@ -46,6 +49,8 @@ def command(
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the schedules that are kept for later calls.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
     as_json: Json = False,
 ) -> None:
     """Finds the schedule of full, coarse and skipped steps that stays nearest to the plain pipeline at a given FLOP.
@@ -53,6 +58,15 @@ def command(
     It costs about eight runs per prompt, and holds for this model and number of steps; `ddit-rt generate --schedule
     FILE` or accelerate(schedule=...) runs it.
     """
+    if (model is not None) + list_ + clear != 1:
+        raise ConfigError("give one of MODEL, --list and --clear: 'demo', a folder in diffusers format, or a hub id.")
+    if list_:
+        _list(as_json)
+        return
+    if clear:
+        _clear()
+        return
+    assert model is not None
     further = read_object(call, "call")
     multiples = read_integers(kinds, "kinds", least=0)
 
@@ -79,3 +93,44 @@ def command(
         f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline, "
         f"mean of {found.prompts} prompts"
     )
+
+
+def _list(as_json: bool) -> None:
+    """The user's store, the newest schedule last."""
+    with importing():
+        from ..schedule import ScheduleStore
+
+    store = ScheduleStore()
+    entries = sorted(store.own_entries(), key=lambda entry: entry.saved)
+    if as_json:
+        print_json([entry.to_dict() for entry in entries])
+        return
+    if not entries:
+        print_line(f"{store.root} holds no schedules")
+        return
+    table = Table(box=SIMPLE_HEAD, padding=0)  # 80 columns have to do
+    table.add_column("model", overflow="fold")
+    for heading in ("steps", "guidance", "size", "reference", "speed-up", "dB", "saved"):
+        table.add_column(heading, no_wrap=True)
+    for entry in entries:
+        table.add_row(
+            (entry.name or entry.key.model[:12]) + (" + adapter" if entry.key.adapter else ""),
+            str(entry.key.steps),
+            entry.key.guidance,
+            entry.key.size,
+            entry.key.reference,
+            f"{entry.fitted.speedup:.2f}",
+            f"{entry.quality:.1f}",
+            f"{entry.saved.astimezone():%Y-%m-%d}",
+        )
+    console.print(table)
+    print_line(str(store.root))
+
+
+def _clear() -> None:
+    with importing():
+        from ..schedule import ScheduleStore
+
+    store = ScheduleStore()
+    count = store.clear()
+    print_line(f"{store.root}: removed {count} schedule{'' if count == 1 else 's'}")

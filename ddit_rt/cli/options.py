@@ -14,7 +14,9 @@ from ..errors import ConfigError
 
 # -- the model and where it runs ------------------------------------------------------------------------------------
 
-Model = Annotated[str, typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")]
+_MODEL = typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default CUDA where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 on CUDA.")]
 Adapter = Annotated[str | None, typer.Option(help="Trained adapter for coarse steps: a file, a folder or a hub id.")]

@@ -11,6 +11,7 @@ from ..errors import UnsupportedPipelineError
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .flux import Flux
 from .fresh import fresh_adapter
+from .identity import fingerprint
 from .wan import Wan
 
 FAMILIES: list[Family] = [Flux(), Wan()]
@@ -23,6 +24,7 @@ __all__ = [
     "NotCoarseError",
     "denoisers",
     "family_of",
+    "fingerprint",
     "fresh_adapter",
     "raw_sample",
     "register_family",

@@ -1,6 +1,7 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
 from .bounds import check_speedup
+from .call_key import CallKey, describe_scheduler
 from .evolution import EvolutionHistory, LatentEvolution, PendingEvolution, step_with_increment
 from .fitted import FittedSchedule
 from .placement import WARP, evaluation_steps, levels_of_steps, moved_levels, place_evaluations, schedule_of
@@ -20,12 +21,14 @@ from .policy import (
 from .report import Report, StepRecord
 from .solver import FlowSolver, Ran, check_reference, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
+from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 
 __all__ = [
     "COLOURS",
     "WARP",
+    "CallKey",
     "CallableSchedule",
     "Evolution",
     "EvolutionHistory",
@@ -38,15 +41,19 @@ __all__ = [
     "Policy",
     "Ran",
     "Report",
+    "ScheduleStore",
     "Spacing",
     "StepRecord",
     "StepView",
+    "StoredSchedule",
     "TargetPolicy",
     "ThresholdPolicy",
+    "cache_directory",
     "check_reference",
     "check_speedup",
     "choices_along",
     "coarsest_below",
+    "describe_scheduler",
     "evaluation_steps",
     "initial_steps",
     "levels_of_steps",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from huggingface_hub import HfApi, hf_hub_download
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError, DDiTError, ScheduleError
+from ..hub import find_file, push_file
 from ..settings import read_text, shown
 from .policy import FixedSchedule, StepView
 
@@ -144,7 +143,7 @@ class FittedSchedule:
             ConfigError: there is no such file, it is too large, or something else is in it.
             ScheduleError: its schedule holds something that is no multiple.
         """
-        path = _find(source, revision)
+        path = find_file(source, FILE_NAME, revision, "schedule", ConfigError)
         text = read_text(path, "schedule")
         try:
             return _FILE.validate_json(text)
@@ -169,12 +168,7 @@ class FittedSchedule:
         Returns:
             The commit's address.
         """
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as directory:
-            self.save(directory)
-            (Path(directory) / "README.md").write_text(self._card(repo_id), encoding="utf-8")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="ddit_rt schedule"))
+        return push_file(repo_id, self.save, self._card(repo_id), "ddit_rt schedule", private, token)
 
     def _card(self, repo_id: str) -> str:
         return f"""---
@@ -195,18 +189,3 @@ ddit_rt.accelerate(pipe, schedule=schedule)
 
 
 _FILE = TypeAdapter(FittedSchedule)
-
-
-def _find(source: str | Path, revision: str | None) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path / FILE_NAME
-    is_id = isinstance(source, str) and source.count("/") == 1 and path.suffix != ".json" and not path.is_absolute()
-    if path.is_file() or not is_id:
-        return path
-    try:
-        return Path(hf_hub_download(str(source), FILE_NAME, revision=revision))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"schedule={source!r}: neither a local path nor {FILE_NAME} of a reachable hub repository ({error})."
-        ) from error

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_adapter import fresh, run, trained
 
 import ddit_rt
-from ddit_rt.granularity.adapter import file as adapter_file
+from ddit_rt import hub
 from ddit_rt.granularity.adapter.file import FILE_NAME, model_card, push_to_hub
 
 
@@ -175,8 +175,8 @@ def test_hub(monkeypatch, tmp_path, path):
         file.write_bytes(uploaded[name])
         return str(file)
 
-    monkeypatch.setattr(adapter_file, "HfApi", Api)
-    monkeypatch.setattr(adapter_file, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     adapter = ddit_rt.load_adapter(path)
     assert push_to_hub(adapter, "someone/adapter") == "address"
     assert set(uploaded) == {"repo", FILE_NAME, "README.md"}

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddit_rt import ConfigError, FittedSchedule, ScheduleError
-from ddit_rt.schedule import fitted as fitted_module
+from ddit_rt import ConfigError, FittedSchedule, ScheduleError, hub
 from ddit_rt.settings import MAX_FILE_BYTES
 
 GOOD = FittedSchedule([1, 1, 2, 0, 4, 1], 1.9, 41.5, 3, [9.0, 4.0, 2.5, 2.0, 1.5, 1.0])
@@ -151,8 +150,8 @@ def test_hub(monkeypatch, tmp_path):
         file.write_bytes(uploaded[name])
         return str(file)
 
-    monkeypatch.setattr(fitted_module, "HfApi", Api)
-    monkeypatch.setattr(fitted_module, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     assert GOOD.push_to_hub("someone/schedule", private=True, token="t") == "address of someone/schedule"
     assert uploaded["repo"] == ("someone/schedule", True, True) and uploaded["token"] == "t"
     assert set(uploaded) == {"repo", "token", "schedule.json", "README.md"}

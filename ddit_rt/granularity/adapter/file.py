@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ...errors import AdapterMismatchError
+from ...hub import find_file, push_file
 from ...settings import shown
 from .model import Adapter, AdapterSpec
 
@@ -76,7 +75,9 @@ def load_adapter(source: str | Path | Adapter, revision: str | None = None) -> A
     """
     if isinstance(source, Adapter):
         return copy.deepcopy(source).requires_grad_(False).eval()
-    path = _find(source, revision)
+    path = find_file(source, FILE_NAME, revision, "adapter", AdapterMismatchError)
+    if not path.is_file():
+        raise AdapterMismatchError(f"adapter={str(path)!r}: there is no such file.")
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
@@ -106,14 +107,14 @@ def push_to_hub(adapter: Adapter, repo_id: str, *, private: bool = False, token:
     Returns:
         The commit's address.
     """
-    import tempfile
-
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as directory:
-        save_adapter(adapter, directory)
-        (Path(directory) / "README.md").write_text(model_card(adapter, repo_id), encoding="utf-8")
-        return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="ddit_rt adapter"))
+    return push_file(
+        repo_id,
+        lambda directory: save_adapter(adapter, directory),
+        model_card(adapter, repo_id),
+        "ddit_rt adapter",
+        private,
+        token,
+    )
 
 
 def model_card(adapter: Adapter, repo_id: str) -> str:
@@ -139,23 +140,6 @@ def model_card(adapter: Adapter, repo_id: str) -> str:
         f"Training: `{json.dumps(dict(spec.training))}`",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _find(source: str | Path, revision: str | None) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        path = path / FILE_NAME
-    if path.is_file():
-        return path
-    name = str(source)
-    if isinstance(source, str) and name.count("/") == 1 and path.suffix != ".safetensors" and not path.is_absolute():
-        try:
-            return Path(hf_hub_download(name, FILE_NAME, revision=revision))
-        except (OSError, ValueError, HFValidationError) as error:
-            raise AdapterMismatchError(
-                f"adapter={name!r}: neither a local path nor {FILE_NAME} of a reachable hub repository ({error})."
-            ) from error
-    raise AdapterMismatchError(f"adapter={name!r}: there is no such file.")
 
 
 def _check_header(path: Path) -> None:

@@ -1,0 +1,86 @@
+"""``ddit-rt fit --list`` and ``--clear``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ddit_rt import FittedSchedule
+from ddit_rt.cli import app, main
+from ddit_rt.schedule import CallKey, ScheduleStore
+
+KEY = CallKey("0123456789abcdef", "Euler(shift=3)", 50, "cfg", 4096, 16, "converged")
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScheduleStore:
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    return ScheduleStore()
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["fit", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["ddit-rt", "fit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_list_shows_what_is_kept_in_80_columns(store: ScheduleStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddit_rt.cli.fit.console.width", 80)
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4), "owner/model")
+    store.save(CallKey("f" * 32, "E()", 28, "none", 256, 1), FittedSchedule([1] * 28, 3.0, 33.0, 4))
+    text = run("--list")
+    date = f"{store.own_entries()[0].saved.astimezone():%Y-%m-%d}"
+    lines = [line.split() for line in text.splitlines() if date in line]
+    assert lines == [
+        ["owner/model", "50", "cfg", "4096x16", "converged", "2.50", "41.2", date],
+        ["f" * 12, "28", "none", "256", "plain", "3.00", "33.0", date],
+    ]
+    assert text.splitlines()[-1] == str(store.root)
+
+
+def test_list_as_json(store: ScheduleStore) -> None:
+    assert json.loads(run("--list", "--json")) == []
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4), "owner/model")
+    (entry,) = json.loads(run("--list", "--json"))
+    assert entry["key"]["steps"] == 50 and entry["fitted"]["speedup"] == 2.5 and entry["name"] == "owner/model"
+
+
+def test_clear_removes_them(store: ScheduleStore) -> None:
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4))
+    assert run("--clear") == f"{store.root}: removed 1 schedule\n"
+    assert run("--clear") == f"{store.root}: removed 0 schedules\n"
+    assert run("--list") == f"{store.root} holds no schedules\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list", "--clear"], ["demo", "--list"]])
+def test_one_thing_at_a_time(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    error = error_of(monkeypatch, capsys, *arguments)
+    assert error.startswith("error: give one of MODEL, --list and --clear") and error.count("\n") == 1
+
+
+def test_what_cannot_be_removed_is_one_line(
+    store: ScheduleStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4))
+
+    def refused(self: Path, *arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    error = error_of(monkeypatch, capsys, "--clear")
+    assert error.startswith("error:") and str(path) in error and error.count("\n") == 1
+    assert os.path.exists(str(path))
