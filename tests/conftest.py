@@ -1,8 +1,12 @@
 """Makes property tests repeatable. What tests share lies in ``helpers``, which is on the import path."""
 
 import os
+import tempfile
 
 from hypothesis import settings
+
+# what is fitted in tests is kept in a place of their own, and they find nothing that was fitted before
+os.environ["DDIT_RT_CACHE"] = tempfile.mkdtemp(prefix="ddit_rt-tests-")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # workers side by side, and what they start: a thread each, or they wait for each other's

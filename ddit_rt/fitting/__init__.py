@@ -3,7 +3,7 @@
 from .error_model import ErrorModel
 from .fitter import fit_schedule, try_schedule
 from .measurement import measure
-from .search import find_schedule
+from .search import find_evaluations, find_schedule
 from .teacache import TeaCacheFit, fit_teacache
 from .threshold import Calibration, calibrate
 
@@ -12,6 +12,7 @@ __all__ = [
     "ErrorModel",
     "TeaCacheFit",
     "calibrate",
+    "find_evaluations",
     "find_schedule",
     "fit_schedule",
     "fit_teacache",

@@ -14,8 +14,18 @@ import numpy as np
 
 from ..config import SKIP
 from ..errors import ConfigError, OutOfReachError
+from ..families import family_of
 from ..granularity import Adapter, load_adapter
-from ..schedule import WARP, FittedSchedule, check_speedup, evaluation_steps, levels_of_steps, schedule_of
+from ..pipeline import arguments_seen, identity_of, key_of_call
+from ..schedule import (
+    WARP,
+    FittedSchedule,
+    ScheduleStore,
+    check_speedup,
+    evaluation_steps,
+    levels_of_steps,
+    schedule_of,
+)
 from ..trajectories import generate, generate_converged, psnr
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
@@ -35,6 +45,7 @@ def fit_schedule(
     adapter: str | Path | Adapter | None = None,
     quality: float | None = None,
     reference: str = "plain",
+    keep: bool = True,
     **call: Any,
 ) -> FittedSchedule:
     """Finds the schedule that ends nearest to a reference at a wanted speed-up, or the fastest of a wanted quality.
@@ -54,6 +65,8 @@ def fit_schedule(
         quality: Wanted mean PSNR to the reference, in dB, instead of ``speedup``.
         reference: ``"plain"``, the pipeline's own picture, or ``"converged"``, the one that infinitely many steps would
             give; the second takes full and skipped steps only, and moves the noise levels.
+        keep: Also put it into the user's cache directory (:func:`ddit_rt.schedule.cache_directory`), where
+            ``accelerate(pipe, speedup=...)`` finds it for this model and calls like this.
         **call: Arguments of the pipeline; the schedule holds for this ``num_inference_steps`` alone, and for about
             this size and guidance.
 
@@ -92,7 +105,19 @@ def fit_schedule(
     sensitivity = np.interp(
         np.linspace(0, 1, steps), np.linspace(0, 1, error_model.steps), np.asarray(error_model.sensitivity)
     )
-    return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
+    found = replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
+    if keep:
+        _keep(pipe, found, runs.seen, trained)
+    return found
+
+
+def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapter: Adapter | None) -> None:
+    """Puts a schedule where calls with a target look for it."""
+    family = family_of(pipe)
+    identity = identity_of(pipe, family, adapter)
+    key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity)
+    if key is not None:
+        ScheduleStore().save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
 
 
 def _at_speedup(
@@ -159,7 +184,11 @@ def _unmeasured(schedule: Sequence[int]) -> FittedSchedule:
 
 
 class _Runs:
-    """Real runs of schedules, against references that are made once per prompt."""
+    """Real runs of schedules, against references that are made once per prompt.
+
+    Attributes:
+        seen: Arguments of the pipeline's calls, defaults filled in.
+    """
 
     def __init__(
         self,
@@ -175,6 +204,7 @@ class _Runs:
         self.call = call
         self._pipe, self._prompts, self._seed, self._progress = pipe, prompts, seed, progress
         self._settings = settings
+        self.seen: Mapping[str, Any] = {}
         self._plain: dict[int, Any] = {}
         self._converged: dict[int, Any] = {}
 
@@ -194,7 +224,9 @@ class _Runs:
             self._progress(f"trying: {prompt}")
             arguments = {**self.call, "prompt": prompt}
             if i not in self._plain:
-                self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
+                with arguments_seen(self._pipe) as seen:
+                    self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
+                self.seen = seen[0]
                 if self.reference == "converged":
                     self._converged[i] = generate_converged(self._pipe, self._seed + i, **arguments).frames
             fast = generate(self._pipe, {"schedule": fitted, **self._settings}, self._seed + i, **arguments)

@@ -13,19 +13,24 @@ from .loading import (
     load_any,
 )
 from .prepare import warmup
+from .targets import SHIPPED_SCHEDULES, arguments_seen, identity_of, key_of_call
 
 __all__ = [
     "DEMO",
     "SHIPPED",
+    "SHIPPED_SCHEDULES",
     "accelerate",
     "accelerated",
+    "arguments_seen",
     "call_arguments",
     "call_defaults",
     "check_call",
     "default_device",
     "example_prompts",
     "find_accelerated",
+    "identity_of",
     "inspect_pipeline",
+    "key_of_call",
     "load_any",
     "report",
     "restore",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,15 @@ from ..runtime import (
     make_runner,
     wrapped_forward,
 )
-from ..schedule import FlowSolver, Report, check_reference, make_policy, solves_the_flow, step_with_increment
+from ..schedule import (
+    FittedSchedule,
+    FlowSolver,
+    Report,
+    check_reference,
+    make_policy,
+    solves_the_flow,
+    step_with_increment,
+)
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline
@@ -32,6 +41,7 @@ from .checks import check_finite, check_merge, check_not_compiled, check_schedul
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
+from .targets import KeptSchedules
 from .transformer_call import TransformerCall
 
 
@@ -44,6 +54,7 @@ class AcceleratedPipeline:
         config: Settings.
         adapter: Trained adapter, or None.
         capture: How to capture graphs; None follows ``config.cuda_graphs``.
+        folders: Where to look for kept schedules beside the user's own and the shipped ones.
 
     Raises:
         ConfigError: the coarse path needs an adapter and there is none, or graphs a CUDA device.
@@ -57,6 +68,7 @@ class AcceleratedPipeline:
         config: DDiTConfig,
         adapter: Adapter | None = None,
         capture: CaptureBackend | None = None,
+        folders: Sequence[Path] = (),
     ) -> None:
         self.pipe = pipe
         self.family = family
@@ -67,6 +79,7 @@ class AcceleratedPipeline:
         limit = self._path.max_consecutive if isinstance(wanted, str) else wanted
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = make_policy(self.config, limit)
+        self._kept = KeptSchedules(pipe, family, adapter, folders)
         check_reference(self.config.reference, pipe.scheduler)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
@@ -189,11 +202,11 @@ class AcceleratedPipeline:
         known = isinstance(owner, self.family.pipelines) and getattr(owner, "scheduler", None) is self._scheduler
         return known and denoisers(owner, self.family) == self._modules
 
-    def _begin_call(self, caller: tuple[Any, int]) -> None:
+    def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        self._local.call = CallState(self.config, self._policy, self._path, caller)
-        self._report = Report(self._local.call.records, self.config.to_dict())
+        self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
+        self._report = Report(self._local.call.records, self.config.to_dict(), kept=kept)
 
     def _end_call(self) -> None:
         self._local.call = None
@@ -219,9 +232,11 @@ class AcceleratedPipeline:
         result = inner(*args, **kwargs)
         for patch in self._forward_patches:
             patch.ensure_outermost()
-        self._begin_call(caller)
+        arguments = arguments_of_call()
+        kept = self._kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
+        self._begin_call(caller, kept)
         if caller != NOBODY:
-            place_levels(self._scheduler, self._policy, arguments_of_call())
+            place_levels(self._scheduler, self._local.call.policy, arguments)
         return result
 
     def _on_progress_bar(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -328,7 +343,7 @@ class AcceleratedPipeline:
             return None
         if not solves_the_flow(self._scheduler):
             return None
-        reference = getattr(self._policy, "reference", self.config.reference)
+        reference = getattr(call.policy, "reference", self.config.reference)
         return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:

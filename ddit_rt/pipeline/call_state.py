@@ -40,6 +40,7 @@ class CallState:
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
+        policy: As given.
         source: Which transformer the current step's prediction comes from, by id.
     """
 
@@ -57,7 +58,7 @@ class CallState:
         self.solver: FlowSolver | None = None
         self.source = 0
         self._config = config
-        self._policy = policy
+        self.policy = policy
         self._path = path
         self._spacing = Spacing()
         self._evolution = LatentEvolution(
@@ -103,7 +104,7 @@ class CallState:
         self._timesteps = [float(t) for t in timesteps[begin:]]
         self._sigmas = [float(sigma) for sigma in sigmas[begin:]]
         self.steps = len(self._timesteps)
-        self._policy.start(self.steps)
+        self.policy.start(self.steps)
 
     def is_stray(self, family: Family, given: torch.Tensor) -> bool:
         """Whether a transformer call that would begin the next step is none of the pipeline's steps.
@@ -225,7 +226,7 @@ class CallState:
             counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
             sigma = self._sigmas[self.index]
             view = StepView(self.index, self.steps, sigma, *counts, runs, self._evolution.current)
-            multiple = self._policy.choose(view)
+            multiple = self.policy.choose(view)
             if multiple != SKIP and multiple not in self._config.multiples:
                 raise ScheduleError(
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "

@@ -52,7 +52,9 @@ def accelerate(
     if adapter is not None and not settings.chosen_speedup:
         settings = settings.replace(speedup=None)  # an adapter is there to be run
     family = family_of(pipe)
-    fresh = AcceleratedPipeline(pipe, family, settings, None if adapter is None else load_adapter(adapter))
+    folders = [Path(adapter).with_name("schedules")] if isinstance(adapter, str | Path) else []
+    trained = None if adapter is None else load_adapter(adapter)
+    fresh = AcceleratedPipeline(pipe, family, settings, trained, folders=folders)
     old = _replaceable(pipe, fresh)
     if old is not None:
         old.detach()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from .fitted import FittedSchedule
 
 
 @dataclass
@@ -78,11 +80,13 @@ class Report:
         steps: One :class:`StepRecord` per denoising step.
         config: The :class:`ddit_rt.DDiTConfig` as a dict.
         complete: False when the call ended early, by an exception for instance.
+        kept: The fitted schedule that was found for a target, if one was.
     """
 
     steps: list[StepRecord]
     config: dict[str, Any]
     complete: bool = False
+    kept: FittedSchedule | None = None
 
     @property
     def speedup_estimate(self) -> float:
@@ -99,6 +103,7 @@ class Report:
         return {
             "config": self.config,
             "complete": self.complete,
+            "kept": None if self.kept is None else asdict(self.kept),
             "speedup_estimate": self.speedup_estimate,
             "steps": [step.to_dict() for step in self.steps],
         }
@@ -134,6 +139,7 @@ class Report:
         lines.append(
             f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
             + ("" if self.complete else "; the call did not finish")
+            + ("" if self.kept is None else f"; by a schedule fitted on {self.kept.prompts} prompts")
         )
         return "\n".join(lines)
 

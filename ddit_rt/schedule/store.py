@@ -118,6 +118,10 @@ class ScheduleStore:
             best = max(near, key=lambda entry: (entry.fitted.speedup, entry.quality), default=None)
         return None if best is None else best.fitted
 
+    def holds_any(self) -> bool:
+        """Whether there is a schedule for any call at all."""
+        return any(path for root in (self.root, *self.shipped) for path in _files(root, f"*/*/*{_ENDING}"))
+
     def entries(self, key: CallKey) -> list[StoredSchedule]:
         """All schedules for a call, the user's own first."""
         folders = [root / key.directory for root in (self.root, *self.shipped)]

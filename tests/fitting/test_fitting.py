@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from adapters import trained
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny import flux, smooth, wan
 from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
-from ddit_rt.fitting import ErrorModel, find_schedule, fit_schedule, fitter, measure, measurement
+from ddit_rt.fitting import ErrorModel, find_evaluations, find_schedule, fit_schedule, fitter, measure, measurement
+from ddit_rt.granularity import PredictionHistory
 from ddit_rt.runtime import MethodPatch
+from ddit_rt.schedule import FlowSolver, Ran, schedule_of
 from ddit_rt.schedule.fitted import FittedSchedule
 from ddit_rt.trajectories import adapter_errors, last_latent_with_error, record_trajectory
 
@@ -76,7 +80,8 @@ def test_one_step_is_foretold_as_it_runs(model: str, kind: int, monkeypatch: pyt
     monkeypatch.setattr(measurement, "_NUMBERS", 10**6)
     pipe, call = MODELS[model]()
     error_model = measure(pipe, ["a"], [2, 4], **call)
-    error_model = ErrorModel(**{**vars(error_model), "sensitivity": np.ones(STEPS)})
+    # the forecast itself, before the next step corrects it
+    error_model = replace(error_model, sensitivity=np.ones(STEPS), corrector=False)
     schedule = [1] * STEPS
     schedule[7] = kind
     full, other = (outputs_of(pipe, s, "a", call) for s in ([1] * STEPS, schedule))
@@ -91,6 +96,91 @@ def test_one_step_is_foretold_as_it_runs(model: str, kind: int, monkeypatch: pyt
     difference = trajectory.canonical(other[7]) - trajectory.canonical(full[7])
     exact = float((step * sketch(difference)).square().mean())
     assert error_model.error(schedule)[0] == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["110011001001", "101010010100", "100100010011"])
+def test_corrected_gaps_are_foretold_as_the_solver_makes_them(schedule: str) -> None:
+    """On a field that does not depend on the latent, first order is exact: the same error as in a run."""
+    sigmas = np.linspace(1, 0, STEPS + 1) ** 1.3
+    waves = np.random.default_rng(0).normal(size=(2, 5))
+    field = [np.cos(4 * sigma * waves[0] + waves[1]).astype(np.float32) for sigma in sigmas]
+    full = np.stack(field[:-1])[:, None]
+    ones = np.ones(STEPS)
+    error_model = ErrorModel(
+        sigmas.astype(np.float32), full, {}, {}, ones, (0,) * STEPS, np.zeros(1), looks_aside=False
+    )
+    kinds = [int(kind) for kind in schedule]
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    solver = FlowSolver(scheduler, sigmas.tolist(), False)
+    history, latent = PredictionHistory(), torch.zeros(1, 5)
+    for t, kind in enumerate(kinds):
+        if kind:
+            history.add_run(sigmas[t], torch.tensor(field[t])[None])
+        output, h = history.forecast(sigmas[t]), float(sigmas[t + 1] - sigmas[t])
+
+        def own(sample: torch.Tensor, move: torch.Tensor = h * output) -> Any:
+            return (sample + move,), move
+
+        latent = solver.step(t, Ran.FULL if kind else Ran.SKIPPED, 1, output, latent, own)[0][0]
+    plain = (np.diff(sigmas)[:, None] * np.stack(field[:-1])).sum(0)
+    wanted = np.square(latent[0].numpy() - plain).mean()
+    assert wanted > 1e-8 and error_model.error(kinds)[0] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_search_for_evaluations_finds_what_no_rule_has() -> None:
+    """All bends of this field lie late, where the rule puts the fewest evaluations."""
+    steps = 40
+    sigmas = np.linspace(1, 0, steps + 1).astype(np.float32)
+    field = np.tanh((sigmas[:-1, None, None] - 0.2) * 15 * np.array([1.0, 1.3, 0.8])).astype(np.float32)
+    error_model = ErrorModel(sigmas, field, {}, {}, np.ones(steps), (0,) * steps, np.full(1, 1e-12))
+    found = find_evaluations(error_model, 12)
+    assert found.count(1) == 12 and found[0] == 1
+    assert error_model.error(found)[0] * 10 < error_model.error(schedule_of(steps, 12, 1.4))[0]
+
+
+@pytest.mark.parametrize("reference", ["plain", "converged"])
+def test_what_was_fitted_is_what_later_calls_with_a_target_run(
+    reference: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    pipe, call = a_flux()
+    call = {**call, "num_inference_steps": 16}
+    fitted = fit_schedule(pipe, ["a"], speedup=2, reference=reference, **call)
+    assert fitted.reference == reference and fitted.speedup >= 2 * 0.97
+    assert (fitted.psnr_converged is not None) is bool(fitted.sigmas) is (reference == "converged")
+    arguments = {**call, "prompt": "a", "generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+    with accelerated(pipe, speedup=2, reference=reference):
+        pipe(**arguments)
+        assert report(pipe).kept == fitted and report(pipe).schedule == fitted.schedule
+        pipe(**{**arguments, "num_inference_steps": 17})
+        assert report(pipe).kept is None
+        pipe(**{**arguments, "true_cfg_scale": 1.0})
+        assert report(pipe).kept is None
+    with accelerated(pipe, speedup=2, reference="plain" if fitted.sigmas else "converged"):
+        pipe(**arguments)
+        assert report(pipe).kept is None
+
+
+def test_a_wanted_quality_is_reached_by_the_fewest_evaluations() -> None:
+    pipe, call = a_flux()
+    call = {**call, "num_inference_steps": 16}
+    fitted = fit_schedule(pipe, ["a"], quality=45, keep=False, **call)
+    assert fitted.psnr >= 45
+    better = fit_schedule(pipe, ["a"], quality=fitted.psnr + 10, keep=False, **call)
+    assert better.schedule.count(1) > fitted.schedule.count(1) and better.psnr >= fitted.psnr + 10
+
+
+def test_bad_targets_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = a_flux()
+    monkeypatch.setattr(fitter, "measure", lambda *a, **k: pytest.fail("measured"))
+    for settings, message in (
+        ({"speedup": 2, "quality": 40}, "speedup=2 and quality=40"),
+        ({"quality": -1}, "quality=-1"),
+        ({"reference": "best"}, "reference='best'"),
+        ({"reference": "converged", "kinds": (1, 2)}, "kinds="),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fit_schedule(pipe, ["a"], **settings, **call)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -137,9 +227,7 @@ def test_search_takes_an_adapter_for_what_it_makes_good() -> None:
     skipped = find_schedule(plain, 3.0, (1, 0))
 
     def with_residual(share: float) -> ErrorModel:
-        return ErrorModel(
-            **{**vars(plain), "adapter_residual": {4: np.full((20, 3), share, np.float32)}, "probes": False}
-        )
+        return replace(plain, adapter_residual={4: np.full((20, 3), share, np.float32)}, probes=False)
 
     good, bad = (find_schedule(with_residual(share), 3.0, (1, 4, 0)) for share in (0.1, 1.0))
     assert 4 in good and with_residual(0.1).error(good)[0] < plain.error(skipped)[0] / 2
@@ -197,7 +285,8 @@ def planted(kinks: set[int], steps: int = 20) -> ErrorModel:
     values = np.cumsum([1.0 if t in kinks else 0.0 for t in range(steps)]) - 3 * sigmas[:-1]
     full = np.repeat(values[:, None, None], 4, axis=2).astype(np.float32)
     one = np.ones(steps)
-    return ErrorModel(sigmas, full, {4: full + 0.5}, {4: 0.1}, one, (0,) * steps, np.array([1e-8]))
+    floor = np.array([1e-8])
+    return ErrorModel(sigmas, full, {4: full + 0.5}, {4: 0.1}, one, (0,) * steps, floor, corrector=False)
 
 
 def test_search_leaves_out_what_a_line_foretells() -> None:
@@ -226,7 +315,7 @@ def test_search_where_errors_grow_is_fine() -> None:
     error_model = planted(set(np.random.default_rng(0).permutation(20)[:10].tolist()))
     early = np.where(np.arange(20) < 8, 100.0, 1.0)
     even = find_schedule(error_model, 1.6, (1, 0))
-    weighted = find_schedule(ErrorModel(**{**vars(error_model), "sensitivity": early}), 1.6, (1, 0))
+    weighted = find_schedule(replace(error_model, sensitivity=early), 1.6, (1, 0))
     assert weighted[:8].count(0) < even[:8].count(0) and 0 in weighted[8:]
 
 
@@ -253,7 +342,9 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
 def test_real_runs_choose_between_mixed_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = a_flux()
     mixed, skipped = [1, 1, *[4] * (STEPS - 2)], [1, 1, *[0, 1] * 5]
-    monkeypatch.setattr(fitter, "find_schedule", lambda error_model, speedup, kinds: mixed if 4 in kinds else skipped)
+    monkeypatch.setattr(fitter, "find_schedule", lambda error_model, speedup, kinds: mixed)
+    for name in ("find_evaluations", "schedule_of"):
+        monkeypatch.setattr(fitter, name, lambda *a: skipped)
     better = max((mixed, skipped), key=lambda s: fitter.try_schedule(pipe, s, ["a"], **call).psnr)
     assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
@@ -266,9 +357,11 @@ def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.Monkey
 
     def search_for(error_model: ErrorModel, speedup: float, kinds: tuple[int, ...]) -> list[int]:
         assert not error_model.probes
-        return found["skipped" if 4 not in kinds else "adapter" if error_model.adapter_residual else "delta"]
+        return found["adapter" if error_model.adapter_residual else "delta"]
 
     monkeypatch.setattr(fitter, "find_schedule", search_for)
+    for name in ("find_evaluations", "schedule_of"):
+        monkeypatch.setattr(fitter, name, lambda *a: found["skipped"])
     settings = {"coarse": "adapter", "adapter": adapter}
     runs = [fitter.try_schedule(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
     best = max(runs, key=lambda run: run.psnr)

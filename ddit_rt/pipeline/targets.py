@@ -1,0 +1,109 @@
+"""Which policy a call with a target gets: a schedule that is kept for such calls, else a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils.torch_utils import unwrap_module
+
+from ..config import DDiTConfig
+from ..families import Family, denoisers, fingerprint
+from ..granularity import Adapter
+from ..runtime import MethodPatch, installed
+from ..schedule import CallKey, FittedSchedule, ScheduleStore
+from .caller import arguments_of_call
+
+SHIPPED_SCHEDULES = Path(__file__).parents[1] / "demo" / "schedules"
+"""Schedules that come with the package, for the models that do."""
+
+
+class KeptSchedules:
+    """Finds kept schedules for the calls of one pipeline.
+
+    Args:
+        pipe: The pipeline.
+        family: Of its transformers.
+        adapter: What coarse steps run, or None.
+        folders: Further folders of schedules, such as an adapter's.
+    """
+
+    def __init__(self, pipe: Any, family: Family, adapter: Adapter | None, folders: Sequence[Path] = ()) -> None:
+        self._pipe, self._family, self._adapter = pipe, family, adapter
+        self._store = ScheduleStore(shipped=[*folders, SHIPPED_SCHEDULES])
+        self._identity: tuple[str, str] | None = None
+        self._found: dict[tuple[CallKey, float], FittedSchedule | None] = {}
+
+    def find(self, config: DDiTConfig, scheduler: Any, arguments: Mapping[str, Any]) -> FittedSchedule | None:
+        """The best schedule for a call; None where there is no target, or none is kept that reaches it.
+
+        Args:
+            config: Settings.
+            scheduler: With the call's timesteps set.
+            arguments: Of the pipeline's call.
+        """
+        if config.speedup is None or not self._store.holds_any():
+            return None
+        if self._identity is None:
+            self._identity = identity_of(self._pipe, self._family, self._adapter)
+        key = key_of_call(self._pipe, self._family, scheduler, arguments, config.reference, self._identity)
+        if key is None:
+            return None
+        wanted = (key, config.speedup)
+        if wanted not in self._found:
+            self._found[wanted] = self._store.find(key, speedup=config.speedup)
+        return self._found[wanted]
+
+
+def identity_of(pipe: Any, family: Family, adapter: Adapter | None = None) -> tuple[str, str]:
+    """Fingerprints of a pipeline's transformers and of an adapter; the second is empty without one."""
+    modules = [unwrap_module(module) for module in denoisers(pipe, family).values()]
+    return fingerprint(*modules), "" if adapter is None else fingerprint(adapter)
+
+
+def key_of_call(
+    pipe: Any,
+    family: Family,
+    scheduler: Any,
+    arguments: Mapping[str, Any],
+    reference: str,
+    identity: tuple[str, str],
+) -> CallKey | None:
+    """Under which a call's schedules are kept; None for a call that may run a part of its steps, or has no size.
+
+    Args:
+        pipe, family: The pipeline, and the family of its transformers.
+        scheduler: With the call's timesteps set.
+        arguments: Of the pipeline's call, sizes included.
+        reference: What the schedule aims at.
+        identity: As of :func:`identity_of`.
+    """
+    height, width = arguments.get("height"), arguments.get("width")
+    if "strength" in arguments or not height or not width:
+        return None
+    geometry = family.geometry(pipe, height, width, arguments.get("num_frames") or 1)
+    return CallKey.of(
+        identity[0],
+        scheduler,
+        len(scheduler.timesteps),
+        guided=family.is_guided(arguments),
+        tokens=geometry.tokens(1) // geometry.frames,
+        frames=geometry.frames,
+        reference="converged" if reference == "converged" else "plain",
+        adapter=identity[1],
+    )
+
+
+@contextmanager
+def arguments_seen(pipe: Any) -> Iterator[list[dict[str, Any]]]:
+    """Within the context, collects the arguments of the pipeline's calls, defaults filled in, as its steps begin."""
+    seen: list[dict[str, Any]] = []
+
+    def on_set_timesteps(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(arguments_of_call())
+        return inner(*args, **kwargs)
+
+    with installed([MethodPatch(pipe.scheduler, "set_timesteps", on_set_timesteps)]):
+        yield seen
