@@ -62,6 +62,8 @@ def test_every_solver_is_listed_at_the_speed_ups_of_fewer_steps():
     listed = {m.name for solver in SOLVERS.values() for m in solver.methods(Listing(prompted(), 50, CALL))}
     assert {f"{name}-{n}@50" for name in ("unipc", "dpmsolver++") for n in (25, 17, 12)} <= listed
     assert {"heun-25@50", "heun-17@50", "heun-11@50", "euler-25-w1.4@50", "unipc-12-w1.4@50"} <= listed
+    few = [m.name for solver in SOLVERS.values() for m in solver.methods(Listing(prompted(), 5, CALL))]
+    assert len(set(few)) == len(few) and "heun-1@5" in few
     assert "euler-25@50" not in listed, "that is 25-steps@50"
 
 

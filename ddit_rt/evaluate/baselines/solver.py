@@ -45,9 +45,11 @@ class OtherSolver(Baseline):
         except ConfigError as error:
             logger.warning("%s is not compared: %s", self.name, error)
             return []
-        counts = dict.fromkeys(round(listing.steps / share) for share in (SHARES if listing.full else SHARES[:2]))
+        counts = [round(listing.steps / share) for share in (SHARES if listing.full else SHARES[:2])]
         spacings = self.spacings if listing.full else self.spacings[-1:]
-        return [self.method(count, listing.steps, w) for w in spacings for count in counts]
+        found = [self.method(max(count, 1), listing.steps, w) for w in spacings for count in counts]
+        # of few evaluations, several counts may come to the same steps
+        return list({method.name: method for method in found}.values())
 
     def method(self, evaluations: int, reference: int, spacing: float) -> Method:
         """The solver at no more than so many model evaluations.
