@@ -161,7 +161,9 @@ def table(summaries: Sequence[Summary], title: str = "") -> Table:
     """The results as a table for the terminal; -: not measured, as the plain run's distance from itself."""
     metrics = [name for name in METRIC_NAMES if any(name in summary.metrics for summary in summaries)]
     worst = [name for name in ("psnr", TO_CONVERGED["psnr"]) if any(name in summary.worst for summary in summaries)]
-    heads = [*(name.replace("_", " ") for name in metrics), *(f"{name.replace('_', ' ')}, worst 10%" for name in worst)]
+    # short words, which a terminal can break a heading at
+    short = {name: name.replace("_converged", " conv.") for name in METRIC_NAMES}
+    heads = [*(short[name] for name in metrics), *(f"{short[name]} worst 10%" for name in worst)]
     result = Table("method", "s", "speed-up", "FLOP ÷", *heads, title=title)
     result.columns[0].no_wrap = True
     for summary in summaries:
