@@ -65,6 +65,7 @@ setup(
         "rich>=13",
         "jinja2>=3",
         "torchmetrics>=1.4",
+        "scipy>=1.11",
     ],
     extras_require={
         "distill": DISTILL,

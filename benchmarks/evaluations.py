@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddit_rt.evaluate import PAIRED, PLAN, Method, Plan, Summary, read_rows, summarise
+from ddit_rt.evaluate import COMPARED, PLAN, Plan, Summary, read_rows, summarise
 from ddit_rt.schedule import Report, StepRecord
 
-PER_RUN = ("seconds", "reference_seconds", *PAIRED)
+PER_RUN = ("seconds", "reference_seconds", *COMPARED)
 DIGITS = 6
 """Significant digits that are kept of a measured value."""
 
@@ -47,8 +47,8 @@ class Evaluation:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = content["methods"]
         names = ("name", "kind", "steps", "reference", "settings")
-        methods = [Method(**{name: entry[name] for name in names}) for entry in entries]
-        plan = Plan(methods=methods, **content["plan"])
+        methods = [{name: entry[name] for name in names} for entry in entries]
+        plan = Plan.from_dict({**content["plan"], "methods": methods})
         keys = [(prompt, seed) for prompt in range(len(plan.prompts)) for seed in plan.seeds]
         rows: list[dict[str, Any]] = []
         for entry in entries:
@@ -66,10 +66,6 @@ class Evaluation:
             for name, (mean, spread) in self.judged[summary.method].items():
                 summary.metrics[name], summary.spread[name] = mean, spread
         return [summary for summary in found if reference in (None, summary.reference)]
-
-    def values(self, method: str, metric: str) -> list[float]:
-        """A metric of a method, prompt by prompt and seed by seed."""
-        return [row[metric] for row in self.rows if row["method"] == method and metric in row]
 
 
 def condense(run: Path, target: Path) -> None:
@@ -104,7 +100,7 @@ def condense(run: Path, target: Path) -> None:
                 "judged": {
                     name: (_short(mean), _short(summary["spread"].get(name, 0.0)))
                     for name, mean in summary["metrics"].items()
-                    if name not in PAIRED
+                    if name not in COMPARED
                 },
                 "runs": {name: [_short(row[name]) for row in own] for name in PER_RUN if name in own[0]},
             }

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from evaluations import Evaluation
 
+from ddit_rt.evaluate import TO_CONVERGED, Comparison, Summary, compare
+
+CONVERGED = TO_CONVERGED["psnr"]
+
 OURS = ("DDiT", "adapter", "fitted")
 """How the kinds of methods begin that this package adds; their names are printed bold."""
+
+PLAIN = "base@50"
+"""The plain run of the README's table."""
 
 SHORT = {
     "fitted-1.5x@50": "fitted schedule, 1.5x",
@@ -41,20 +49,35 @@ PAIRS = (
     ("fitted-adapter-3x@50", "fitted-3x@50"),
     ("fitted-adapter-4x@50", "fitted-4x@50"),
     ("fitted-2x@28", "fitted-skipped-2x@28"),
+    ("fitted-2x@50", "unipc-25@50"),
+    ("fitted-3x@50", "unipc-17@50"),
+    ("fitted-4x@50", "unipc-12@50"),
+    ("teacache-2x@50", "unipc-25@50"),
+    ("teacache-3x@50", "unipc-17@50"),
 )
-"""Methods that are compared prompt by prompt."""
+"""Methods that are compared prompt by prompt, where the evaluation has both."""
 
 
 def short_table(evaluation: Evaluation) -> str:
-    """The README's few rows."""
+    """The README's few rows; with the distance to the converged picture where it was measured, of the plain one too."""
     found = {summary.method: summary for summary in evaluation.summaries()}
-    lines = ["| method | FLOP | wall-clock | PSNR, dB | SSIM |", "|---|---|---|---|---|"]
-    for method, name in SHORT.items():
+    second = any(CONVERGED in row.metrics for row in found.values())
+    names = {PLAIN: "plain pipeline, 50 steps"} | SHORT if second else SHORT
+    lines = [
+        "| method | FLOP | wall-clock | PSNR, dB | SSIM |" + " PSNR to converged, dB | worst tenth |" * second,
+        "|---|---|---|---|---|" + "---|---|" * second,
+    ]
+    for method, name in names.items():
         row = found[method]
-        lines.append(
-            f"| {name} | {row.flops_speedup:.2f}x | {row.speedup:.2f}x | {row.metrics['psnr']:.1f} | "
-            f"{row.metrics['ssim']:.3f} |"
-        )
+        cells = [
+            name,
+            f"{row.flops_speedup:.2f}x",
+            f"{row.speedup:.2f}x",
+            _cell(row.metrics, "psnr", 1),
+            _cell(row.metrics, "ssim", 3),
+            *[_cell(row.metrics, CONVERGED, 1), _cell(row.worst, CONVERGED, 1)] * second,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -62,47 +85,66 @@ def evaluation_table(evaluation: Evaluation, reference: int) -> str:
     """Every method that is compared with ``reference`` plain steps, the fastest last."""
     rows = sorted(evaluation.summaries(reference), key=lambda row: row.speedup)
     judged = any("adherence" in row.metrics for row in rows)
+    second = any(CONVERGED in row.metrics for row in rows)
     lines = [
         f"{len(evaluation.plan.prompts)} prompts, {reference} steps, {_guidance(evaluation)}, one CPU thread per run.",
         "",
-        "| method | wall-clock | FLOP | PSNR, dB | SSIM |" + " prompt adherence |" * judged,
-        "|---|---|---|---|---|" + "---|" * judged,
+        "| method | wall-clock | FLOP | PSNR, dB | worst tenth | SSIM |"
+        + " PSNR to converged, dB | worst tenth |" * second
+        + " prompt adherence |" * judged,
+        "|---|---|---|---|---|---|" + "---|---|" * second + "---|" * judged,
     ]
     for row in rows:
-        plain, name = row.kind == "base", row.method.replace(f"@{reference}", "")
+        name = row.method.replace(f"@{reference}", "")
         cells = [
             f"**{name}**" if row.kind.startswith(OURS) else name,
             f"{row.speedup:.2f}x",
             f"{row.flops_speedup:.2f}x",
-            "" if plain else f"{row.metrics['psnr']:.1f} ± {row.spread['psnr']:.1f}",
-            "" if plain else f"{row.metrics['ssim']:.3f}",
+            _with_spread(row, "psnr"),
+            _cell(row.worst, "psnr", 1),
+            _cell(row.metrics, "ssim", 3),
+            *[_with_spread(row, CONVERGED), _cell(row.worst, CONVERGED, 1)] * second,
             *[f"{row.metrics.get('adherence', float('nan')):.3f}"] * judged,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _with_spread(row: Summary, metric: str) -> str:
+    return f"{row.metrics[metric]:.1f} ± {row.spread[metric]:.1f}" if metric in row.metrics else "-"
+
+
+def _cell(values: Mapping[str, float], metric: str, digits: int) -> str:
+    """A value, or a dash where there is none: the plain picture has no distance from itself."""
+    return f"{values[metric]:.{digits}f}" if metric in values else "-"
+
+
 def paired_table(evaluation: Evaluation) -> str:
-    """Differences of PSNR on the same prompts, with a 95 % interval of their mean."""
+    """Differences of PSNR on the same prompts: a 95 % interval of their mean, and whether chance could make them."""
     speed = {summary.method: summary.flops_speedup for summary in evaluation.summaries()}
+    second = any(CONVERGED in row for row in evaluation.rows)
     lines = [
-        "| method (FLOP) | less (FLOP) | mean difference of PSNR, dB | 95 % interval | better on |",
-        "|---|---|---|---|---|",
+        "| method (FLOP) | less (FLOP) | mean difference of PSNR, dB | 95 % interval | p | better on |"
+        + " to converged, dB | 95 % interval | p | better on |" * second,
+        "|---|---|---|---|---|---|" + "---|---|---|---|" * second,
     ]
-    for first, second in PAIRS:
-        pairs = zip(evaluation.values(first, "psnr"), evaluation.values(second, "psnr"), strict=True)
-        differences = [a - b for a, b in pairs]
-        mean, count = statistics.fmean(differences), len(differences)
-        half = 1.96 * statistics.stdev(differences) / count**0.5
-        cells = (
-            f"{first} ({speed[first]:.2f}x)",
-            f"{second} ({speed[second]:.2f}x)",
-            f"{mean:+.1f}",
-            f"{mean - half:+.1f} to {mean + half:+.1f}",
-            f"{sum(d > 0 for d in differences)} of {count}",
-        )
+    for first, other in PAIRS:
+        if first not in speed or other not in speed:
+            continue
+        cells = [f"{first} ({speed[first]:.2f}x)", f"{other} ({speed[other]:.2f}x)"]
+        for metric in ("psnr", CONVERGED)[: 1 + second]:
+            cells += _compared(compare(evaluation.rows, first, other, metric))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _compared(found: Comparison | None) -> list[str]:
+    """Mean difference, interval, p and wins; dashes where nothing was measured."""
+    if found is None:
+        return ["-"] * 4
+    p = f"{found.p:.2g}" if found.p >= 1e-4 else "< 0.0001"
+    interval = f"{found.low:+.1f} to {found.high:+.1f}"
+    return [f"{found.difference:+.1f}", interval, p, f"{found.better} of {found.runs}"]
 
 
 def options_table(evaluation: Evaluation) -> str:

@@ -55,6 +55,9 @@ def command(
     width: Width = None,
     frames: Frames = None,
     call: CallArguments = "{}",
+    converged: Annotated[
+        bool, typer.Option(help="Compare with the converged picture too: about two plain runs more per picture.")
+    ] = True,
     shard: Annotated[str, typer.Option(help="'i/n': every n-th prompt from the i-th; they share the folder.")] = "0/1",
     plan_only: Annotated[bool, typer.Option("--plan", help="Only calibrate and write the plan, for shards.")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Run nothing, only write results.")] = False,
@@ -62,6 +65,9 @@ def command(
     dtype: Dtype = None,
 ) -> None:
     """Measures speed and quality of every method against the plain pipeline, in one run on one machine.
+
+    Quality is closeness to two pictures from the same noise: the plain pipeline's own, and the converged one, where the
+    model's flow leads if it is solved to convergence. comparisons.csv says which differences could be chance.
 
     --report reads the saved pictures again, so fid, clip, imagereward and adherence can also be asked for afterwards.
     """
@@ -116,7 +122,7 @@ def command(
             plan = standard_plan(
                 pipe, model, chosen[:count], step_counts, list(range(seeds)), arguments, usable,
                 fit_baselines=model == DEMO, apart=chosen[count:], methods_file=methods,
-                adapter=None if adapter is None else Path(adapter), progress=show,
+                adapter=None if adapter is None else Path(adapter), converged=converged, progress=show,
             )  # fmt: skip
         plan.write(output)
     if plan_only:
@@ -135,10 +141,12 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
         JUDGES,
         PLAN,
         adherence_note,
+        compare_all,
         judge_pictures,
         plot_curves,
         summarise,
         table,
+        write_comparisons,
         write_gallery,
         write_results,
     )
@@ -147,6 +155,7 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
     loaded = {name: judge for name in judges if (judge := _load(name, JUDGES[name])) is not None}
     judge_pictures(plan, folder, summaries, loaded)
     as_json, as_csv = write_results(plan, folder, summaries)
+    pairs = write_comparisons(compare_all(summaries, rows), folder)
     curves = plot_curves(summaries, folder)
     machine = json.loads((folder / PLAN).read_text(encoding="utf-8"))["machine"]
     notes = [adherence_note(plan.prompts)] if "adherence" in loaded else []
@@ -155,7 +164,7 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
         console.print(table([s for s in summaries if s.reference == reference], f"against {reference} plain steps"))
     for text in notes:
         print_line(text)
-    print_line(f"{as_json}, {as_csv}, {page}, " + ", ".join(path.name for path in curves))
+    print_line(f"{as_json}, {as_csv}, {pairs}, {page}, " + ", ".join(path.name for path in curves))
 
 
 def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:

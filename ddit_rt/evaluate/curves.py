@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .metrics import TO_CONVERGED
 from .summary import METRIC_NAMES, Summary
 from .sweep import PSNR_LIMIT
 
@@ -60,9 +61,13 @@ def _draw(axis, summaries: Sequence[Summary], metric: str, speed: str) -> None: 
             color=f"C{number % 10}",
             alpha=1.0 if number < 10 else 0.55,
         )
+    plain = [s.metrics[metric] for s in summaries if s.kind == "base" and metric in s.metrics]
+    if metric in TO_CONVERGED.values() and plain:
+        # above the line a method is a better solver than the plain pipeline, not only a cheaper one
+        axis.axhline(plain[0], color="black", linewidth=0.8, linestyle=":")
     # a method that never left the plain trajectory would squeeze all others together
     values = [s.metrics[metric] for s in summaries if metric in s.metrics and s.metrics[metric] < PSNR_LIMIT]
-    if metric == "psnr" and values:
+    if metric in ("psnr", TO_CONVERGED["psnr"]) and values:
         axis.set_ylim(min(values) - 1.5, max(values) + 1.5)
     axis.set_xscale("log")
     ticks = [1, 1.5, 2, 3, 4, 6, 8]

@@ -49,6 +49,7 @@ def write_gallery(
         plan=plan,
         summaries=summaries,
         metrics={k: v for k, v in METRIC_NAMES.items() if any(k in summary.metrics for summary in summaries)},
+        worst=[k for k in METRIC_NAMES if k.startswith("psnr") and any(k in summary.worst for summary in summaries)],
         curves=[_embedded(path, None) for path in curves],
         shown=list(enumerate(plan.prompts))[:prompts],
         thumbnails=thumbnails,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pipeline import accelerated, report, restore
 from ..trajectories import Outcome, timed_call
-from .baselines import find_library
+from .baselines import find_library, find_solver
 from .flops import counted_flops
 
 
@@ -26,14 +26,16 @@ def generate(
     Args:
         pipe: A pipeline; whatever acceleration it has is replaced, and it is left plain.
         settings: Arguments of :func:`ddit_rt.accelerate`, ``{"library": {"type": ..., option: value, ...}}`` for
-            another library among :data:`~ddit_rt.evaluate.baselines.BASELINES`, or None for the plain pipeline.
+            another library or ``{"solver": ...}`` for another solver among
+            :data:`~ddit_rt.evaluate.baselines.BASELINES`, or None for the plain pipeline.
         seed: Of a CPU generator, so that all devices start from the same noise.
         warmup_runs: The same call so many times before the one that counts; on CUDA the first captures graphs.
         count_flops: Count what the transformer executes, without CUDA graphs. Such a run is slow: no timing.
         **call: Arguments of the pipeline.
 
     Raises:
-        ConfigError: the library is unknown or not installed, or settings are out of range.
+        ConfigError: the library or solver is unknown, the library not installed, the pipeline's scheduler none that
+            another solver can replace, or settings are out of range.
     """
     restore(pipe)
     own = settings
@@ -42,6 +44,10 @@ def generate(
         if settings is not None and "library" in settings:
             library, options = find_library("settings", settings["library"])
             cached, own = stack.enter_context(library.enabled(pipe, options, call)), None
+        if settings is not None and "solver" in settings:
+            solver, options = find_solver("settings", settings["solver"])
+            stack.enter_context(solver.enabled(pipe, options))
+            own = None
         flops = stack.enter_context(counted_flops(pipe)) if count_flops else None
         if own is not None:
             stack.enter_context(accelerated(pipe, **{**own, "cuda_graphs": False} if count_flops else own))

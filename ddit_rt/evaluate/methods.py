@@ -18,7 +18,8 @@ class Method:
         reference: Denoising steps of the plain run it is compared with.
         settings: Arguments of :func:`ddit_rt.accelerate` with ``cache`` as a mapping such as
             ``{"type": "teacache", "threshold": 0.4}``; or ``{"library": {"type": "dbcache", ...}}`` for another library
-            with its options; None for the plain pipeline. The types are names of
+            with its options; or ``{"solver": {"type": "unipc", "spacing": 1.4}}`` for another solver of the plain
+            pipeline's flow; None for the plain pipeline. The types are names of
             :data:`~ddit_rt.evaluate.baselines.BASELINES`.
     """
 

@@ -1,4 +1,4 @@
-"""Likeness to the base model's own picture, by torchmetrics; frame by frame for videos."""
+"""Likeness to the plain and to the converged picture, by torchmetrics; frame by frame for videos."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ PAIRED: dict[str, Callable[[], Callable[[torch.Tensor, torch.Tensor], float]]] =
     "lpips": lpips,
 }
 """Metrics of a picture and its base picture: name -> loader of (images, base) -> value."""
+
+TO_CONVERGED = {name: f"{name}_converged" for name in PAIRED}
+"""Metric -> its name where the base is the converged picture and not the plain one."""
+
+COMPARED = (*PAIRED, *TO_CONVERGED.values())
+"""All that a row may hold of them."""
+
+LOWER_IS_BETTER = ("lpips", TO_CONVERGED["lpips"])
 
 
 def unavailable(metric: str, needs: str, error: Exception) -> MetricUnavailableError:

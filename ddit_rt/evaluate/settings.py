@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .baselines import find_cache, find_library
+from .baselines import find_cache, find_library, find_solver
 from .methods import Method
 
 
@@ -17,17 +17,19 @@ def run_settings(method: Method) -> dict[str, Any] | None:
 
     Raises:
         ConfigError: an unknown step cache or library, an option that it does not have or a value out of range, or
-            further settings beside ``library``.
+            further settings beside ``library`` or ``solver``.
     """
     if method.settings is None:
         return None
     settings = dict(method.settings)
-    if "library" in settings:
-        beside = sorted(set(settings) - {"library"})
-        if beside:
-            raise ConfigError(
-                f"{method.name}: another library runs on the plain pipeline, take away {', '.join(beside)}."
-            )
+    for alone, what in (("library", "another library"), ("solver", "another solver")):
+        beside = sorted(set(settings) - {alone})
+        if alone in settings and beside:
+            raise ConfigError(f"{method.name}: {what} runs on the plain pipeline, take away {', '.join(beside)}.")
+    if "solver" in settings:
+        solver, options = find_solver(method.name, settings["solver"])
+        solver.check(method.name, options)
+    elif "library" in settings:
         library, options = find_library(method.name, settings["library"])
         library.check(method.name, options)
     elif isinstance(settings.get("cache"), Mapping):

@@ -88,6 +88,7 @@ def standard_plan(
     apart: Sequence[str] = (),
     methods_file: Path | None = None,
     adapter: Path | None = None,
+    converged: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Calibrates what has to be calibrated and lists the methods.
@@ -105,6 +106,7 @@ def standard_plan(
         apart: Prompts to calibrate and fit on, best none of ``prompts``; the first of those if there are none.
         methods_file: Methods to run instead of these.
         adapter: A trained adapter to run too.
+        converged: Of the :class:`Plan`.
         progress: Called with a line of text now and then.
     """
     arguments = {name: value for name, value in call.items() if name != "num_inference_steps"}
@@ -127,7 +129,7 @@ def standard_plan(
                 progress=progress,
             )
             methods += _methods(listing, adapter)
-    return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics))
+    return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics), converged)
 
 
 def with_adapter(

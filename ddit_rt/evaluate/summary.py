@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from .methods import Method
-from .metrics import PAIRED, Judge
+from .metrics import COMPARED, LOWER_IS_BETTER, PAIRED, TO_CONVERGED, Judge
 from .sweep import PLAN, Plan, Row, pictures_of
 
 
@@ -33,6 +34,7 @@ class Summary:
         peak_bytes: Largest CUDA allocation; None on CPUs.
         metrics: Metric -> mean over the runs that have it (the set's value for FID and the like).
         spread: Metric -> standard deviation over those runs.
+        worst: Metric -> mean over the worst tenth of the runs, of metrics to the plain and the converged picture.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Summary:
     peak_bytes: int | None
     metrics: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
+    worst: dict[str, float] = field(default_factory=dict)
 
 
 def summarise(plan: Plan, rows: Sequence[Row]) -> list[Summary]:
@@ -79,7 +82,8 @@ def _summary(
     ratios = [row["reference_seconds"] / row["seconds"] for row in runs.values()]
     own = flops.get(method.name)
     first = next(iter(runs.values()))
-    names = [] if method.is_reference else [name for name in PAIRED if name in first]
+    # the plain picture is no distance from itself
+    names = [name for name in COMPARED if name in first and not (method.is_reference and name in PAIRED)]
     values = {name: [row[name] for row in runs.values()] for name in names}
 
     def mean(name: str) -> float | None:
@@ -104,7 +108,14 @@ def _summary(
         peak_bytes=max(peaks, default=None),
         metrics={name: statistics.fmean(numbers) for name, numbers in values.items()},
         spread={name: statistics.pstdev(numbers) for name, numbers in values.items()},
+        worst={name: worst_tenth(numbers, name in LOWER_IS_BETTER) for name, numbers in values.items()},
     )
+
+
+def worst_tenth(values: Sequence[float], lower_is_better: bool = False) -> float:
+    """Mean of the worst tenth of ``values``, rounded up to whole ones: 7 of 64, 1 of 5."""
+    count = math.ceil(len(values) / 10)
+    return statistics.fmean(sorted(values, reverse=lower_is_better)[:count])
 
 
 def judge_pictures(plan: Plan, folder: Path, summaries: Sequence[Summary], judges: Mapping[str, Judge]) -> None:
@@ -131,21 +142,29 @@ def write_results(plan: Plan, folder: Path, summaries: Sequence[Summary]) -> tup
     as_json, as_csv = folder / "results.json", folder / "results.csv"
     as_json.write_text(json.dumps(content, indent=1), encoding="utf-8")
     metrics = sorted({name for summary in summaries for name in summary.metrics})
+    worst = sorted({name for summary in summaries for name in summary.worst})
     with as_csv.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        plain = [name for name in Summary.__dataclass_fields__ if name not in ("metrics", "spread")]
-        writer.writerow([*plain, *metrics, *(f"{name}_std" for name in metrics)])
+        plain = [name for name in Summary.__dataclass_fields__ if name not in _PER_METRIC]
+        writer.writerow(
+            [*plain, *metrics, *(f"{name}_std" for name in metrics), *(f"{name}_worst_tenth" for name in worst)]
+        )
         for summary in summaries:
             values = asdict(summary)
             numbers = [summary.metrics.get(name) for name in metrics] + [summary.spread.get(name) for name in metrics]
+            numbers += [summary.worst.get(name) for name in worst]
             writer.writerow([_cell(value) for value in (*(values[name] for name in plain), *numbers)])
     return as_json, as_csv
 
 
 def table(summaries: Sequence[Summary], title: str = "") -> Table:
-    """The results as a table for the terminal."""
+    """The results as a table for the terminal; -: not measured, as the plain run's distance from itself."""
     metrics = [name for name in METRIC_NAMES if any(name in summary.metrics for summary in summaries)]
-    result = Table("method", "s", "speed-up", "FLOP ÷", *metrics, title=title)
+    worst = [name for name in ("psnr", TO_CONVERGED["psnr"]) if any(name in summary.worst for summary in summaries)]
+    # short words, which a terminal can break a heading at
+    short = {name: name.replace("_converged", " conv.") for name in METRIC_NAMES}
+    heads = [*(short[name] for name in metrics), *(f"{short[name]} worst 10%" for name in worst)]
+    result = Table("method", "s", "speed-up", "FLOP ÷", *heads, title=title)
     result.columns[0].no_wrap = True
     for summary in summaries:
         result.add_row(
@@ -153,15 +172,21 @@ def table(summaries: Sequence[Summary], title: str = "") -> Table:
             f"{summary.seconds:.3f}",
             f"{summary.speedup:.2f}",
             "" if summary.flops_speedup is None else f"{summary.flops_speedup:.2f}",
-            *(f"{summary.metrics[name]:.3f}" if name in summary.metrics else "" for name in metrics),
+            *(f"{summary.metrics[name]:.3f}" if name in summary.metrics else "-" for name in metrics),
+            *(f"{summary.worst[name]:.2f}" if name in summary.worst else "-" for name in worst),
         )
     return result
 
+
+_PER_METRIC = ("metrics", "spread", "worst")
 
 METRIC_NAMES = {
     "psnr": "PSNR to base, dB",
     "ssim": "SSIM to base",
     "lpips": "LPIPS to base",
+    TO_CONVERGED["psnr"]: "PSNR to converged, dB",
+    TO_CONVERGED["ssim"]: "SSIM to converged",
+    TO_CONVERGED["lpips"]: "LPIPS to converged",
     "fid": "FID to base",
     "clip": "CLIP score",
     "imagereward": "ImageReward",

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
-from ..trajectories import Outcome, save
+from ..trajectories import Outcome, check_deterministic_flow, save
 from .baselines import find_library
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED
+from .metrics import PAIRED, TO_CONVERGED
+from .references import ConvergedPictures
 from .settings import check_methods, run_settings
 
 ROWS = "rows*.jsonl"
@@ -41,6 +42,7 @@ class Plan:
         seeds: Of the noise; prompt i takes seed + 1000 i.
         call: Arguments of the pipeline besides prompt and steps, JSON-ready.
         metrics: Of :data:`~ddit_rt.evaluate.metrics.PAIRED`.
+        converged: Compare with the converged picture too, which costs two plain runs per prompt and seed.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Plan:
     seeds: list[int] = field(default_factory=lambda: [0])
     call: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim"])
+    converged: bool = True
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
@@ -71,8 +74,12 @@ class Plan:
         path = folder / PLAN
         if not path.is_file():
             raise ConfigError(f"{folder} holds no evaluation: there is no {PLAN} in it.")
-        values = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        return cls(**{**values, "methods": [Method(**method) for method in values["methods"]]})
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))["plan"])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """What :meth:`to_dict` gave, here or in a version that knew no converged picture."""
+        return cls(**{**_BEFORE, **values, "methods": [Method(**method) for method in values["methods"]]})
 
     def write(self, folder: Path) -> None:
         """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
@@ -89,7 +96,7 @@ class Plan:
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
             return
         known = json.loads(path.read_text(encoding="utf-8"))
-        before = known["plan"]
+        before = {**_BEFORE, **known["plan"]}
         if all(method in content["plan"]["methods"] for method in before["methods"]):
             before = {**before, "methods": content["plan"]["methods"]}
         changed = [name for name, value in content["plan"].items() if before.get(name) != value]
@@ -97,8 +104,12 @@ class Plan:
             raise ConfigError(
                 f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
             )
-        if before != known["plan"]:
+        if before["methods"] != known["plan"]["methods"]:
             path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
+
+
+_BEFORE = {"converged": False}
+"""Fields that the plans of earlier versions lack."""
 
 
 def machine() -> dict[str, Any]:
@@ -165,14 +176,16 @@ def run_sweep(
 
     Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in
     the same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
-    ``speedup_estimate`` (of the report, where there is one), and a value per metric. Another library that says how many
+    ``speedup_estimate`` (of the report, where there is one), and a value per metric, to the plain picture and, as
+    ``METRIC_converged``, to the converged one; the plain picture's own row has both. Another library that says how many
     steps it cached has ``cached`` too; those steps still run a few blocks. Lines with ``flops`` hold what the
     transformer executed for the first prompt, counted in a separate run that warms up and is not timed.
 
     Args:
         pipe: The pipeline; left plain.
         plan: What to run.
-        folder: For plan, rows and pictures. A folder that was begun with the same plan is continued.
+        folder: For plan, rows and pictures, converged ones among them. A folder that was begun with the same plan is
+            continued.
         shard: (i, n): takes every n-th prompt from the i-th on; the rows of all shards of a folder are read together.
         warmup_runs: Untimed calls before each timed one; None takes 1 on CUDA, where graphs are captured then.
         pictures: Keep the pictures or videos, in ``pictures/METHOD/``.
@@ -182,8 +195,11 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation, or a library that the plan names is not installed.
+        ConfigError: the folder holds another evaluation, a library that the plan names is not installed, or the
+            pipeline's pictures have no converged one.
     """
+    if plan.converged:
+        _require_converged(pipe)
     for method in plan.methods:
         if method.library is not None:
             library, options = find_library(method.name, method.library)
@@ -198,6 +214,7 @@ def run_sweep(
     if warmup_runs is None:
         warmup_runs = 1 if torch.cuda.is_available() else 0
     scorers = {name: PAIRED[name]() for name in plan.metrics}
+    converged = ConvergedPictures(folder, pipe) if plan.converged else None
     with tqdm(total=missing, disable=not progress, unit="run") as bar:
         for method in plan.methods[index::count]:
             if method.name not in counted:
@@ -209,6 +226,10 @@ def run_sweep(
             # a reference that is done runs again where a comparison with it is missing
             again = [m for m in plan.methods if m.is_reference and m.steps in needed and m not in todo]
             bases: dict[int, Outcome] = {}
+            limit = None
+            if converged is not None and todo:
+                bar.set_description(f"{'converged':<28.28} prompt {prompt}")
+                limit = converged.get(prompt, seed, _noise(seed, prompt), _call(plan, _longest(plan), prompt))
             for method in turns([*again, *todo], turn):
                 bar.set_description(f"{method.name:<28.28} prompt {prompt}")
                 row, outcome = _measure(pipe, method, plan, prompt, seed, warmup_runs)
@@ -218,6 +239,9 @@ def run_sweep(
                     continue
                 row["reference_seconds"] = bases[method.reference].seconds
                 row |= _score(scorers, outcome.frames, bases[method.reference].frames)
+                if limit is not None:
+                    found = _score(scorers, outcome.frames, limit)
+                    row |= {TO_CONVERGED[name]: value for name, value in found.items()}
                 if pictures:
                     _keep(outcome.frames, folder / "pictures" / method.name, plan.prompts[prompt], prompt, seed)
                 writer.add(row)
@@ -227,6 +251,20 @@ def run_sweep(
 
 def _call(plan: Plan, method: Method, prompt: int) -> dict[str, Any]:
     return {**plan.call, "prompt": plan.prompts[prompt], "num_inference_steps": method.steps}
+
+
+def _longest(plan: Plan) -> Method:
+    """The plain run of the most steps: the converged one takes its noise levels."""
+    return max((method for method in plan.methods if method.is_reference), key=lambda method: method.steps)
+
+
+def _require_converged(pipe: Any) -> None:
+    try:
+        check_deterministic_flow(pipe)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} An evaluation without the converged picture: Plan(converged=False), ddit-rt eval --no-converged."
+        ) from None
 
 
 def _noise(seed: int, prompt: int) -> int:

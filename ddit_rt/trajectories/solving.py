@@ -140,7 +140,11 @@ def solved_by(pipe: Any, solver: Solver, respace: Respace) -> Iterator[None]:
         latent = latent.to(sample.dtype)
         return _Output(latent) if return_dict else (latent,)
 
-    handlers = {"set_timesteps": set_timesteps, "set_begin_index": set_begin_index, "step": step}
+    handlers: dict[str, Callable[..., Any]] = {
+        "set_timesteps": set_timesteps,
+        "set_begin_index": set_begin_index,
+        "step": step,
+    }
     patches = [MethodPatch(scheduler, name, handler) for name, handler in handlers.items()]
     try:
         pipe.scheduler = scheduler

@@ -5,6 +5,7 @@ import json
 import markers
 import pytest
 import readme
+import readme_tables
 from evaluations import Evaluation, condense, condense_analyses, read_reports
 
 from ddit_rt.evaluate import Method, Plan, summarise
@@ -28,18 +29,20 @@ def test_filling_changes_what_is_between_the_markers_alone():
         markers.put(text, "b", "other")
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A folder as ``ddit-rt eval`` leaves it: two methods, two prompts, two seeds, one judge."""
+@pytest.fixture(params=[False, True], ids=["plain", "converged"])
+def run(request, tmp_path):
+    """A folder as ``ddit-rt eval`` leaves it: two methods, two prompts, two seeds, a judge, one or two references."""
     folder = tmp_path / "run"
     methods = [Method("base", "base", 4, 4), Method("half", "fewer steps", 2, 4)]
-    plan = Plan("demo", methods, ["a", "b"], [0, 1], {"height": 64})
+    plan = Plan("demo", methods, ["a", "b"], [0, 1], {"height": 64}, converged=request.param)
     plan.write(folder)
     writer = RowWriter(folder / "rows.jsonl")
     for method in methods:
         writer.add({"method": method.name, "flops": 10.0 * method.steps})
         for number, (prompt, seed) in enumerate((p, s) for p in (0, 1) for s in (0, 1)):
             own = {"seconds": 1.0 / 3 + number, "reference_seconds": 2.0, "psnr": 30.0 + number, "ssim": 0.9}
+            if request.param:
+                own |= {"psnr_converged": 25.0 + number + (method.name == "half"), "ssim_converged": 0.8}
             writer.add({"method": method.name, "prompt": prompt, "seed": seed, "schedule": [1, 1], **own})
     metrics = [
         {"method": m.name, "metrics": {"psnr": 1.0, "adherence": 0.75}, "spread": {"adherence": 0.25}} for m in methods
@@ -60,7 +63,26 @@ def test_a_condensed_evaluation_gives_the_summaries_of_its_rows(run, tmp_path):
         assert summary.speedup == pytest.approx(whole.speedup, rel=1e-5)
         assert (summary.metrics.pop("adherence"), summary.spread.pop("adherence")) == (0.75, 0.25)
         assert summary.metrics == pytest.approx(whole.metrics) and summary.spread == pytest.approx(whole.spread)
-    assert own[1].flops_speedup == 2.0 and found.values("half", "psnr") == [30.0, 31.0, 32.0, 33.0]
+        assert summary.worst == pytest.approx(whole.worst)
+    assert own[1].flops_speedup == 2.0
+    assert [row["psnr"] for row in found.rows if row["method"] == "half" and "psnr" in row] == [30.0, 31.0, 32.0, 33.0]
+
+
+def test_tables_show_the_second_reference_where_there_is_one(run, tmp_path, monkeypatch):
+    condense(run, tmp_path / "evaluation.json")
+    found = Evaluation.read(tmp_path / "evaluation.json")
+    monkeypatch.setattr(readme_tables, "SHORT", {"half": "half the steps"})
+    monkeypatch.setattr(readme_tables, "PAIRS", (("half", "base"), ("half", "not there")))
+    both = found.plan.converged
+    *_, head, _, base, half = readme_tables.evaluation_table(found, 4).splitlines()
+    assert ("to converged" in head) == both and len({line.count("|") for line in (head, base, half)}) == 1
+    assert ("| 26.5 ± 1.1 | 25.0 |" in base) == ("| 27.5 ± 1.1 | 26.0 |" in half) == both
+    assert "| 31.5 ± 1.1 | 30.0 | 0.900 |" in half and "| - | - | - |" in base
+    head, _, pair = readme_tables.paired_table(found).splitlines()
+    assert pair.endswith("| +1.0 | +1.0 to +1.0 | 0.12 | 4 of 4 |") == both and head.count("|") == pair.count("|")
+    monkeypatch.setattr(readme_tables, "PLAIN", "base")
+    lines = readme_tables.short_table(found).splitlines()
+    assert len(lines) == 3 + both and lines[-1].endswith("| 27.5 | 26.0 |") == both
 
 
 def test_an_unfinished_evaluation_is_not_condensed(run, tmp_path):

@@ -49,8 +49,15 @@ def test_eval_with_a_methods_file(run, tmp_path):
     assert results[1]["flops_speedup"] == pytest.approx(5 / 3) and results[1]["runs"] == 2
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert float(rows[2]["psnr"]) == pytest.approx(results[2]["metrics"]["psnr"], rel=1e-4)
+    assert all({"psnr_converged", "ssim_converged"} <= set(result["worst"]) for result in results), "the base too"
+    assert float(rows[0]["psnr_converged_worst_tenth"]) == pytest.approx(
+        results[0]["worst"]["psnr_converged"], rel=1e-4
+    )
+    pairs = [(row["first"], row["second"], row["metric"]) for row in csv.DictReader((out / "comparisons.csv").open())]
+    assert pairs == [("fewer", "base", "psnr_converged"), ("mix", "base", "psnr_converged")]
+    assert (out / "curve-psnr_converged-5.png").stat().st_size > 0
     page = (out / "index.html").read_text()
-    assert "mix" in page and page.count("data:image/webp") == 6
+    assert "PSNR to converged, dB, worst tenth" in page and "mix" in page and page.count("data:image/webp") == 6
     assert (out / "curve-psnr-5.png").stat().st_size > 0
     (out / "results.json").unlink()
     run("eval", "tiny", "--output", out, "--report")
@@ -88,9 +95,10 @@ def _scene_with_an_apple():
 
 def test_adherence_is_left_out_for_other_models(run, tmp_path):
     (tmp_path / "methods.json").write_text(json.dumps([{"name": "base", "kind": "base", "steps": 1, "reference": 1}]))
-    given = ["--output", tmp_path / "out", "--count", 1, "--methods", tmp_path / "methods.json"]
+    given = ["--output", tmp_path / "out", "--count", 1, "--methods", tmp_path / "methods.json", "--no-converged"]
     assert "left out adherence" in run("eval", "tiny", *given, "--metrics", "psnr,adherence")
     assert "prompt adherence" not in run("eval", "tiny", "--output", tmp_path / "out", "--report").lower()
+    assert "converged" not in (tmp_path / "out" / "results.csv").read_text(), "it was not asked for"
 
 
 @pytest.mark.parametrize(

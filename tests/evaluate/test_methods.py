@@ -28,7 +28,7 @@ def test_standard_methods_are_valid_settings():
     methods += [m for listing in listings for baseline in BASELINES for m in baseline.methods(listing)]
     methods += policy_methods(50, "ddit", "DDiT", {"2x": 0.01})
     for method in check_methods(methods):
-        if method.settings is not None and method.library is None:
+        if method.settings is not None and not {"library", "solver"} & set(method.settings):
             DDiTConfig(**run_settings(method))
     names = [method.name for method in methods]
     assert {"base@50", "25-steps@50", "extrapolate-3@50", "delta-2p-3@50", "base@28"} <= set(names)
@@ -64,6 +64,21 @@ def test_every_step_cache_makes_its_config():
         "magcache": "MagCacheConfig",
     }
     assert made["taylorseer"]["cache"].taylor_factors_dtype == torch.float32
+
+
+def test_a_solver_is_checked_and_runs_alone():
+    def asked(**settings):
+        return run_settings(Method("odd", "x", 5, 5, settings))
+
+    assert asked(solver={"type": "unipc", "spacing": 1.4}) == {"solver": {"type": "unipc", "spacing": 1.4}}
+    with pytest.raises(ConfigError, match="odd: solver type 'nope' is none of euler, heun, dpmsolver\\+\\+, unipc"):
+        asked(solver="nope")
+    with pytest.raises(ConfigError, match="odd: spacing=0: a number above 0"):
+        asked(solver={"type": "unipc", "spacing": 0})
+    with pytest.raises(ConfigError, match="odd: solver 'heun' has no option colour"):
+        asked(solver={"type": "heun", "colour": 1})
+    with pytest.raises(ConfigError, match="odd: another solver runs on the plain pipeline, take away threshold"):
+        asked(solver={"type": "unipc"}, threshold=0.1)
 
 
 def test_checks():

@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from prompted import CALL, prompted
 
 from ddit_rt import ConfigError
-from ddit_rt.evaluate import Method, Plan, run_sweep, summarise, sweep
+from ddit_rt.evaluate import Method, Plan, references, run_sweep, summarise, sweep
 from ddit_rt.evaluate.flops import counted_flops
 from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.evaluate.standard import with_adapter
+from ddit_rt.evaluate.summary import worst_tenth
 from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
 from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.granularity import save_adapter
@@ -69,6 +72,11 @@ def test_an_adapter_joins_a_plan_once(pipe, tmp_path):
 
 def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
     original, calls = sweep.generate, 0
+    converged, again = references.generate_converged, []
+
+    def counted_converged(*args, **kwargs):
+        again.append(kwargs["prompt"])
+        return converged(*args, **kwargs)
 
     def dying(*args, **kwargs):
         nonlocal calls
@@ -80,7 +88,8 @@ def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "generate", dying)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(pipe, plan(), tmp_path, progress=False)
-    assert len(timed(tmp_path)) == 6
+    assert len(timed(tmp_path)) == 6 and len(list((tmp_path / "converged").iterdir())) == 2
+    monkeypatch.setattr(references, "generate_converged", counted_converged)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"method": "fewer", "prom')  # what a kill in mid-write leaves
     seen = []
@@ -91,6 +100,7 @@ def test_killed_sweep_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
     assert len(seen) == len(EVERY) - 6 + 1
     run_sweep(pipe, plan(), tmp_path, progress=False)
     assert len(seen) == len(EVERY) - 6 + 1, "a finished sweep runs nothing"
+    assert again == ["e f"], "of the half-done prompt it is kept"
     assert {row["method"] for row in rows if "flops" in row} == {method.name for method in METHODS}
     assert "forward" not in pipe.transformer.__dict__
 
@@ -103,7 +113,8 @@ def test_rows_are_the_same_whoever_runs_them(pipe, tmp_path):
     assert timed(tmp_path / "shards") == EVERY
 
     def values(rows):
-        return {(r["method"], r["prompt"]): (r.get("psnr"), r.get("schedule")) for r in rows if "seconds" in r}
+        kept = ("psnr", "psnr_converged", "schedule")
+        return {(r["method"], r["prompt"]): [r.get(name) for name in kept] for r in rows if "seconds" in r}
 
     assert values(shards) == values(whole)
     assert len(list(pictures_of(tmp_path / "whole", plan(), METHODS[2]))) == 3
@@ -140,3 +151,55 @@ def test_summary_by_hand():
     assert (base.seconds, base.seconds_low, base.seconds_high, base.speedup, base.metrics) == (6.0, 5.0, 7.0, 1.0, {})
     assert (fewer.seconds, fewer.speedup, fewer.flops_speedup, fewer.runs) == (2.0, 3.0, 2.0, 3)
     assert fewer.metrics == {"psnr": 33.0} and fewer.spread["psnr"] == pytest.approx(2.1602, abs=1e-4)
+
+
+def test_rows_hold_the_distance_to_both_references(pipe, tmp_path):
+    methods = [METHODS[0], Method("unipc-18@6", "UniPC", 18, 6, {"solver": {"type": "unipc"}})]
+    rows = run_sweep(pipe, plan(methods=methods), tmp_path, progress=False)
+    runs = [row for row in rows if "seconds" in row]
+    assert all({"psnr", "ssim", "psnr_converged", "ssim_converged"} <= set(row) for row in runs) and len(runs) == 6
+    base, unipc = summarise(plan(methods=methods), rows)
+    assert set(base.metrics) == set(base.worst) == {"psnr_converged", "ssim_converged"}
+    assert unipc.metrics["psnr_converged"] > base.metrics["psnr_converged"] + 5, "solved better"
+    assert unipc.metrics["psnr"] < unipc.metrics["psnr_converged"], "and the plain picture is not where it goes"
+    assert unipc.worst["psnr"] == min(row["psnr"] for row in runs if row["method"] == "unipc-18@6")
+    flops = {row["method"]: row["flops"] for row in rows if "flops" in row}
+    assert flops["unipc-18@6"] / flops["base"] == pytest.approx(18 / 6)
+
+
+def test_a_cut_short_converged_picture_is_made_again(pipe, tmp_path):
+    found = references.ConvergedPictures(tmp_path, pipe)
+    call = {**CALL, "prompt": "a", "num_inference_steps": 50}
+    frames = found.get(0, 0, 7, call)
+    (path,) = (tmp_path / "converged").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(found.get(0, 0, 7, call), frames)
+    assert not torch.equal(found.get(1, 0, 8, call), frames)
+
+
+def test_a_folder_from_before_the_converged_picture_goes_on_without(pipe, tmp_path):
+    old = plan(prompts=["a"], methods=METHODS[:2], converged=False)
+    old.write(tmp_path)
+    content = json.loads((tmp_path / PLAN).read_text())
+    del content["plan"]["converged"]
+    (tmp_path / PLAN).write_text(json.dumps(content))
+    assert Plan.read(tmp_path) == old
+    rows = run_sweep(pipe, Plan.read(tmp_path), tmp_path, progress=False)
+    assert not (tmp_path / "converged").exists() and not any("psnr_converged" in row for row in rows)
+    with pytest.raises(ConfigError, match="other converged"):
+        plan(prompts=["a"], methods=METHODS[:2]).write(tmp_path)
+
+
+def test_a_pipeline_without_a_converged_picture_is_refused_before_anything_runs(tmp_path):
+    pipe = prompted()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    with pytest.raises(ConfigError, match=r"stochastic_sampling=True .*--no-converged"):
+        run_sweep(pipe, plan(), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+    run_sweep(pipe, plan(prompts=["a"], methods=METHODS[:1], converged=False), tmp_path, progress=False)
+
+
+def test_the_worst_tenth_is_rounded_up_and_knows_which_way_is_worse():
+    assert worst_tenth([5.0]) == 5.0 and worst_tenth([float(n) for n in range(10)]) == 0.0
+    assert worst_tenth([float(n) for n in range(11)]) == 0.5
+    assert worst_tenth([float(n) for n in range(11)], lower_is_better=True) == 9.5

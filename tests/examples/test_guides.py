@@ -55,3 +55,11 @@ def test_the_step_cache_of_the_guide():
     (method,) = module.FirstBlock().methods(Listing(None, 8, {}))
     assert (method.name, method.kind, method.steps) == ("first-block-0.1@8", "FirstBlockCache", 8)
     assert run_settings(method)["cache"] == FirstBlockCacheConfig(threshold=0.1)
+
+
+def test_the_solver_of_the_guide():
+    module = types.ModuleType("ddit_rt.evaluate.baselines.shown")
+    module.__package__ = baselines.__name__
+    exec(compile(blocks("add-a-baseline.md")[1], "add-a-baseline.md", "exec"), module.__dict__)
+    names = [method.name for method in module.Heun().methods(Listing(flux(), 8, {}))]
+    assert names == ["heun-3@8", "heun-1@8", "heun-3-w1.4@8", "heun-1-w1.4@8"]

@@ -87,6 +87,19 @@ def test_the_converged_picture_is_nearer_to_that_of_twice_the_steps_than_the_pla
     assert psnr(found, twice) > max(45, psnr(plain, twice) + 10)
 
 
+@pytest.mark.parametrize("kind, more", [("text", {}), ("image", {"image": picture(32, 32), "strength": 0.6})])
+def test_it_begins_at_the_plain_runs_noise_and_goes_denser_where_there_is_most(kind: str, more: dict[str, Any]) -> None:
+    pipe, seen = flux(kind), []
+    forward = pipe.transformer.forward
+    pipe.transformer.forward = lambda *args, **kwargs: seen.append(float(kwargs["timestep"][0])) or forward(**kwargs)
+    generate(pipe, None, 3, **call(10), **more)
+    plain, seen[:] = seen[:], []
+    generate_converged(pipe, 3, least_steps=40, **call(10), **more)
+    assert len(seen) == 4 * len(plain) and seen[0] == plain[0]
+    assert (seen[4] == pytest.approx(plain[1])) == (kind == "image"), "a run from a picture keeps the plain levels"
+    assert kind == "image" or seen[4] > plain[1]
+
+
 def test_the_default_number_of_steps_is_that_of_the_pipeline() -> None:
     pipe, counted = flux(), []
     forward = pipe.transformer.forward

@@ -1,9 +1,10 @@
 """What a baseline is: the contract between an evaluation and what it compares with.
 
-A baseline is one file with one class, named in :data:`~ddit_rt.evaluate.baselines.BASELINES`. There are three kinds:
+A baseline is one file with one class, named in :data:`~ddit_rt.evaluate.baselines.BASELINES`. There are four kinds:
 
 - a :class:`Baseline` whose methods run the plain pipeline, or ``ddit_rt.accelerate`` with settings it has anyway;
 - a :class:`StepCache`, which ``accelerate(cache=...)`` puts on;
+- an :class:`~ddit_rt.evaluate.baselines.solver.OtherSolver`, which steps through the plain pipeline's noise levels;
 - a :class:`~ddit_rt.evaluate.baselines.library.Library`, another package that is put on the plain pipeline.
 
 No other file compares the name of a baseline.

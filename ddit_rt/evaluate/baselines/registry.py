@@ -8,17 +8,26 @@ from typing import Any, TypeVar
 from ...errors import ConfigError
 from .base import Baseline, StepCache
 from .dbcache import DBCache
+from .dpmsolver import DPMSolver
+from .euler import Euler
 from .extrapolation import Extrapolation
 from .fewer_steps import FewerSteps
 from .first_block import FirstBlock
 from .fixed_spacing import FixedSpacing
+from .heun import Heun
 from .library import Library
 from .magcache import MagCache
+from .solver import OtherSolver
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
+from .unipc import UniPC
 
 BASELINES: list[Baseline] = [
     FewerSteps(),
+    Euler(),
+    Heun(),
+    DPMSolver(),
+    UniPC(),
     Extrapolation(),
     FixedSpacing(),
     TeaCache(),
@@ -29,7 +38,7 @@ BASELINES: list[Baseline] = [
 ]
 """All baselines, in the order that an evaluation lists them."""
 
-Named = TypeVar("Named", StepCache, Library)
+Named = TypeVar("Named", StepCache, Library, OtherSolver)
 
 
 def find_cache(where: str, setting: Mapping[str, Any]) -> tuple[StepCache, dict[str, Any]]:
@@ -58,6 +67,20 @@ def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
     """
     known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, Library)}
     return _find(known, "library", where, setting if isinstance(setting, Mapping) else {"type": setting})
+
+
+def find_solver(where: str, setting: Any) -> tuple[OtherSolver, dict[str, Any]]:
+    """The solver that ``{"type": name, option: value, ...}`` names, and its options.
+
+    Args:
+        where: Name of the method, for errors.
+        setting: A method's ``solver``.
+
+    Raises:
+        ConfigError: no solver has this name.
+    """
+    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, OtherSolver)}
+    return _find(known, "solver", where, setting if isinstance(setting, Mapping) else {"type": setting})
 
 
 def _find(
