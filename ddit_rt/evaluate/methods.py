@@ -19,7 +19,9 @@ class Method:
         settings: Arguments of :func:`ddit_rt.accelerate` with ``cache`` as a mapping such as
             ``{"type": "teacache", "threshold": 0.4}``; or ``{"library": {"type": "dbcache", ...}}`` for another library
             with its options; or ``{"solver": {"type": "unipc", "spacing": 1.4}}`` for another solver of the plain
-            pipeline's flow; None for the plain pipeline. The types are names of
+            pipeline's flow; or ``{"target": {"speedup": 2, "reference": "plain"}}`` for the rule behind
+            ``accelerate(pipe, speedup=...)``; or ``{"fitted": {...}}`` with the fields of a schedule file; None for
+            the plain pipeline. The types are names of
             :data:`~ddit_rt.evaluate.baselines.BASELINES`.
     """
 

@@ -25,6 +25,15 @@ def fitted_methods(
     ]
 
 
+def target_methods(steps: int, speedups: Sequence[float]) -> list[Method]:
+    """The rule behind ``accelerate(pipe, speedup=...)``, which is measured on no model, for both references."""
+    return [
+        Method(f"{name}-{speedup:g}x@{steps}", kind, steps, steps, {"target": {"speedup": speedup, "reference": aim}})
+        for name, kind, aim in (("target", "DDiT, target", "plain"), ("converged", "DDiT, converged", "converged"))
+        for speedup in speedups
+    ]
+
+
 def adapter_methods(steps: int, adapter: str, fitted: Sequence[Method] = (), full: bool = True) -> list[Method]:
     """Fixed schedules whose coarse steps run a trained adapter.
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import DDiTConfig
 from ..errors import ConfigError
+from ..schedule import FittedSchedule, TargetPolicy
 from .baselines import find_cache, find_library, find_solver
 from .methods import Method
 
@@ -26,6 +28,11 @@ def run_settings(method: Method) -> dict[str, Any] | None:
         beside = sorted(set(settings) - {alone})
         if alone in settings and beside:
             raise ConfigError(f"{method.name}: {what} runs on the plain pipeline, take away {', '.join(beside)}.")
+    if "target" in settings:
+        # the rule itself: not a schedule that this machine's user has fitted
+        settings["schedule"] = _target(method.name, settings.pop("target"))
+    if "fitted" in settings:
+        settings["schedule"] = _fitted(method.name, settings.pop("fitted"))
     if "solver" in settings:
         solver, options = find_solver(method.name, settings["solver"])
         solver.check(method.name, options)
@@ -36,6 +43,21 @@ def run_settings(method: Method) -> dict[str, Any] | None:
         cache, options = find_cache(method.name, settings["cache"])
         settings["cache"] = cache.config(method.name, options)
     return settings
+
+
+def _target(name: str, options: Any) -> TargetPolicy:
+    known = {"speedup", "reference"}
+    if not isinstance(options, Mapping) or not {"speedup"} <= set(options) <= known:
+        raise ConfigError(f'{name}: target={options!r}: write {{"speedup": 2, "reference": "plain"}}.')
+    config = DDiTConfig(**options)
+    return TargetPolicy(config.speedup or 1.0, config.reference)
+
+
+def _fitted(name: str, fields: Any) -> FittedSchedule:
+    try:
+        return FittedSchedule(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{name}: fitted holds the fields of a schedule file ({error}).") from None
 
 
 def read_methods(path: str | Path) -> list[Method]:

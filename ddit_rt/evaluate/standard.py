@@ -15,7 +15,7 @@ from ..granularity import load_adapter
 from ..schedule import initial_steps
 from .baselines import BASELINES, Listing, TeaCache
 from .methods import Method
-from .own_methods import adapter_methods, fitted_methods, policy_methods
+from .own_methods import adapter_methods, fitted_methods, policy_methods, target_methods
 from .settings import read_methods
 from .sweep import Plan
 
@@ -46,6 +46,9 @@ FITTED = (
     FittedSpec("fitted-skipped", "fitted, skipped only", (1, 0), (2, 3, 4), (2, 3)),
 )
 """The latter two show what either kind of step adds."""
+
+TARGETS = (1.5, 2, 3, 4, 6)
+"""FLOP ratios at which the rule without measurement is compared."""
 
 FITTED_ADAPTER = FittedSpec("fitted-adapter", "fitted to the adapter", (1, 2, 4, 0), (1.5, 2, 3, 4), (2, 3))
 
@@ -193,6 +196,7 @@ def _methods(listing: Listing, adapter: Path | None) -> list[Method]:
     for baseline in BASELINES:
         if baseline.missing is None:
             methods += baseline.methods(listing)
+    methods += target_methods(steps, TARGETS)
     cache = TeaCache.gentlest(methods)
     for spec in policies(steps):
 

@@ -7,7 +7,7 @@ from tiny import flux, flux_inputs, latents_of, negative, picture, smooth, wan, 
 
 import ddit_rt
 from ddit_rt import ConfigError, DDiTConfig, ScheduleError
-from ddit_rt.schedule import FittedSchedule, TargetPolicy, evaluation_steps, moved_levels, place_evaluations
+from ddit_rt.schedule import WARP, FittedSchedule, TargetPolicy, evaluation_steps, moved_levels, place_evaluations
 
 STEPS = 24
 
@@ -27,7 +27,7 @@ def error(a, b):
 def test_accelerate_alone_aims_at_the_documented_target():
     _, report = run(flux(), flux_inputs(steps=STEPS))
     assert report.speedup_estimate == pytest.approx(2.0) and report.complete
-    assert report.schedule == [1 if i in evaluation_steps(STEPS, 12, 1.4) else 0 for i in range(STEPS)]
+    assert report.schedule == [1 if i in evaluation_steps(STEPS, 12, WARP["plain"]) else 0 for i in range(STEPS)]
     assert report.config["speedup"] == 2.0
 
 
@@ -120,7 +120,7 @@ def test_the_converged_target_moves_the_noise_levels_of_its_own_call_alone():
     used = [step.sigma for step in report.steps]
     assert used != levels[:-1] and used == sorted(used, reverse=True) and used[0] == levels[0]
     at = [i for i, multiple in enumerate(report.schedule) if multiple]
-    wanted = moved_levels(levels, len(at), 1.55)
+    wanted = moved_levels(levels, len(at), WARP["converged"])
     assert used == pytest.approx(wanted[:-1], abs=1e-6)
     assert torch.equal(latents_of(pipe, inputs), plain) and pipe.scheduler.sigmas.tolist() == levels
 

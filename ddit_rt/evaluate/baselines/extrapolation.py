@@ -1,4 +1,4 @@
-"""Skipped steps at fixed spacing: the last predictions extrapolated linearly, or the last one reused."""
+"""Skipped steps at fixed spacing, never corrected: the last predictions extrapolated linearly, or the last reused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Extrapolation(Baseline):
     def methods(self, listing: Listing) -> list[Method]:
         steps = listing.steps
         methods = [
-            fixed(f"extrapolate-{n}", "linear extrapolation", steps, one_in(steps, n, SKIP))
+            fixed(f"extrapolate-{n}", "linear extrapolation", steps, one_in(steps, n, SKIP), corrector=False)
             for n in ((2, 3, 4, 6) if listing.full else (2, 3))
         ]
         if listing.full:
             # a skipped step is extrapolated whatever the path; the path that reuses stands in for a coarse step
-            methods.append(fixed("reuse-3", "reuse", steps, one_in(steps, 3, 2), coarse="reuse"))
+            methods.append(fixed("reuse-3", "reuse", steps, one_in(steps, 3, 2), coarse="reuse", corrector=False))
         return methods

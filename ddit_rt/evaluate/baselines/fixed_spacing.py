@@ -24,5 +24,5 @@ class FixedSpacing(Baseline):
             methods.append(fixed(f"delta-4p-{n}", "delta 4p", steps, one_in(steps, n, 4), coarse="delta"))
         for text in ("100400", "10400400") if full else ("1040",):
             cycle = [int(digit) for digit in text]
-            methods.append(fixed(f"mix-{text}", "mixed", steps, pattern(steps, cycle), coarse="delta"))
+            methods.append(fixed(f"mix-{text}", "mixed", steps, pattern(steps, cycle), coarse="delta", corrector=False))
         return methods
