@@ -1,11 +1,11 @@
-"""What ``ddit-rt demo`` shows: the plain pipeline beside fitted schedules, baselines, and the policy's own choice."""
+"""What ``ddit-rt demo`` shows: targets beside the plain pipeline, then what single coarse paths and sizes are worth."""
 
 from __future__ import annotations
 
 import json
 import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,27 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ..errors import ConfigError
-from ..schedule import FittedSchedule, one_in, plot_reports
-from ..trajectories import Outcome, generate, psnr, save, ssim
-from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD, FITTED, FITTED_ADAPTER
+from ..schedule import one_in, plot_reports
+from ..trajectories import Outcome, generate, generate_converged, psnr, save, ssim
+from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
 
 SHOWN = ("plain", "detailed")
 
+TARGETS: dict[str, dict[str, Any]] = {
+    "speedup=3": {"speedup": 3.0},
+    "speedup=4, reference='converged'": {"speedup": 4.0, "reference": "converged"},
+}
+"""Row -> arguments of ``accelerate``; the first two rows of the first table after the plain pipeline's."""
+
 BASELINES: dict[str, dict[str, Any]] = {
     "adapter (trained)": {"coarse": "adapter", "adapter": ADAPTER},
-    "delta (default without an adapter)": {"coarse": "delta"},
+    "delta (coarse steps without training)": {"coarse": "delta"},
     "band-split": {"coarse": "band-split"},
     "naive PI-resize": {"coarse": "naive"},
-    "linear extrapolation, no model call": {"coarse": "extrapolate"},
-    "reuse, no model call": {"coarse": "reuse"},
+    "linear extrapolation, no model call": {"coarse": "extrapolate", "corrector": False},
+    "reuse, no model call": {"coarse": "reuse", "corrector": False},
 }
 """Row -> settings at fixed spacing: an eighth of the steps full, then one in three, the others at 2p."""
-
-FITTED_ROW, FITTED_ADAPTER_ROW = "fitted schedule, {}x (ddit-rt fit)", "fitted to the adapter, {}x (ddit-rt fit)"
-
-BASELINE_SEEDS = 2
-"""Seeds to average the baselines over: from one to the next their order changes."""
 
 
 @dataclass
@@ -48,11 +49,16 @@ class Runner:
     call: dict[str, Any]
     seed: int
 
-    def __call__(
-        self, what: str, prompt: str, settings: dict[str, Any] | None, offset: int = 0, **call: Any
-    ) -> Outcome:
+    def __call__(self, what: str, prompt: str, settings: Mapping[str, Any] | None, **call: Any) -> Outcome:
         self.bar.set_description(f"{what:<45}")
-        outcome = generate(self.pipe, settings, self.seed + offset, **{**self.call, **call, "prompt": prompt})
+        outcome = generate(self.pipe, settings, self.seed, **{**self.call, **call, "prompt": prompt})
+        self.bar.update()
+        return outcome
+
+    def converged(self, what: str, prompt: str) -> Outcome:
+        """The converged picture."""
+        self.bar.set_description(f"{what:<45}")
+        outcome = generate_converged(self.pipe, self.seed, **{**self.call, "prompt": prompt})
         self.bar.update()
         return outcome
 
@@ -66,9 +72,9 @@ def run_showcase(
         pipe: The demo pipeline.
         output: Folder, made if missing.
         steps: Denoising steps, at least 8.
-        threshold: τ; None takes the calibrated :data:`~ddit_rt.demo.pipeline.DEMO_THRESHOLD`.
+        threshold: τ of the threshold rule's row; None takes :data:`~ddit_rt.demo.pipeline.DEMO_THRESHOLD`.
         seed: Of the noise, the same for all runs.
-        repeats: Timed runs of the plain and of the accelerated pipeline, in turns; the median counts.
+        repeats: Timed runs of the plain pipeline and of every target, in turns; the median counts.
 
     Returns:
         Everything measured, JSON-ready.
@@ -82,15 +88,15 @@ def run_showcase(
         raise ConfigError(f"repeats={repeats}: at least one timed run.")
     threshold = DEMO_THRESHOLD if threshold is None else threshold
     output.mkdir(parents=True, exist_ok=True)
-    fitted = _fitted(steps)
-    runs = len(SHOWN) * (2 * repeats + BASELINE_SEEDS * (len(BASELINES) + len(fitted) + 2)) + 3
+    runs = len(SHOWN) * (repeats * (1 + len(TARGETS)) + 1 + len(BASELINES) + 2) + 3
     with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
         generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
-        prompts = {name: _prompt(run, output, name, threshold, repeats) for name in SHOWN}
-        baselines = _baselines(run, output, steps, fitted)
+        prompts = {name: _targets(run, output, name, repeats) for name in SHOWN}
+        plain = {name: entry.pop("_plain") for name, entry in prompts.items()}
+        baselines = _baselines(run, output, steps, threshold, plain)
         sizes = _sizes(run, steps)
-    reports = {entry["prompt"]: entry.pop("_report") for entry in prompts.values()}
+    reports = {f"{e['prompt']}, {row}": r for e in prompts.values() for row, r in e.pop("_reports").items()}
     plot_reports(reports, output / "schedules.png")
     result = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
@@ -110,81 +116,66 @@ def run_showcase(
     return result
 
 
-def _prompt(run: Runner, output: Path, name: str, threshold: float, repeats: int) -> dict[str, Any]:
-    """Plain and accelerated runs of one prompt, in turns."""
+def _targets(run: Runner, output: Path, name: str, repeats: int) -> dict[str, Any]:
+    """One prompt by the plain pipeline and by every target, in turns, against both references."""
     prompt = DEMO_PROMPTS[name]
-    plain_seconds, fast_seconds = [], []
+    converged = run.converged(f"{name}: converged", prompt).frames
+    outcomes: dict[str, list[Outcome]] = {}
     for _ in range(repeats):
-        base = run(f"{name}: plain", prompt, None)
-        fast = run(f"{name}: accelerated", prompt, {"threshold": threshold})
-        plain_seconds.append(base.seconds)
-        fast_seconds.append(fast.seconds)
-    assert fast.report is not None
-    steps = fast.report.steps
-    save(base.frames, output / f"{name}-plain.png")
-    save(fast.frames, output / f"{name}-accelerated.png")
-    return {
-        "prompt": prompt,
-        "seconds_plain": plain_seconds,
-        "seconds_accelerated": fast_seconds,
-        "speedup_wall_clock": statistics.median(plain_seconds) / statistics.median(fast_seconds),
-        "speedup_flop": fast.report.speedup_estimate,
-        "psnr": psnr(fast.frames, base.frames),
-        "ssim": ssim(fast.frames, base.frames),
-        "full_steps": fast.report.schedule.count(1),
-        "schedule": fast.report.schedule,
-        "tokens": [step.tokens for step in steps],
-        "patch_std": {k: [step.patch_std.get(k) for step in steps] for k in fast.report.config["multiples"]},
-        "_report": fast.report,
-    }
-
-
-def _fitted(steps: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Row -> name of its pictures, and settings, of the shipped schedules; each holds for one step count."""
-    adapter = {"coarse": "adapter", "adapter": ADAPTER}
-    found = {}
-    for row, paths, settings in ((FITTED_ROW, FITTED, {}), (FITTED_ADAPTER_ROW, FITTED_ADAPTER, adapter)):
-        for speedup, path in paths.items():
-            schedule = FittedSchedule.load(path).schedule
-            if len(schedule) == steps:
-                found[row.format(speedup)] = (path.stem, {**settings, "schedule": schedule})
-    return found
+        outcomes.setdefault("plain", []).append(run(f"{name}: plain", prompt, None))
+        for row, settings in TARGETS.items():
+            outcomes.setdefault(row, []).append(run(f"{name}: {row}", prompt, settings))
+    plain = outcomes["plain"][0].frames
+    save(converged, output / f"{name}-converged.png")
+    rows: dict[str, dict[str, Any]] = {}
+    for index, (row, made) in enumerate(outcomes.items()):
+        seconds = [outcome.seconds for outcome in made]
+        report = made[0].report
+        rows[row] = {
+            "seconds": seconds,
+            "picture": save(made[0].frames, output / f"{name}-{index}.png").name,
+            "speedup_wall_clock": statistics.median(o.seconds for o in outcomes["plain"]) / statistics.median(seconds),
+            "speedup_flop": 1.0 if report is None else report.speedup_estimate,
+            "psnr": None if report is None else psnr(made[0].frames, plain),
+            "ssim": None if report is None else ssim(made[0].frames, plain),
+            "psnr_converged": psnr(made[0].frames, converged),
+            "schedule": [] if report is None else report.schedule,
+            "fitted": report is not None and report.kept is not None,
+        }
+    reports = {row: made[0].report for row, made in outcomes.items() if made[0].report is not None}
+    return {"prompt": prompt, "rows": rows, "_plain": plain, "_reports": reports}
 
 
 def _baselines(
-    run: Runner, output: Path, steps: int, fitted: Mapping[str, tuple[str, dict[str, Any]]]
+    run: Runner, output: Path, steps: int, threshold: float, plain: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Fitted schedules, one with fixed spacing by every coarse path, and fewer steps, over several seeds."""
+    """One schedule of fixed spacing by every coarse path, fewer steps, and the paper's threshold rule."""
     schedule = one_in(steps, 3, 2)
     full = schedule.count(1)
     fewer = f"plain pipeline, {full} steps (as many full ones)"
     # row -> name of its pictures, and settings
-    methods = dict(fitted)
-    methods |= {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in BASELINES.items()}
+    methods = {row: (settings["coarse"], {**settings, "schedule": schedule}) for row, settings in BASELINES.items()}
     methods[fewer] = (f"{full}-steps", {"multiples": (1,)})
-    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}} for row in methods}
+    methods[f"the paper's threshold rule, τ = {threshold:.3g}"] = ("threshold", {"threshold": threshold})
+    rows: dict[str, dict[str, Any]] = {row: {"psnr": {}, "pictures": {}} for row in methods}
     for name in SHOWN:
-        for seed in range(BASELINE_SEEDS):
-            prompt = DEMO_PROMPTS[name]
-            base = run(f"{name}: plain, seed {run.seed + seed}", prompt, None, seed)
-            for row, values in rows.items():
-                stem, settings = methods[row]
-                picture = f"{name}-{stem}.png"
-                call = {"num_inference_steps": full} if row == fewer else {}
-                outcome = run(f"{name}: {row}", prompt, settings, seed, **call)
-                assert outcome.report is not None
-                values["psnr"].setdefault(name, []).append(psnr(outcome.frames, base.frames))
-                values["speedup_flop"] = outcome.report.speedup_estimate * steps / len(outcome.report.steps)
-                if seed == 0:
-                    save(outcome.frames, output / picture)
-                    values.setdefault("pictures", {})[name] = picture
-    return {"schedule": schedule, "seeds": BASELINE_SEEDS, "rows": rows}
+        for row, values in rows.items():
+            stem, settings = methods[row]
+            picture = f"{name}-{stem}.png"
+            call = {"num_inference_steps": full} if row == fewer else {}
+            outcome = run(f"{name}: {row}", DEMO_PROMPTS[name], settings, **call)
+            assert outcome.report is not None
+            values["psnr"][name] = psnr(outcome.frames, plain[name])
+            values["speedup_flop"] = outcome.report.speedup_estimate * steps / len(outcome.report.steps)
+            save(outcome.frames, output / picture)
+            values["pictures"][name] = picture
+    return {"schedule": schedule, "rows": rows}
 
 
 def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
     """Every step at one size: what coarse steps cost (the paper's figure 4), and how they alone would look."""
     prompt = DEMO_PROMPTS[SHOWN[-1]]
-    base = generate(run.pipe, {"multiples": (1,)}, run.seed, **{**run.call, "prompt": prompt})
+    base = run("all steps at p", prompt, {"multiples": (1,)})
     rows = [(1, base)]
     for multiple in (2, 4):
         settings = {"coarse": "band-split", "schedule": [multiple] * steps}
@@ -209,42 +200,19 @@ def _sizes(run: Runner, steps: int) -> list[dict[str, Any]]:
 
 
 def print_summary(result: dict[str, Any], console: Console) -> None:
-    """The demo's tables, for people: fitted schedules and baselines, the policy's own choice, and single sizes."""
+    """The demo's tables, for people: targets, then baselines at fixed spacing, and single sizes."""
+    for entry in result["prompts"].values():
+        console.print(_target_table(entry))
     prompts = [entry["prompt"] for entry in result["prompts"].values()]
     baselines = result["baselines"]
-    full, seeds = baselines["schedule"].count(1), baselines["seeds"]
+    full = baselines["schedule"].count(1)
     table = Table(
-        "method",
-        "FLOP",
-        *prompts,
-        title=f"fitted schedules, then {full} full steps at fixed spacing and the others at 2p; "
-        f"{seeds} seeds: mean PSNR in dB (lowest to highest)",
-    )
-    for row, values in baselines["rows"].items():
-        cells = (
-            f"{statistics.mean(decibels):.1f} ({min(decibels):.1f} to {max(decibels):.1f})"
-            for decibels in values["psnr"].values()
-        )
-        table.add_row(row, f"{values['speedup_flop']:.2f}x", *cells)
-    console.print(table)
-    table = Table(
-        "prompt", "plain, s", "accelerated, s", "wall-clock", "FLOP", "PSNR, dB", "SSIM", "full steps",
-        title=f"steps chosen by the policy at τ = {result['threshold']:.3g}",
+        "for comparison", "FLOP", *prompts,
+        title=f"{full} full steps at fixed spacing, the others at 2p: PSNR to plain in dB",
     )  # fmt: skip
-    for entry in result["prompts"].values():
-        table.add_row(
-            entry["prompt"],
-            _spread(entry["seconds_plain"]),
-            _spread(entry["seconds_accelerated"]),
-            f"{entry['speedup_wall_clock']:.2f}x",
-            f"{entry['speedup_flop']:.2f}x",
-            f"{entry['psnr']:.1f}",
-            f"{entry['ssim']:.3f}",
-            f"{entry['full_steps']} of {result['steps']}",
-        )
+    for row, values in baselines["rows"].items():
+        table.add_row(row, f"{values['speedup_flop']:.2f}x", *(f"{db:.1f}" for db in values["psnr"].values()))
     console.print(table)
-    for entry in result["prompts"].values():
-        console.print(f"{entry['prompt']}: tokens per step " + _runs(entry["tokens"]), highlight=False)
     sizes = Table("all steps at", "tokens", "GFLOP a step", "ms a step", "wall-clock", "FLOP", "PSNR, dB")
     for size in result["sizes"]:
         sizes.add_row(
@@ -260,16 +228,24 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     console.print(f"pictures, schedules and σ curves: {result['page']}")
 
 
-def _spread(seconds: list[float]) -> str:
+def _target_table(entry: Mapping[str, Any]) -> Table:
+    table = Table(
+        "accelerate(pipe, ...)", "s", "wall-clock", "FLOP", "dB to plain", "dB to converged", "schedule",
+        title=entry["prompt"],
+    )  # fmt: skip
+    for row, values in entry["rows"].items():
+        plain = values["psnr"] is None
+        table.add_row(
+            "not called: the plain pipeline" if plain else row,
+            _spread(values["seconds"]),
+            f"{values['speedup_wall_clock']:.2f}x",
+            f"{values['speedup_flop']:.2f}x",
+            "" if plain else f"{values['psnr']:.1f}",
+            f"{values['psnr_converged']:.1f}",
+            "" if plain else f"{'fitted' if values['fitted'] else 'by rule'}, {values['schedule'].count(1)} full steps",
+        )
+    return table
+
+
+def _spread(seconds: Sequence[float]) -> str:
     return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-
-
-def _runs(values: list[int]) -> str:
-    """Run-length text: 256 x 5, 64 x 2, ..."""
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and runs[-1][0] == value:
-            runs[-1][1] += 1
-        else:
-            runs.append([value, 1])
-    return ", ".join(f"{value} x {count}" for value, count in runs)

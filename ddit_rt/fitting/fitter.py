@@ -140,18 +140,20 @@ def _at_speedup(
 
 
 def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: int) -> list[FittedSchedule]:
-    """Schedules of so many evaluations: by two searches, one of which trusts the latents that the model looks at."""
+    """Schedules of so many evaluations: by three searches, one of which trusts the latents that the model looks at."""
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
+    if evaluations > 2:  # with fewer, the two first steps are all there is
+        searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
         by_rule = schedule_of(steps, evaluations, WARP["plain"])
         return [_unmeasured(schedule) for schedule in (*searched, by_rule)]
-    at = evaluation_steps(steps, evaluations, WARP["converged"])
-    schedule = [1 if t in at else SKIP for t in range(steps)]
     last = float(error_model.sigmas[-1])
     found = []
     for candidate in searched:
         levels = [float(error_model.sigmas[t]) for t, kind in enumerate(candidate) if kind == 1]
+        at = evaluation_steps(steps, len(levels), WARP["converged"])
+        schedule = [1 if t in at else SKIP for t in range(steps)]
         sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last)]
         found.append(replace(_unmeasured(schedule), sigmas=sigmas, reference="converged"))
     return found

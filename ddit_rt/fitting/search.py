@@ -11,7 +11,7 @@ from ..schedule import check_speedup, schedule_of
 from .error_model import ErrorModel
 
 _SWEEPS = 6
-_WARPS = (1.0, 1.2, 1.4, 1.6, 1.8)
+_WARPS = (1.0, 1.3, 1.6, 1.9, 2.2)
 """Of the schedules that a search for evaluations begins with; see :mod:`ddit_rt.schedule.placement`."""
 _SHIFTS = (-3, -2, -1, 1, 2, 3)
 
