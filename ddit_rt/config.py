@@ -242,8 +242,12 @@ class DDiTConfig(Settings):
     )
     """Wanted ratio of the transformer's FLOP, plain over accelerated: full steps are placed where errors count most and
     the steps between them are skipped. It takes what was fitted to this model and call if there is such a schedule
-    (:func:`ddit_rt.fit`), else a rule that needs no measurement. Not together with ``schedule``. None: 2, unless
-    ``schedule`` or a setting of the threshold rule is given."""
+    (:func:`ddit_rt.fit`), else a rule that needs no measurement. Not together with ``schedule``. Left out it is 2,
+    unless ``schedule``, ``quality`` or a setting of the threshold rule is given."""
+    quality: Annotated[float | None, Field(gt=0), Expected("the wanted PSNR in dB, a number above 0, or None.")] = None
+    """Wanted mean PSNR to the ``reference`` in dB, instead of a speed-up: the fastest schedule that was fitted to this
+    model and call and reached it, else as many evaluations as reach it on the demo model. Prompts differ: a mean of 40
+    dB has single pictures from 33 to 46."""
     reference: Literal["plain", "converged"] = "plain"
     """What a run aims at: ``"plain"``, the picture that the pipeline's own steps would give, or ``"converged"``, the
     one that infinitely many steps would give from the same noise. For the second the latent is integrated by a solver
@@ -270,30 +274,34 @@ class DDiTConfig(Settings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        if self.speedup is not None and self.schedule is not None:
-            raise ConfigError(
-                f"speedup={self.speedup:g} and schedule={shown(self.schedule)}: a schedule has its own speed-up; give "
-                "one of them."
-            )
+        targets = [name for name in ("speedup", "quality", "schedule") if getattr(self, name) is not None]
+        if len(targets) > 1:
+            pairs = " and ".join(f"{name}={shown(getattr(self, name))}" for name in targets)
+            raise ConfigError(f"{pairs}: a target or a schedule decides alone; give one of them.")
         if not set(values) - _NEUTRAL:
             # not through the frozen setter; it stays out of the fields that were set
             self.__dict__["speedup"] = DEFAULT_SPEEDUP
 
     @property
-    def chosen_speedup(self) -> bool:
-        """Whether ``speedup`` was asked for, and is not the default."""
-        return self.speedup is not None and "speedup" in self.model_fields_set
+    def has_target(self) -> bool:
+        """Whether a speed-up or a quality decides."""
+        return self.speedup is not None or self.quality is not None
+
+    @property
+    def chosen_target(self) -> bool:
+        """Whether a target was asked for, and is not the default."""
+        return self.quality is not None or (self.speedup is not None and "speedup" in self.model_fields_set)
 
     @property
     def approximates(self) -> bool:
         """Whether any step of a run may be other than full."""
         by_threshold = (len(self.multiples) > 1 and self.threshold > 0) or self.skip_below > 0
-        return self.schedule is not None or self.speedup is not None or by_threshold
+        return self.schedule is not None or self.has_target or by_threshold
 
     @property
     def may_be_coarse(self) -> bool:
         """Whether any step of a run may have another number of tokens."""
-        by_rule = self.speedup is None and self.threshold > 0
+        by_rule = not self.has_target and self.threshold > 0
         return len(self.multiples) > 1 and (self.schedule is not None or by_rule)
 
     @classmethod

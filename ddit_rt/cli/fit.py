@@ -22,10 +22,11 @@ from .options import (
     Height,
     Json,
     OptionalModel,
+    OptionalSpeedup,
     PromptSource,
+    Reference,
     Seed,
     Steps,
-    TargetSpeedup,
     Width,
     read_integers,
     read_object,
@@ -36,7 +37,9 @@ from .terminal import activity, console, importing, print_json, print_line
 def command(
     model: OptionalModel = None,
     output: Annotated[Path, typer.Option(help="File for the schedule.")] = Path("schedule.json"),
-    speedup: TargetSpeedup = 2.0,
+    speedup: OptionalSpeedup = None,
+    quality: Annotated[float | None, typer.Option(help="Target PSNR in dB to the reference, instead.")] = None,
+    reference: Reference = "plain",
     kinds: Annotated[str, typer.Option(help="Multiples that steps may run at, 0 to skip the model call.")] = "1,2,4,0",
     adapter: Adapter = None,
     prompts: PromptSource = "demo",
@@ -53,10 +56,10 @@ def command(
     clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Finds the schedule of full, coarse and skipped steps that stays nearest to the plain pipeline at a given FLOP.
+    """Finds the schedule of full, coarse and skipped steps that ends nearest to the reference at a given FLOP.
 
-    It costs about eight runs per prompt, and holds for this model and number of steps; `ddit-rt generate --schedule
-    FILE` or accelerate(schedule=...) runs it.
+    It costs about eight runs per prompt, and holds for this model and number of steps. It is kept for later calls with
+    a target; `ddit-rt generate --schedule FILE` or accelerate(schedule=...) runs it by name.
     """
     if (model is not None) + list_ + clear != 1:
         raise ConfigError("give one of MODEL, --list and --clear: 'demo', a folder in diffusers format, or a hub id.")
@@ -72,25 +75,27 @@ def command(
 
     with importing():
         from ..evaluate import load_prompts
-        from ..fitting import fit_schedule
+        from ..fitting import check_target, fit_schedule
         from ..granularity import load_adapter
         from ..pipeline import call_arguments
-        from ..schedule import check_speedup
 
-    check_speedup(speedup)
+    check_target(speedup, quality, reference, multiples)
     chosen = load_prompts(prompts, count)
     arguments = call_arguments(model, height, width, frames, steps, further)
     trained = None if adapter is None else load_adapter(adapter)
     pipe = load(model, dtype, device, arguments)
     with activity("fitting") as show:
-        found = fit_schedule(pipe, chosen, speedup, multiples, seed, show, trained, **arguments)
+        found = fit_schedule(
+            pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, **arguments
+        )  # fmt: skip
     found.save(output)
     if as_json:
         print_json(asdict(found))
         return
     print_line(",".join(map(str, found.schedule)))
+    further = "" if found.psnr_converged is None else f" and {found.psnr_converged:.1f} dB to the converged pictures"
     print_line(
-        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline, "
+        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline{further}, "
         f"mean of {found.prompts} prompts"
     )
 

@@ -14,7 +14,6 @@ from ..errors import ConfigError
 from .models import load
 from .options import (
     Adapter,
-    Coarse,
     Device,
     Dtype,
     Frames,
@@ -22,11 +21,14 @@ from .options import (
     Height,
     Json,
     Model,
-    Order,
-    Quantile,
+    OptionalCoarse,
+    OptionalOrder,
+    OptionalQuantile,
+    OptionalSpeedup,
+    OptionalThreshold,
+    Reference,
     Seed,
     StepsOfModel,
-    Threshold,
     Width,
     read_schedule,
 )
@@ -48,13 +50,15 @@ def command(
     steps: StepsOfModel = None,
     guidance: Guidance = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Turns on (true) classifier-free guidance.")] = None,
-    threshold: Threshold = 1e-3,
-    quantile: Quantile = 0.4,
-    order: Order = 3,
+    speedup: OptionalSpeedup = None,
+    reference: Reference = "plain",
+    threshold: OptionalThreshold = None,
+    quantile: OptionalQuantile = None,
+    order: OptionalOrder = None,
     schedule: Annotated[
         str | None, typer.Option(help="Multiples, one per step (1,1,1,2,4,...), or a file of `ddit-rt fit`.")
     ] = None,
-    coarse: Coarse = "auto",
+    coarse: OptionalCoarse = None,
     adapter: Adapter = None,
     seed: Seed = 0,
     device: Device = None,
@@ -62,10 +66,16 @@ def command(
     baseline: Annotated[bool, typer.Option("--baseline", help="Also run the plain pipeline, and compare.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Generates a picture or video with any supported pipeline."""
+    """Generates a picture or video with any supported pipeline, at twice the speed unless told otherwise.
+
+    --speedup sets another target; --schedule, or an option of the threshold rule, takes its place.
+    """
     from ..config import DDiTConfig
 
-    settings: dict[str, Any] = {"threshold": threshold, "quantile": quantile, "order": order, "coarse": coarse}
+    given = {"speedup": speedup, "threshold": threshold, "quantile": quantile, "order": order, "coarse": coarse}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if reference != "plain":
+        settings["reference"] = reference
     if schedule is not None:
         settings["schedule"] = read_schedule(schedule)
     DDiTConfig(**settings)  # bad settings are refused before a large model is loaded

@@ -50,10 +50,22 @@ Count = Annotated[int, typer.Option("--count", help="How many of the prompts.", 
 # -- how the pipeline is accelerated --------------------------------------------------------------------------------
 
 Coarse = Annotated[str, typer.Option(help="What a coarse step computes; see DDiTConfig.")]
-Threshold = Annotated[float, typer.Option(help="τ: a patch size is smooth enough when its σ is below.")]
+OptionalCoarse = Annotated[str | None, typer.Option("--coarse", help="What a coarse step computes; see DDiTConfig.")]
 Quantile = Annotated[float, typer.Option(help="ρ: share of patches that have to be smooth.")]
 Order = Annotated[int, typer.Option(help="Order of the finite difference, 1 to 3.")]
 TargetSpeedup = Annotated[float, typer.Option("--speedup", help="Target ratio of FLOP, plain over accelerated.")]
+OptionalSpeedup = Annotated[
+    float | None, typer.Option("--speedup", help="Target ratio of FLOP, plain over accelerated; 2 by default.")
+]
+Reference = Annotated[
+    str, typer.Option(help="What to aim at: 'plain', the pipeline's own picture, or 'converged', that of many steps.")
+]
+OptionalThreshold = Annotated[
+    float | None,
+    typer.Option("--threshold", help="τ of the threshold rule: a patch size is smooth enough when its σ is below."),
+]
+OptionalQuantile = Annotated[float | None, typer.Option("--quantile", help="ρ of the threshold rule.")]
+OptionalOrder = Annotated[int | None, typer.Option("--order", help="Order of the threshold rule's difference, 1 to 3.")]
 Tau = Annotated[float | None, typer.Option(help="τ; by default the one that --speedup needs.")]
 
 # -- what is written ------------------------------------------------------------------------------------------------
@@ -147,8 +159,8 @@ def read_numbers(text: str, name: str) -> list[float]:
     return numbers
 
 
-def read_schedule(text: str) -> list[int]:
-    """Multiples, one per step: written with commas, or in a file that ``ddit-rt fit`` wrote.
+def read_schedule(text: str) -> Any:
+    """A schedule for ``accelerate``: multiples with commas, one per step, or a file that ``ddit-rt fit`` wrote.
 
     Raises:
         ConfigError: the text is neither, or there is no such file.
@@ -156,7 +168,7 @@ def read_schedule(text: str) -> list[int]:
     if text.endswith(".json"):
         from ..schedule import FittedSchedule
 
-        return FittedSchedule.load(text).schedule
+        return FittedSchedule.load(text)
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

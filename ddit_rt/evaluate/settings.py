@@ -50,7 +50,7 @@ def _target(name: str, options: Any) -> TargetPolicy:
     if not isinstance(options, Mapping) or not {"speedup"} <= set(options) <= known:
         raise ConfigError(f'{name}: target={options!r}: write {{"speedup": 2, "reference": "plain"}}.')
     config = DDiTConfig(**options)
-    return TargetPolicy(config.speedup or 1.0, config.reference)
+    return TargetPolicy(config.speedup, config.reference)
 
 
 def _fitted(name: str, fields: Any) -> FittedSchedule:

@@ -1,7 +1,7 @@
 """Schedules, thresholds and coefficients fitted to a model."""
 
 from .error_model import ErrorModel
-from .fitter import fit_schedule, try_schedule
+from .fitter import check_target, fit_schedule, try_schedule
 from .measurement import measure
 from .search import find_evaluations, find_schedule
 from .teacache import TeaCacheFit, fit_teacache
@@ -12,6 +12,7 @@ __all__ = [
     "ErrorModel",
     "TeaCacheFit",
     "calibrate",
+    "check_target",
     "find_evaluations",
     "find_schedule",
     "fit_schedule",

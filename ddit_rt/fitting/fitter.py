@@ -76,19 +76,9 @@ def fit_schedule(
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
-    if speedup is not None and quality is not None:
-        raise ConfigError(f"speedup={speedup:g} and quality={quality:g}: ask for one of them.")
-    if speedup is not None or quality is None:
-        check_speedup(2.0 if speedup is None else speedup)
-    if quality is not None and not 0 < quality < math.inf:
-        raise ConfigError(f"quality={quality!r}: a PSNR in dB, above 0.")
-    if reference not in WARP:
-        raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
-    check_kinds(kinds)
+    check_target(speedup, quality, reference, kinds)
     converged = reference == "converged"
     multiples = [] if converged else [kind for kind in kinds if kind > 1]
-    if (converged or quality is not None) and SKIP not in kinds:
-        raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
     settings: dict[str, Any] = {}
     trained = load_adapter(adapter) if adapter is not None and multiples else None
     if trained is not None:
@@ -109,6 +99,25 @@ def fit_schedule(
     if keep:
         _keep(pipe, found, runs.seen, trained)
     return found
+
+
+def check_target(speedup: float | None, quality: float | None, reference: str, kinds: Sequence[int]) -> None:
+    """Refuses what :func:`fit_schedule` cannot aim at.
+
+    Raises:
+        ConfigError: naming the value.
+    """
+    if speedup is not None and quality is not None:
+        raise ConfigError(f"speedup={speedup:g} and quality={quality:g}: ask for one of them.")
+    if speedup is not None:
+        check_speedup(speedup)
+    if quality is not None and not 0 < quality < math.inf:
+        raise ConfigError(f"quality={quality!r}: a PSNR in dB, above 0.")
+    if reference not in WARP:
+        raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
+    check_kinds(kinds)
+    if (reference == "converged" or quality is not None) and SKIP not in kinds:
+        raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
 
 
 def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapter: Adapter | None) -> None:

@@ -180,7 +180,7 @@ class AcceleratedPipeline:
         """
         kept = (self.config, self._policy, self._report)
         reports: list[Report] = []
-        self.config = self.config.replace(schedule=schedule, speedup=None)
+        self.config = self.config.replace(schedule=schedule, speedup=None, quality=None)
         self._policy = make_policy(self.config, None)
         try:
             yield reports

@@ -49,7 +49,7 @@ def accelerate(
         UnsupportedPipelineError, AdapterMismatchError, ScheduleError, ConfigError: before anything is changed.
     """
     settings = DDiTConfig.make(config, overrides)
-    if adapter is not None and not settings.chosen_speedup:
+    if adapter is not None and not settings.chosen_target:
         settings = settings.replace(speedup=None)  # an adapter is there to be run
     family = family_of(pipe)
     folders = [Path(adapter).with_name("schedules")] if isinstance(adapter, str | Path) else []

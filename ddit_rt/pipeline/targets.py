@@ -34,7 +34,7 @@ class KeptSchedules:
         self._pipe, self._family, self._adapter = pipe, family, adapter
         self._store = ScheduleStore(shipped=[*folders, SHIPPED_SCHEDULES])
         self._identity: tuple[str, str] | None = None
-        self._found: dict[tuple[CallKey, float], FittedSchedule | None] = {}
+        self._found: dict[tuple[CallKey, float | None, float | None], FittedSchedule | None] = {}
 
     def find(self, config: DDiTConfig, scheduler: Any, arguments: Mapping[str, Any]) -> FittedSchedule | None:
         """The best schedule for a call; None where there is no target, or none is kept that reaches it.
@@ -44,16 +44,16 @@ class KeptSchedules:
             scheduler: With the call's timesteps set.
             arguments: Of the pipeline's call.
         """
-        if config.speedup is None or not self._store.holds_any():
+        if not config.has_target or not self._store.holds_any():
             return None
         if self._identity is None:
             self._identity = identity_of(self._pipe, self._family, self._adapter)
         key = key_of_call(self._pipe, self._family, scheduler, arguments, config.reference, self._identity)
         if key is None:
             return None
-        wanted = (key, config.speedup)
+        wanted = (key, config.speedup, config.quality)
         if wanted not in self._found:
-            self._found[wanted] = self._store.find(key, speedup=config.speedup)
+            self._found[wanted] = self._store.find(key, speedup=config.speedup, quality=config.quality)
         return self._found[wanted]
 
 

@@ -22,8 +22,8 @@ def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Polic
         return CallableSchedule(schedule, config.multiples)
     if schedule is not None:
         return FixedSchedule(schedule)
-    if config.speedup is not None:
-        return TargetPolicy(config.speedup, config.reference, config.chosen_speedup)
+    if config.has_target:
+        return TargetPolicy(config.speedup, config.reference, config.chosen_target, config.quality)
     return ThresholdPolicy(
         config.threshold,
         config.initial_full_steps,

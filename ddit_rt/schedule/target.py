@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,12 @@ from ..config import SKIP
 from ..errors import ScheduleError
 from .placement import WARP, evaluation_steps, moved_levels
 from .policy import StepView
+
+EVALUATIONS = {
+    "plain": ((34.0, 12), (40.5, 16), (46.5, 20), (52.0, 25)),
+    "converged": ((33.0, 12), (37.0, 16), (41.0, 20), (44.0, 25)),
+}
+"""Mean PSNR in dB to the reference, and the evaluations that came to it on the demo model with guidance."""
 
 LEAST_EVALUATIONS = 2
 """A line needs two."""
@@ -18,20 +25,25 @@ LEAST_BY_DEFAULT = 10
 
 @dataclass(frozen=True)
 class TargetPolicy:
-    """As many full steps as a speed-up leaves, denser at high noise; the others are skipped.
+    """As many full steps as a target leaves, denser at high noise; the others are skipped.
 
     Args:
-        speedup: Wanted ratio of FLOP, above 1.
+        speedup: Wanted ratio of FLOP, above 1; None with a quality.
         reference: What the run aims at, "plain" or "converged"; the second also moves the noise levels.
         asked: Somebody asked for this speed-up. Otherwise short runs keep :data:`LEAST_BY_DEFAULT` full steps.
+        quality: Wanted PSNR in dB instead: the evaluations that come to it on the demo model, whatever the run's steps.
     """
 
-    speedup: float
+    speedup: float | None
     reference: str = "plain"
     asked: bool = True
+    quality: float | None = None
 
     def evaluations(self, steps: int) -> int:
         """Full steps of a run of ``steps``."""
+        if self.quality is not None:
+            return min(_evaluations_for(self.quality, EVALUATIONS[self.reference]), steps)
+        assert self.speedup is not None
         wanted = int(steps / self.speedup + 1e-9)
         return wanted if self.asked else min(max(wanted, LEAST_BY_DEFAULT), steps)
 
@@ -57,3 +69,10 @@ class TargetPolicy:
         if self.reference == "plain" or evaluations < LEAST_EVALUATIONS:
             return sigmas
         return moved_levels(sigmas, evaluations, WARP[self.reference])
+
+
+def _evaluations_for(quality: float, known: Sequence[tuple[float, int]]) -> int:
+    """The line through the two nearest known points, rounded up, at least :data:`LEAST_EVALUATIONS`."""
+    above = next((i for i, (decibels, _) in enumerate(known) if decibels >= quality), len(known) - 1)
+    (low, few), (high, many) = known[max(above, 1) - 1], known[max(above, 1)]
+    return max(math.ceil(few + (quality - low) / (high - low) * (many - few)), LEAST_EVALUATIONS)

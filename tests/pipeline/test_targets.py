@@ -59,14 +59,25 @@ def test_a_target_is_reached(speedup, reference):
         ({"coarse": "delta"}, False),
         ({"speedup": 3, "order": 2}, True),
         ({"speedup": None}, False),
+        ({"quality": 40}, False),
         ({"schedule": [1, 1]}, False),
     ],
 )
 def test_settings_of_the_threshold_rule_ask_for_it(settings, steered):
     config = DDiTConfig(**settings)
     assert (config.speedup is not None) is steered
-    assert config.chosen_speedup is (settings.get("speedup") is not None)
+    assert config.chosen_target is any(settings.get(name) is not None for name in ("speedup", "quality"))
     assert DDiTConfig(backend="torch").replace(**settings).speedup == config.speedup
+
+
+def test_more_quality_takes_more_evaluations_whatever_the_steps():
+    counts = {}
+    for steps in (20, 40):
+        for quality in (30, 40, 50, 500):
+            report = run(flux(), flux_inputs(steps=steps), quality=quality)[1]
+            counts[steps, quality] = report.schedule.count(1)
+    assert counts[40, 30] == counts[20, 30] < counts[40, 40] == counts[20, 40] < counts[40, 50] < 40
+    assert counts[40, 500] == 40 and counts[20, 500] == 20
 
 
 # -- how near it stays ----------------------------------------------------------------------------------------------
@@ -74,7 +85,6 @@ def test_settings_of_the_threshold_rule_ask_for_it(settings, steered):
 
 SMOOTH = {
     "flux": lambda steps: (smooth(flux()), negative(flux_inputs(steps=steps))),
-    "wan": lambda steps: (smooth(wan(euler=True)), wan_inputs(steps=steps)),
 }
 
 
@@ -188,8 +198,13 @@ def test_a_target_out_of_reach_says_how_far_it_goes_before_any_step():
 
 def test_both_targets_and_unknown_references_are_refused():
     pipe = flux()
-    with pytest.raises(ConfigError, match=r"speedup=3 and schedule="):
+    with pytest.raises(ConfigError, match=r"speedup=3.* and schedule="):
         ddit_rt.accelerate(pipe, speedup=3, schedule=[1, 1])
+    with pytest.raises(ConfigError, match=r"speedup=3.* and quality=40"):
+        ddit_rt.accelerate(pipe, speedup=3, quality=40)
+    for quality in (0, -3, float("inf"), "high"):
+        with pytest.raises(ConfigError, match="quality="):
+            ddit_rt.accelerate(pipe, quality=quality)
     with pytest.raises(ConfigError, match="reference='best'"):
         ddit_rt.accelerate(pipe, reference="best")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
