@@ -17,10 +17,11 @@ from typing import Any
 import markers
 import readme_figures as figures
 import readme_tables as tables
+import target_tables
 from evaluations import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "evaluation.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "targets.md")
 FIGURES = ROOT / "docs" / "demo"
 SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,7 +35,13 @@ def contents() -> dict[str, str]:
         Evaluation.read(RESULTS / name / "evaluation.json") for name in ("demo", "demo-guided", "demo-options")
     )
     analyses = json.loads((RESULTS / "demo" / "analyses.json").read_text(encoding="utf-8"))
+    targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
     found = {
+        "targets-table": target_tables.targets_table(targets, 50),
+        "misses-table": target_tables.misses_table(
+            json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
+        ),
+        "targets-all-table": tables.evaluation_table(targets, 50),
         "results-table": tables.short_table(evaluation),
         "demo-table": tables.demo_tables(json.loads(SHOWCASE.read_text(encoding="utf-8"))),
         "evaluation-table": tables.evaluation_table(evaluation, 50),

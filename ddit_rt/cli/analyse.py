@@ -1,4 +1,4 @@
-"""``ddit-rt analyse``: order, tau, rho, patch-size, sigma, schedules."""
+"""``ddit-rt analyse``: order, tau, rho, patch-size, misses, sigma, schedules."""
 
 from __future__ import annotations
 
@@ -92,6 +92,37 @@ def patch_size(
     call = _call(model, height, width, frames, steps)
     analysis = _open(model, _prompts(prompts, count), call, "auto", seed, device, dtype)
     _write_table("patch-size", output, analysis.patch_size, analysis)
+
+
+@group.command("misses")
+def misses(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 24,
+    steps: Steps = 50, values: Annotated[str, typer.Option(help="Speed-ups with commas.")] = "2,2.5,3,4",
+    height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None,
+    dtype: Dtype = None,
+) -> None:  # fmt: skip
+    """Whether what forecasts missed in a run says how far it ends from the plain output."""
+    speedups = read_numbers(values, "values")
+    call = _call(model, height, width, frames, steps)
+
+    from ..evaluate import write_misses
+    from ..schedule import check_speedup
+
+    for speedup in speedups:
+        check_speedup(speedup)
+    analysis = _open(model, _prompts(prompts, count), call, "auto", seed, device, dtype)
+    found = _watched(analysis, lambda: analysis.misses(speedups))
+    shown = Table("speed-up", "PSNR, dB", "largest miss ÷ least", "rank correlation", "p")
+    for line in found:
+        shown.add_row(
+            f"{line.speedup:g}x",
+            f"{line.psnr:.1f} ({line.psnr_low:.1f} to {line.psnr_high:.1f})",
+            f"{line.spread:.2f}",
+            f"{line.correlation:+.2f}",
+            f"{line.p:.2g}",
+        )
+    console.print(shown)
+    print_line(str(write_misses(found, output)))
 
 
 @group.command("sigma")

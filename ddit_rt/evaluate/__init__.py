@@ -1,7 +1,7 @@
 """Speed and quality, always together and against the same two pictures: the plain one and the converged one."""
 
 from .adherence import adherence_note
-from .analyses import Analysis, plot_sigma, write_lines, write_schedules
+from .analyses import Analysis, Misses, plot_sigma, write_lines, write_misses, write_schedules
 from .baselines import BASELINES, Baseline, Library, Listing, OtherSolver, StepCache
 from .comparison import Comparison, compare, compare_all, write_comparisons
 from .curves import plot_curves
@@ -30,6 +30,7 @@ __all__ = [
     "Listing",
     "Method",
     "MetricUnavailableError",
+    "Misses",
     "OtherSolver",
     "Plan",
     "StepCache",
@@ -51,6 +52,7 @@ __all__ = [
     "write_comparisons",
     "write_gallery",
     "write_lines",
+    "write_misses",
     "write_results",
     "write_schedules",
 ]

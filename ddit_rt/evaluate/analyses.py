@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from ..errors import ConfigError
 from ..fitting import calibrate
-from ..schedule import COLOURS, Report, plot_reports
+from ..schedule import COLOURS, Report, TargetPolicy, plot_reports
 from ..trajectories import Outcome, psnr, ssim
 from .measurement import generate
 
@@ -126,12 +129,67 @@ class Analysis:
         settings = {"coarse": "band-split", "positions": "native"}
         return [self.line(f"{k if k > 1 else ''}p", {**settings, "schedule": [k] * steps}) for k in multiples]
 
+    def misses(self, speedups: Sequence[float]) -> list[Misses]:
+        """Whether what forecasts missed foretells the error of a run, at several targets."""
+        plain = self.plain
+        return [
+            Misses.of(speedup, plain, self.run(f"{speedup:g}x", {"schedule": TargetPolicy(speedup)}))
+            for speedup in speedups
+        ]
+
     def reports(self, settings: Mapping[str, Any]) -> dict[str, Report]:
         """Prompt -> report of a run, for figures 6 (``threshold=0`` records σ alone) and 10."""
         return dict(zip(self.prompts, map(_report, self.run("schedule", settings))))
 
     def _without_prompt(self) -> dict[str, Any]:
         return {name: value for name, value in self.call.items() if name != "prompt"}
+
+
+@dataclass
+class Misses:
+    """Whether what forecasts missed says how far from the plain output a run ends, over prompts.
+
+    Attributes:
+        speedup: Of the target that ran.
+        runs: Prompts.
+        psnr, psnr_low, psnr_high: To the plain output: mean, least and largest.
+        spread: Largest over least of the runs' misses, each the root of the sum of squares of a step in σ times what
+            the forecast at its end missed.
+        correlation: Spearman's, of that miss and the PSNR; -1 if the larger miss always ends farther off.
+        p: Chance of a correlation so far from 0, or farther, where there is none.
+    """
+
+    speedup: float
+    runs: int
+    psnr: float
+    psnr_low: float
+    psnr_high: float
+    spread: float
+    correlation: float
+    p: float
+
+    @staticmethod
+    def of(speedup: float, plain: Sequence[Outcome], outcomes: Sequence[Outcome]) -> Misses:
+        """From runs of a target, and the plain runs beside them."""
+        decibels = [psnr(fast.frames, base.frames) for fast, base in zip(outcomes, plain)]
+        missed = [_missed(_report(outcome)) for outcome in outcomes]
+        found = spearmanr(missed, decibels)
+        low, high = min(decibels), max(decibels)
+        return Misses(
+            speedup, len(outcomes), statistics.fmean(decibels), low, high, max(missed) / min(missed),
+            float(found.statistic), float(found.pvalue),
+        )  # fmt: skip
+
+
+def _missed(report: Report) -> float:
+    """The root of the sum of squares over a run's gaps of their length in σ times what was missed at their end."""
+    total, begin = 0.0, report.steps[0].sigma
+    for step in report.steps:
+        if step.missed is not None:
+            total += ((begin - step.sigma) * step.missed) ** 2
+        if step.multiple == 1:
+            begin = step.sigma
+    return math.sqrt(total)
 
 
 def plot_sigma(reports: Mapping[str, Report], path: Path) -> Path:
@@ -184,6 +242,14 @@ def write_lines(lines: Sequence[Line], folder: Path, name: str) -> list[Path]:
         writer.writerows(rows)
     plot_lines(lines, paths[2], name)
     return paths
+
+
+def write_misses(found: Sequence[Misses], folder: Path) -> Path:
+    """Writes ``misses.json``; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "misses.json"
+    path.write_text(json.dumps([asdict(line) for line in found], indent=1), encoding="utf-8")
+    return path
 
 
 def write_schedules(reports: Mapping[str, Report], folder: Path, name: str) -> list[Path]:

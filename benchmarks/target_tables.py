@@ -1,0 +1,87 @@
+"""Targets beside the best of all baselines that cost no more, against both references, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluations import Evaluation
+
+from ddit_rt.evaluate import TO_CONVERGED, Summary, compare
+
+CONVERGED = TO_CONVERGED["psnr"]
+REFERENCES = {"psnr": ("target", "the plain picture"), CONVERGED: ("converged", "the converged picture")}
+"""Metric -> how the methods that aim at it are called, and what it measures the distance to."""
+
+OURS = ("DDiT",)
+"""How the kinds of our own methods begin."""
+
+DEARER = 1.03
+"""A baseline may spend so many times our FLOP and still counts as costing no more."""
+
+
+def targets_table(evaluation: Evaluation, steps: int) -> str:
+    """One table per reference: a line per speed-up.
+
+    Args:
+        evaluation: With the methods of ``benchmarks/targets.json``.
+        steps: Of the plain pipeline.
+    """
+    rows = evaluation.summaries(steps)
+    plain = next(row for row in rows if row.kind == "base")
+    count = len(evaluation.plan.prompts)
+    guidance = evaluation.plan.call.get("true_cfg_scale", 3.0)
+    how = f"guidance {guidance:g}" if guidance > 1 else "no guidance"
+    parts = [f"{count} prompts, {steps} steps, {how}. PSNR in dB: mean (mean of the worst tenth)."]
+    for metric, (name, reference) in REFERENCES.items():
+        parts += ["", f"Distance to {reference}:", ""]
+        parts += [
+            "| asked | FLOP | ours | best baseline that costs no more | its FLOP | its dB | difference | p |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        if metric == CONVERGED:
+            parts.append(f"| plain pipeline | 1.00x | {_decibels(plain, metric)} | | | | | |")
+        for row in rows:
+            if row.method.startswith(f"{name}-"):
+                parts.append(_line(evaluation, rows, row, metric))
+    return "\n".join(parts)
+
+
+def _line(evaluation: Evaluation, rows: Sequence[Summary], own: Summary, metric: str) -> str:
+    asked = own.method.split("-")[1].split("@")[0]
+    assert own.flops is not None
+    others = [
+        row
+        for row in rows
+        if row.kind != "base" and not row.kind.startswith(OURS) and (row.flops or 0) <= DEARER * own.flops
+    ]
+    cells = [asked, f"{own.flops_speedup:.2f}x", _decibels(own, metric)]
+    if others:
+        best = max(others, key=lambda row: row.metrics[metric])
+        found = compare(evaluation.rows, own.method, best.method, metric)
+        cells += [best.method.split("@")[0], f"{best.flops_speedup:.2f}x", _decibels(best, metric)]
+        cells += ["-", "-"] if found is None else [f"{found.difference:+.1f}", _p(found.p)]
+    else:
+        cells += ["none", "", "", "", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def _decibels(row: Summary, metric: str) -> str:
+    return f"{row.metrics[metric]:.1f} ({row.worst[metric]:.1f})"
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def misses_table(lines: Sequence[dict[str, float]]) -> str:
+    """What ``ddit-rt analyse misses`` found."""
+    rows = [
+        "| speed-up | PSNR, dB: mean (least to largest) | largest miss ÷ least | rank correlation of miss and PSNR | p |",
+        "|---|---|---|---|---|",
+    ]
+    for line in lines:
+        rows.append(
+            f"| {line['speedup']:g}x | {line['psnr']:.1f} ({line['psnr_low']:.1f} to {line['psnr_high']:.1f}) | "
+            f"{line['spread']:.2f} | {line['correlation']:+.2f} | {line['p']:.2g} |"
+        )
+    return "\n".join(rows)
