@@ -199,8 +199,8 @@ def demo_tables(result: dict[str, Any]) -> str:
     names = [entry["prompt"] for entry in result["prompts"].values()]
     lines += [
         "",
-        f"For comparison, one schedule with {baselines['schedule'].count(1)} full steps whose other steps are filled in "
-        "several ways, fewer steps, and the paper's rule. PSNR to plain in dB:",
+        f"For comparison, one schedule with {baselines['schedule'].count(1)} full steps whose other steps are filled "
+        "in several ways, fewer steps, and the paper's rule. PSNR to plain in dB:",
         "",
         "| steps by | FLOP | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),

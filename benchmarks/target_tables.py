@@ -76,7 +76,7 @@ def _p(p: float) -> str:
 def misses_table(lines: Sequence[dict[str, float]]) -> str:
     """What ``ddit-rt analyse misses`` found."""
     rows = [
-        "| speed-up | PSNR, dB: mean (least to largest) | largest miss ÷ least | rank correlation of miss and PSNR | p |",
+        "| speed-up | PSNR, dB: mean (least to largest) | largest miss ÷ least | rank correlation with PSNR | p |",
         "|---|---|---|---|---|",
     ]
     for line in lines:

@@ -93,9 +93,9 @@ def command(
         print_json(asdict(found))
         return
     print_line(",".join(map(str, found.schedule)))
-    further = "" if found.psnr_converged is None else f" and {found.psnr_converged:.1f} dB to the converged pictures"
+    converged = "" if found.psnr_converged is None else f" and {found.psnr_converged:.1f} dB to the converged pictures"
     print_line(
-        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline{further}, "
+        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline{converged}, "
         f"mean of {found.prompts} prompts"
     )
 

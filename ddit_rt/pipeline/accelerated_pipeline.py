@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -358,7 +358,8 @@ class AcceleratedPipeline:
             output, timestep, sample = (given.pop(name) for name in names)
             if rest:  # all by name, so that the latent can come last
                 given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
-            own_step = partial(step_with_increment, inner, self._scheduler, output, timestep, **given)
+            step: Callable[..., Any] = step_with_increment
+            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
             if call.solver is None:
                 result, increment = own_step(sample)
             else:
