@@ -33,10 +33,9 @@ def main() -> None:
         return pipe("many dotted green squares", generator=seed, output_type="pt", **CALL).images
 
     plain = draw()
-    schedule = ddit_rt.FittedSchedule.load(path).schedule
-    with ddit_rt.accelerated(pipe, schedule=schedule):
+    with ddit_rt.accelerated(pipe, schedule=path):
         fast = draw()
-    print(f"schedule {schedule}: {psnr(fast, plain):.1f} dB on another prompt")
+    print(f"schedule {fitted.schedule}: {psnr(fast, plain):.1f} dB on another prompt")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from ..trajectories import generate, generate_converged, psnr
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
 from .search import find_evaluations, find_schedule
+
+logger = logging.getLogger(__name__)
 
 _FINER = 2
 """Steps to measure along, of the call's own, where evaluations may lie between those."""
@@ -123,7 +126,11 @@ def check_target(speedup: float | None, quality: float | None, reference: str, k
 def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapter: Adapter | None) -> None:
     """Puts a schedule where calls with a target look for it."""
     family = family_of(pipe)
-    identity = identity_of(pipe, family, adapter)
+    try:
+        identity = identity_of(pipe, family, adapter)
+    except ConfigError as error:
+        logger.warning("the schedule is not kept for later calls: %s", error)
+        return
     key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity)
     if key is not None:
         ScheduleStore().save(key, found, str(getattr(pipe, "name_or_path", "") or ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 from diffusers.utils.torch_utils import unwrap_module
 
 from ..config import DDiTConfig
+from ..errors import ConfigError
 from ..families import Family, denoisers, fingerprint
 from ..granularity import Adapter
 from ..runtime import MethodPatch, installed
 from ..schedule import CallKey, FittedSchedule, ScheduleStore
 from .caller import arguments_of_call
+
+logger = logging.getLogger(__name__)
 
 SHIPPED_SCHEDULES = Path(__file__).parents[1] / "demo" / "schedules"
 """Schedules that come with the package, for the models that do."""
@@ -34,6 +38,7 @@ class KeptSchedules:
         self._pipe, self._family, self._adapter = pipe, family, adapter
         self._store = ScheduleStore(shipped=[*folders, SHIPPED_SCHEDULES])
         self._identity: tuple[str, str] | None = None
+        self._looked_up = False
         self._found: dict[tuple[CallKey, float | None, float | None], FittedSchedule | None] = {}
 
     def find(self, config: DDiTConfig, scheduler: Any, arguments: Mapping[str, Any]) -> FittedSchedule | None:
@@ -44,10 +49,9 @@ class KeptSchedules:
             scheduler: With the call's timesteps set.
             arguments: Of the pipeline's call.
         """
-        if not config.has_target or not self._store.holds_any():
+        if not config.has_target or not self._usable():
             return None
-        if self._identity is None:
-            self._identity = identity_of(self._pipe, self._family, self._adapter)
+        assert self._identity is not None
         key = key_of_call(self._pipe, self._family, scheduler, arguments, config.reference, self._identity)
         if key is None:
             return None
@@ -56,9 +60,26 @@ class KeptSchedules:
             self._found[wanted] = self._store.find(key, speedup=config.speedup, quality=config.quality)
         return self._found[wanted]
 
+    def _usable(self) -> bool:
+        """Whether there are schedules, and a model whose weights tell which are its own. Looked up once."""
+        if self._looked_up:
+            return self._identity is not None
+        self._looked_up = True
+        if not self._store.holds_any():
+            return False
+        try:
+            self._identity = identity_of(self._pipe, self._family, self._adapter)
+        except ConfigError as error:
+            logger.warning("fitted schedules are not looked for: %s", error)
+        return self._identity is not None
+
 
 def identity_of(pipe: Any, family: Family, adapter: Adapter | None = None) -> tuple[str, str]:
-    """Fingerprints of a pipeline's transformers and of an adapter; the second is empty without one."""
+    """Fingerprints of a pipeline's transformers and of an adapter; the second is empty without one.
+
+    Raises:
+        ConfigError: the weights are nowhere to be read, as under some kinds of offloading.
+    """
     modules = [unwrap_module(module) for module in denoisers(pipe, family).values()]
     return fingerprint(*modules), "" if adapter is None else fingerprint(adapter)
 

@@ -19,6 +19,7 @@ from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
 from ddit_rt.fitting import ErrorModel, find_evaluations, find_schedule, fit_schedule, fitter, measure, measurement
 from ddit_rt.granularity import PredictionHistory
+from ddit_rt.pipeline import targets
 from ddit_rt.runtime import MethodPatch
 from ddit_rt.schedule import FlowSolver, Ran, schedule_of
 from ddit_rt.schedule.fitted import FittedSchedule
@@ -159,6 +160,27 @@ def test_what_was_fitted_is_what_later_calls_with_a_target_run(
     with accelerated(pipe, speedup=2, reference="plain" if fitted.sigmas else "converged"):
         pipe(**arguments)
         assert report(pipe).kept is None
+
+
+def test_a_model_that_cannot_be_told_apart_goes_by_the_rule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under some offloading weights are nowhere to be read between calls."""
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    pipe, call = a_flux()
+    call = {**call, "num_inference_steps": 16}
+    fit_schedule(pipe, ["a"], speedup=2, kinds=(1, 0), **call)
+
+    def nowhere(*modules: Any) -> str:
+        raise ConfigError("the weights are on no device")
+
+    monkeypatch.setattr(targets, "fingerprint", nowhere)
+    with accelerated(pipe, speedup=2):
+        pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
+        assert report(pipe).kept is None and report(pipe).speedup_estimate == pytest.approx(2.0)
+    assert "fitted schedules are not looked for: the weights are on no device" in caplog.text
+    fit_schedule(pipe, ["a"], speedup=3, kinds=(1, 0), **call)
+    assert "the schedule is not kept for later calls: the weights are on no device" in caplog.text
 
 
 def test_a_wanted_quality_is_reached_by_the_fewest_evaluations() -> None:
