@@ -78,7 +78,7 @@ def take_demo(folder: Path) -> None:
 def draw() -> None:
     """The figures that need no model run."""
     evaluation = Evaluation.read(RESULTS / "demo" / "evaluation.json")
-    figures.curve(evaluation, FIGURES / "curve.png")
+    figures.curve(Evaluation.read(RESULTS / "demo-targets" / "evaluation.json"), FIGURES / "curve.png")
     figures.all_curves(evaluation, FIGURES / "evaluation")
     figures.all_curves(Evaluation.read(RESULTS / "demo-guided" / "evaluation.json"), FIGURES / "guided")
     figures.fitted(FIGURES / "fitted.png")
@@ -97,7 +97,8 @@ def main() -> None:
     draw()
     if options.pictures:
         evaluation = Evaluation.read(RESULTS / "demo" / "evaluation.json")
-        figures.side_by_side(evaluation, figures.PICTURE, 2, FIGURES / "picture.webp", print, gain=5)
+        targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
+        figures.side_by_side(targets, figures.PICTURE, 2, FIGURES / "picture.webp", print, gain=5)
         figures.side_by_side(evaluation, figures.SHEET, 5, FIGURES / "methods.webp", print)
     found = contents()
     for page in PAGES:

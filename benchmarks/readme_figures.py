@@ -11,25 +11,29 @@ from evaluations import Evaluation, read_reports
 from matplotlib.figure import Figure
 
 from ddit_rt.demo import FITTED, load_pipeline
-from ddit_rt.evaluate import generate, plot_curves, plot_sigma
+from ddit_rt.evaluate import TO_CONVERGED, generate, plot_curves, plot_sigma
 from ddit_rt.evaluate.analyses import Line, plot_lines
 from ddit_rt.evaluate.settings import run_settings
-from ddit_rt.schedule import COLOURS, FittedSchedule, plot_reports
+from ddit_rt.schedule import COLOURS, FittedSchedule, StepView, TargetPolicy, plot_reports
 from ddit_rt.trajectories import psnr
 
+CONVERGED = TO_CONVERGED["psnr"]
+
 CURVES = {
-    "DDiT, fitted": ("fitted schedules (ours)", "o-", "#1b4965"),
+    "DDiT, target": ("speedup=", "o-", "#1b4965"),
+    "DDiT, converged": ("speedup=, reference='converged'", "D-", "#bc4b51"),
+    "UniPC, spacing 1.4": ("UniPC, spaced densely", "p--", "#7b5ea7"),
     "linear extrapolation": ("linear extrapolation, even spacing", "s--", "#f4a259"),
     "TeaCache": ("TeaCache", "^--", "#6a994e"),
     "fewer steps": ("fewer plain steps", "v--", "#888888"),
-    "DDiT": ("DDiT's threshold rule, no training", "D-", "#bc4b51"),
 }
 """Kind of method -> label, line and colour in the README's curve."""
 
 PICTURE = {
     "base@50": "plain, 50 steps",
-    "fitted-2x@50": "fitted, 2x",
-    "fitted-3x@50": "fitted, 3x",
+    "target-2x@50": "speedup=2",
+    "target-3x@50": "speedup=3",
+    "converged-4x@50": "speedup=4, converged",
     "teacache-3x@50": "TeaCache, 3x",
     "17-steps@50": "17 plain steps, 3x",
 }
@@ -51,19 +55,25 @@ CENTRED = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 def curve(evaluation: Evaluation, path: Path) -> None:
-    """PSNR against wall-clock speed-up of five methods at the most steps."""
-    found = evaluation.summaries(max(method.reference for method in evaluation.plan.methods))
-    figure = Figure(figsize=(7.2, 4), layout="constrained")
-    axes = figure.subplots()
-    for kind, (label, style, colour) in CURVES.items():
-        points = sorted((row.speedup, row.metrics["psnr"]) for row in found if row.kind == kind)
-        axes.plot(*zip(*points), style, color=colour, label=label, linewidth=2.2 if style.endswith("o-") else 1.4)
-    axes.set_xlabel("wall-clock speed-up of a whole call, one CPU thread")
-    axes.set_ylabel("PSNR to the plain pipeline, dB")
-    axes.set_title(f"Demo model, 50 steps, mean of {len(evaluation.plan.prompts)} prompts", fontsize=10)
-    axes.grid(alpha=0.25)
+    """PSNR to both references against FLOP, of targets and their baselines, at the most steps."""
+    steps = max(method.reference for method in evaluation.plan.methods)
+    found = evaluation.summaries(steps)
+    figure = Figure(figsize=(9.6, 4), layout="constrained")
+    panels = (("psnr", "to the plain pipeline"), (CONVERGED, "to the converged picture"))
+    for axes, (metric, title) in zip(figure.subplots(1, 2), panels):
+        for kind, (label, style, colour) in CURVES.items():
+            points = sorted((row.flops_speedup or 0, row.metrics[metric]) for row in found if row.kind == kind)
+            if points:
+                axes.plot(*zip(*points), style, color=colour, label=label, linewidth=2 if "--" not in style else 1.4)
+        if metric == CONVERGED:
+            plain = next(row for row in found if row.kind == "base")
+            axes.axhline(plain.metrics[metric], color="black", linestyle=":", label=f"plain pipeline, {steps} steps")
+        axes.set_xlabel("fewer FLOP, times")
+        axes.set_ylabel(f"PSNR {title}, dB")
+        axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(f"Demo model, {steps} steps, mean of {len(evaluation.plan.prompts)} prompts", fontsize=10)
+    figure.savefig(path, dpi=100)
 
 
 def all_curves(evaluation: Evaluation, folder: Path) -> None:
@@ -138,7 +148,8 @@ def side_by_side(
         gain: Adds under every row what differs from the first column, so many times larger; None for no such rows.
     """
     found = pictures(evaluation, columns, prompts, progress)
-    settings = {method.name: method.settings or {} for method in evaluation.plan.methods}
+    methods = {method.name: method for method in evaluation.plan.methods}
+    settings = {name: method.settings or {} for name, method in methods.items()}
     each = 1 if gain is None else 2
     figure = Figure(figsize=(1.75 * len(columns), 1.9 * each * prompts + 0.35), layout="constrained")
     grid = figure.subplots(each * prompts + 1, len(columns), height_ratios=[*[10] * each * prompts, 1], squeeze=False)
@@ -157,8 +168,16 @@ def side_by_side(
                 below.text(0.5, 0.5, f"differences\nx {gain:g}", color="white", **CENTRED, transform=below.transAxes)
             else:
                 _picture(grid[each * row + 1][column], np.clip(gain * abs(pixels - found[base, row][0]), 0, 1))
-        _strip(grid[-1][column], settings[name].get("schedule", ()))
+        _strip(grid[-1][column], _schedule(settings[name], methods[name].steps))
     figure.savefig(path, dpi=110)
+
+
+def _schedule(settings: Mapping[str, Any], steps: int) -> list[int]:
+    """The multiples of a method that has a schedule or a target; else none."""
+    if "target" in settings:
+        policy = TargetPolicy(**settings["target"])
+        return [policy.choose(StepView(index, steps)) for index in range(steps)]
+    return list(settings.get("schedule", ()))
 
 
 def _picture(axes: Any, pixels: Any) -> Any:

@@ -176,7 +176,7 @@ class Misses:
         found = spearmanr(missed, decibels)
         low, high = min(decibels), max(decibels)
         return Misses(
-            speedup, len(outcomes), statistics.fmean(decibels), low, high, max(missed) / min(missed),
+            speedup, len(outcomes), statistics.fmean(decibels), low, high, max(missed) / max(min(missed), 1e-12),
             float(found.statistic), float(found.pvalue),
         )  # fmt: skip
 

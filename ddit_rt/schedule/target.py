@@ -12,8 +12,8 @@ from .placement import WARP, evaluation_steps, moved_levels
 from .policy import StepView
 
 EVALUATIONS = {
-    "plain": ((34.0, 12), (40.5, 16), (46.5, 20), (52.0, 25)),
-    "converged": ((33.0, 12), (37.0, 16), (41.0, 20), (44.0, 25)),
+    "plain": ((28.0, 8), (34.0, 12), (39.7, 16), (50.3, 25), (59.7, 33)),
+    "converged": ((23.2, 8), (32.0, 12), (36.6, 16), (45.0, 25), (49.2, 33)),
 }
 """Mean PSNR in dB to the reference, and the evaluations that came to it on the demo model with guidance."""
 

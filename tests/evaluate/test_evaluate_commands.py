@@ -3,8 +3,10 @@
 import csv
 import json
 from random import Random
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from prompted import CALL, prompted
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ from ddit_rt.errors import OutOfReachError
 from ddit_rt.evaluate.standard import standard_plan
 from ddit_rt.fitting.teacache import fit_teacache
 from ddit_rt.fitting.threshold import calibrate
+from ddit_rt.schedule import Report, StepRecord
 from examples.demo_model.scenes import Noun, render, sample_scene
 
 
@@ -109,17 +112,35 @@ def test_adherence_is_left_out_for_other_models(run, tmp_path):
         (["sigma", "--prompt", "a", "--prompt", "b"], ["sigma.json", "sigma.png"]),
         (["schedules", "--prompt", "a", "--tau", "0.05"], ["schedules.json", "schedules.png"]),
         (["rho", "--values", "0.2,0.8", "--tau", "0.05", "--count", 1], ["rho.json"]),
+        (["misses", "--values", "1.5,2", "--count", 3], ["misses.json"]),
     ],
     ids=lambda value: value[0],
 )
 def test_analyses(run, tmp_path, arguments, expected):
-    if arguments[0] in ("tau", "patch-size", "rho"):
+    if arguments[0] in ("tau", "patch-size", "rho", "misses"):
         arguments = [*arguments, "--prompts", "demo"]
     run("analyse", arguments[0], "tiny", "--output", tmp_path, "--steps", 6, *arguments[1:])
     assert all((tmp_path / name).stat().st_size > 0 for name in expected)
     if arguments[0] == "tau":
         full, fast = json.loads((tmp_path / "tau.json").read_text())
         assert full["psnr"] == 100.0 and full["flops_speedup"] == 1.0 and fast["threshold"] == 0.01
+
+
+def test_what_misses_say_is_their_rank_beside_that_of_the_errors():
+    from ddit_rt.evaluate import Misses
+
+    def run(missed, error):
+        kinds = [(1.0, 1, None), (0.8, 0, None), (0.5, 1, missed), (0.2, 1, None)]
+        steps = [StepRecord(i, 0.0, sigma, k, 1, miss=None if m is None else torch.tensor(m))
+                 for i, (sigma, k, m) in enumerate(kinds)]  # fmt: skip
+        return SimpleNamespace(frames=torch.full((1, 3, 4, 4), error), report=Report(steps, {}))
+
+    plain = [SimpleNamespace(frames=torch.zeros(1, 3, 4, 4))] * 4
+    found = Misses.of(2.0, plain, [run(m, e) for m, e in ((0.1, 0.01), (0.2, 0.02), (0.3, 0.04), (0.4, 0.08))])
+    assert found.correlation == pytest.approx(-1) and found.spread == pytest.approx(4) and found.runs == 4
+    assert (found.psnr_high, found.psnr_low) == pytest.approx((40, 21.94), abs=0.01)
+    found = Misses.of(2.0, plain, [run(m, e) for m, e in ((0.1, 0.08), (0.2, 0.02), (0.3, 0.01), (0.4, 0.04))])
+    assert abs(found.correlation) < 0.7 and found.p > 0.3
 
 
 def test_order_is_compared_at_equal_flop(run, tmp_path, monkeypatch):
