@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,23 +229,19 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
 
 
 def _target_table(entry: Mapping[str, Any]) -> Table:
-    table = Table(
-        "accelerate(pipe, ...)", "s", "wall-clock", "FLOP", "dB to plain", "dB to converged", "schedule",
-        title=entry["prompt"],
-    )  # fmt: skip
+    table = Table(title=f"{entry['prompt']}: dB to the plain and to the converged picture")
+    table.add_column("accelerate(pipe, ...)", overflow="fold")
+    for heading in ("s", "clock", "FLOP", "plain", "converged", "full steps"):
+        table.add_column(heading, no_wrap=True)  # 80 columns have to do
     for row, values in entry["rows"].items():
         plain = values["psnr"] is None
         table.add_row(
             "not called: the plain pipeline" if plain else row,
-            _spread(values["seconds"]),
+            f"{statistics.median(values['seconds']):.2f}",
             f"{values['speedup_wall_clock']:.2f}x",
             f"{values['speedup_flop']:.2f}x",
             "" if plain else f"{values['psnr']:.1f}",
             f"{values['psnr_converged']:.1f}",
-            "" if plain else f"{'fitted' if values['fitted'] else 'by rule'}, {values['schedule'].count(1)} full steps",
+            "all" if plain else f"{values['schedule'].count(1)}, {'fitted' if values['fitted'] else 'by rule'}",
         )
     return table
-
-
-def _spread(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"

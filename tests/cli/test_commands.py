@@ -77,7 +77,7 @@ def test_demo_writes_a_page_with_everything_in_it(tmp_path: Path) -> None:
     result = json.loads(text[text.index("{") :])
     assert set(result["prompts"]) == {"plain", "detailed"}
     page = (tmp_path / "index.html").read_text()
-    for picture in ("plain-plain.png", "detailed-accelerated.png", "schedules.png", "detailed-reuse.png"):
+    for picture in ("plain-0.png", "detailed-2.png", "plain-converged.png", "schedules.png", "detailed-reuse.png"):
         assert picture in page and (tmp_path / picture).is_file()
     assert [size["tokens"] for size in result["sizes"]] == [256, 64, 16]
 

@@ -84,4 +84,4 @@ def test_the_first_tables_are_the_targets(shown):
         "all steps at",
     )
     at = [text.index(part) for part in parts]
-    assert at == sorted(at) and "12 full steps" in text
+    assert at == sorted(at) and "12, by rule" in text

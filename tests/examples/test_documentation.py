@@ -50,4 +50,5 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             block = block.replace(shown, run)
         exec(compile(block, page, "exec"), names)
     assert "x fewer FLOP" in capsys.readouterr().out
-    assert (tmp_path / "schedule.json").is_file()
+    if page.endswith("flux.md"):
+        assert (tmp_path / "schedule.json").is_file()

@@ -10,7 +10,7 @@ from tiny import flux, flux_inputs, latents_of
 import ddit_rt
 
 PACKAGE = str(Path(ddit_rt.__file__).parent)
-MOST_FILES, MOST_CHANGES = 12, 36
+MOST_FILES, MOST_CHANGES = 12, 38
 
 
 def files_of_step(pipe, inputs, step):

@@ -70,7 +70,7 @@ wrong = plain | st.lists(plain, max_size=8) | st.dictionaries(st.text(max_size=3
 def test_wrong_values(path, changes, missing):
     values = {name: value for name, value in {**VALUES, **changes}.items() if name not in missing}
     found = load(path, json.dumps(values).encode())
-    required = set(VALUES) - {"sensitivity"}
+    required = {"schedule", "speedup", "psnr", "prompts"}
     if "more" in values or not required <= set(values) or not isinstance(values["schedule"], list):
         assert found is None
 
@@ -98,6 +98,12 @@ def test_other_json(path, value):
         ({"prompts": 2**60}, ConfigError, "prompts="),
         ({"sensitivity": [1.0]}, ConfigError, "sensitivity has 1 entries, schedule has 6"),
         ({"sensitivity": [1.0, 1.0, math.inf, 1.0, 1.0, 1.0]}, ConfigError, r"sensitivity\[2\]=inf"),
+        ({"reference": "best"}, ConfigError, "reference='best'"),
+        ({"psnr_converged": math.nan}, ConfigError, "psnr_converged=nan"),
+        ({"sigmas": [1.0, 0.5, 0.0], "reference": "converged"}, ConfigError, "sigmas has 3 entries, schedule has 6"),
+        ({"sigmas": [1.0, 0.9, 0.7, 0.8, 0.3, 0.2, 0.0], "reference": "converged"}, ConfigError, r"sigmas\[3\]=0.8"),
+        ({"sigmas": [1.5, 0.9, 0.8, 0.7, 0.3, 0.2, 0.0], "reference": "converged"}, ConfigError, r"sigmas\[0\]=1.5"),
+        ({"sigmas": [1.0, 0.9, 0.8, 0.7, 0.3, 0.2, 0.0]}, ConfigError, "reference='plain'"),
         ({"more": 1}, ConfigError, "more"),
     ],
 )
