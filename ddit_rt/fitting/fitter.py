@@ -159,7 +159,7 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
     """Schedules of so many evaluations: by three searches, one of which trusts the latents that the model looks at."""
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
-    if evaluations > 2:  # with fewer, the two first steps are all there is
+    if 2 < evaluations < error_model.steps:  # with fewer, the two first steps are all there is
         searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
         by_rule = schedule_of(steps, evaluations, WARP["plain"])
@@ -178,22 +178,20 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
 def _of_quality(runs: _Runs, error_model: ErrorModel, quality: float) -> FittedSchedule:
     """The fewest evaluations whose real runs reach a quality, by bisection."""
     steps = runs.call["num_inference_steps"]
-    low, high, best = 1, steps, None
-    reached = -math.inf
-    while high - low > 1 or best is None:
-        middle = (low + high) // 2 if high - low > 1 else high
-        if middle < 2:
-            middle = 2
+    low, high, reached = 2, steps, -math.inf
+    best: FittedSchedule | None = None
+    while low <= high:
+        middle = (low + high) // 2
         found = runs.best(_skipping(error_model, runs.reference, steps, middle))
         reached = max(reached, runs.quality_of(found))
         if runs.quality_of(found) >= quality:
-            best, high = found, middle
-        elif middle == high:
-            raise OutOfReachError(
-                f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or more steps."
-            )
+            best, high = found, middle - 1
         else:
-            low = middle
+            low = middle + 1
+    if best is None:
+        raise OutOfReachError(
+            f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or more steps."
+        )
     return best
 
 

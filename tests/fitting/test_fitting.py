@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
+from ddit_rt.errors import OutOfReachError
 from ddit_rt.fitting import ErrorModel, find_evaluations, find_schedule, fit_schedule, fitter, measure, measurement
 from ddit_rt.granularity import PredictionHistory
 from ddit_rt.pipeline import targets
@@ -190,6 +191,9 @@ def test_a_wanted_quality_is_reached_by_the_fewest_evaluations() -> None:
     assert fitted.psnr >= 45
     better = fit_schedule(pipe, ["a"], quality=fitted.psnr + 10, keep=False, **call)
     assert better.schedule.count(1) > fitted.schedule.count(1) and better.psnr >= fitted.psnr + 10
+    assert fit_schedule(pipe, ["a"], quality=1000, keep=False, **call).schedule == [1] * 16
+    with pytest.raises(OutOfReachError, match=r"quality=1000: 16 full steps come to \d+\.\d dB here"):
+        fit_schedule(pipe, ["a"], quality=1000, reference="converged", keep=False, **call)
 
 
 def test_bad_targets_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
