@@ -135,7 +135,9 @@ class Report:
                 f"{step.index:4d} {step.timestep:9.2f} {_size(step.multiple):>5} {step.tokens:7d}{stds}"
                 f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed}{'  ' + step.note if step.note else ''}"
             )
-        counts = ", ".join(f"{self.schedule.count(k)} at {_size(k)}" for k in (0, *multiples) if k in self.schedule)
+        counts = ", ".join(
+            f"{self.schedule.count(k)} {'at ' if k else ''}{_size(k)}" for k in (0, *multiples) if k in self.schedule
+        )
         lines.append(
             f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
             + ("" if self.complete else "; the call did not finish")
