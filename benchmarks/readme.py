@@ -38,6 +38,9 @@ def contents() -> dict[str, str]:
     targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
     found = {
         "targets-table": target_tables.targets_table(targets, 50),
+        "targets-28-table": target_tables.targets_table(
+            Evaluation.read(RESULTS / "demo-targets" / "evaluation-28.json"), 28
+        ),
         "misses-table": target_tables.misses_table(
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
