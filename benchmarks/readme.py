@@ -41,6 +41,9 @@ def contents() -> dict[str, str]:
         "targets-28-table": target_tables.targets_table(
             Evaluation.read(RESULTS / "demo-targets" / "evaluation-28.json"), 28
         ),
+        "targets-unguided-table": target_tables.targets_table(
+            Evaluation.read(RESULTS / "demo-targets" / "evaluation-unguided.json"), 50
+        ),
         "misses-table": target_tables.misses_table(
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
