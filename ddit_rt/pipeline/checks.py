@@ -12,6 +12,7 @@ from ..config import DDiTConfig
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import ModelInputs
 from ..granularity import CoarsePath
+from ..schedule import predicts_flow
 from .plain_state import accelerated_by
 
 
@@ -68,12 +69,7 @@ def check_scheduler(scheduler: Any) -> None:
     Raises:
         UnsupportedPipelineError: with the setting that makes a scheduler usable.
     """
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or (
-        # without flow sigmas, σ is that of a variance-exploding process
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    if not flow or config.get("invert_sigmas") or not hasattr(scheduler, "sigmas"):
+    if not predicts_flow(scheduler):
         raise UnsupportedPipelineError(
             f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
             "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."

@@ -1,10 +1,17 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
-from .bounds import check_speedup
+from .bounds import check_quality, check_speedup
 from .call_key import CallKey, describe_scheduler
-from .evolution import EvolutionHistory, LatentEvolution, PendingEvolution, step_with_increment
+from .evolution import (
+    EvolutionHistory,
+    LatentEvolution,
+    PendingEvolution,
+    latent_of,
+    step_with_increment,
+    with_latent,
+)
 from .fitted import FittedSchedule
-from .placement import WARP, evaluation_steps, levels_of_steps, moved_levels, place_evaluations, schedule_of
+from .placement import WARP, evaluation_steps, level_at, levels_of_steps, moved_levels, place_evaluations, schedule_of
 from .plots import COLOURS, plot_reports
 from .policies import make_policy
 from .policy import (
@@ -19,7 +26,7 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
-from .solver import FlowSolver, Ran, check_reference, solves_the_flow
+from .solver import FlowSolver, Ran, check_reference, noise_setting, predicts_flow, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
@@ -49,6 +56,7 @@ __all__ = [
     "TargetPolicy",
     "ThresholdPolicy",
     "cache_directory",
+    "check_quality",
     "check_reference",
     "check_speedup",
     "choices_along",
@@ -56,14 +64,19 @@ __all__ = [
     "describe_scheduler",
     "evaluation_steps",
     "initial_steps",
+    "latent_of",
+    "level_at",
     "levels_of_steps",
     "make_policy",
     "moved_levels",
+    "noise_setting",
     "one_in",
     "pattern",
     "place_evaluations",
     "plot_reports",
+    "predicts_flow",
     "schedule_of",
     "solves_the_flow",
     "step_with_increment",
+    "with_latent",
 ]

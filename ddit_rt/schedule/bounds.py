@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..errors import ConfigError
 
 
@@ -13,3 +15,13 @@ def check_speedup(speedup: float) -> None:
     """
     if not speedup > 1:
         raise ConfigError(f"speedup={speedup!r}: ask for a ratio above 1, as in 2.0.")
+
+
+def check_quality(quality: float) -> None:
+    """Refuses a wanted quality that is none.
+
+    Raises:
+        ConfigError: it is no number of dB above 0.
+    """
+    if not 0 < quality < math.inf:
+        raise ConfigError(f"quality={quality!r}: ask for a PSNR in dB, above 0, as in 40.0.")

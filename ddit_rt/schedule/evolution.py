@@ -81,15 +81,24 @@ def step_with_increment(
     if dtype in half:
         model_output, sample = model_output.float(), sample.float()
     result = step(model_output, timestep, sample, *args, **kwargs)
-    new = result[0] if isinstance(result, tuple) else result.prev_sample
+    new = latent_of(result)
     increment = new.float() - sample.float()
     if dtype in half:
-        new = new.to(dtype)
-        if isinstance(result, tuple):
-            result = (new, *result[1:])
-        else:
-            result.prev_sample = new
+        result = with_latent(result, new.to(dtype))
     return result, increment
+
+
+def latent_of(result: Any) -> torch.Tensor:
+    """The latent in what a scheduler's step returned."""
+    return result[0] if isinstance(result, tuple) else result.prev_sample
+
+
+def with_latent(result: Any, latent: torch.Tensor) -> Any:
+    """The result of a scheduler's step with another latent in it."""
+    if isinstance(result, tuple):
+        return (latent, *result[1:])
+    result.prev_sample = latent
+    return result
 
 
 def _is_plain_euler(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

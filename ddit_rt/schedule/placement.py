@@ -21,7 +21,7 @@ def place_evaluations(evaluations: int, warp: float) -> list[float]:
 
     Args:
         evaluations: m, at least 1.
-        warp: w, at least 1.
+        warp: w, above 0.
     """
     return [(j / evaluations) ** warp for j in range(evaluations)]
 
@@ -57,7 +57,7 @@ def moved_levels(sigmas: Sequence[float], evaluations: int, warp: float) -> list
         warp: w.
     """
     curve = [s for i, s in enumerate(sigmas) if i == 0 or s != sigmas[i - 1]]
-    levels = [_read(curve, u) for u in place_evaluations(evaluations, warp)]
+    levels = [level_at(curve, u * (len(curve) - 1)) for u in place_evaluations(evaluations, warp)]
     return levels_of_steps(len(sigmas) - 1, evaluation_steps(len(sigmas) - 1, evaluations, warp), levels, curve[-1])
 
 
@@ -80,7 +80,7 @@ def levels_of_steps(steps: int, at: Sequence[int], levels: Sequence[float], last
     return [*moved, last]
 
 
-def _read(curve: Sequence[float], u: float) -> float:
-    place = u * (len(curve) - 1)
+def level_at(curve: Sequence[float], place: float) -> float:
+    """The line through ``curve`` at a fractional index, from 0 to its last."""
     index = min(int(place), len(curve) - 2)
     return curve[index] + (place - index) * (curve[index + 1] - curve[index])

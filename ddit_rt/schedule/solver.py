@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..errors import ConfigError
+from .evolution import latent_of, with_latent
 
 _SOLVERS_OF_THE_FLOW = (
     "FlowMatchEulerDiscreteScheduler",
@@ -40,11 +41,28 @@ class Ran(Enum):
     SKIPPED = "a forecast"
 
 
+def predicts_flow(scheduler: Any) -> bool:
+    """Whether a scheduler takes its model output for a flow (velocity), from σ = 1 to 0."""
+    config = scheduler.config
+    flow = type(scheduler).__name__.startswith("FlowMatch") or (
+        # without flow sigmas, σ is that of a variance-exploding process
+        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    )
+    return bool(flow) and not config.get("invert_sigmas") and hasattr(scheduler, "sigmas")
+
+
+def noise_setting(scheduler: Any) -> str:
+    """The setting by which a scheduler adds noise in its steps, as in ``stochastic_sampling=True``; empty if none."""
+    config = scheduler.config
+    if config.get("stochastic_sampling"):
+        return "stochastic_sampling=True"
+    kind = config.get("algorithm_type")
+    return f"algorithm_type={kind!r}" if str(kind).startswith("sde") else ""
+
+
 def solves_the_flow(scheduler: Any) -> bool:
     """Whether a scheduler's steps approximate dz/dσ = v and add no noise, so that a gap can be integrated for it."""
-    config = scheduler.config
-    adds_noise = config.get("stochastic_sampling") or str(config.get("algorithm_type", "")).startswith("sde")
-    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not adds_noise
+    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not noise_setting(scheduler)
 
 
 def check_reference(reference: str, scheduler: Any) -> None:
@@ -58,6 +76,14 @@ def check_reference(reference: str, scheduler: Any) -> None:
             f"reference='converged': {type(scheduler).__name__} adds noise or is unknown, its steps converge to no "
             f"picture. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)}, or reference='plain'."
         )
+
+
+class _Run(NamedTuple):
+    """One model run: its noise level, its prediction (float32), and whether it was on coarse tokens."""
+
+    sigma: float
+    prediction: torch.Tensor
+    coarse: bool
 
 
 class FlowSolver:
@@ -83,9 +109,7 @@ class FlowSolver:
         self._euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
         self._exact = converged or not self._euler
         self._ours = converged
-        # σ and prediction of the last two model runs, oldest first; whether a coarse one is among them
-        self._runs: list[tuple[float, torch.Tensor]] = []
-        self._coarse: list[bool] = []
+        self._runs: list[_Run] = []  # the last two, oldest first
         self._source = 0
         # since the last of them: increments made; Σ h, Σ h·x and Σ h·x², x = σ - σ_run where they looked; skipped?
         self._made: torch.Tensor | None = None
@@ -122,14 +146,14 @@ class FlowSolver:
         if self._remainder is not None and self._remainder.shape == sample.shape:
             latent = sample.float() + self._remainder
         if source != self._source:
-            self._runs, self._coarse, self._source = [], [], source
+            self._runs, self._source = [], source
         if ran is Ran.FULL:
             latent = self._corrected(latent, sigma, output)
         if ran is Ran.SKIPPED:
             self._skipped = True
             self._ours |= not self._euler
         else:
-            self._begin_gap(sigma, output.detach().float(), ran is Ran.COARSE)
+            self._begin_gap(_Run(sigma, output.detach().float(), ran is Ran.COARSE))
         h = following - sigma
         place = sigma + h / 2 if self._exact else sigma
         if self._ours:
@@ -139,13 +163,13 @@ class FlowSolver:
             moved = latent.float() + increment
             rounded = moved.to(dtype)
             self._remainder = None if dtype == torch.float32 else moved - rounded.float()
-            result = _with_latent(result, rounded)
+            result = with_latent(result, rounded)
         else:
             result, increment = scheduler_step(latent)
             if latent is not sample:
-                result = _with_latent(result, _latent_of(result).to(dtype))
+                result = with_latent(result, latent_of(result).to(dtype))
         self._made = increment if self._made is None else self._made + increment
-        self._add_moments(h, place - self._runs[-1][0])
+        self._add_moments(h, place - self._runs[-1].sigma)
         return result, increment
 
     def _add_moments(self, h: float, x: float) -> None:
@@ -153,22 +177,20 @@ class FlowSolver:
         zeroth, first, second = self._moments
         self._moments = (zeroth + h, first + h * x, second + h * x * x + spread)
 
-    def _begin_gap(self, sigma: float, prediction: torch.Tensor, coarse: bool) -> None:
+    def _begin_gap(self, run: _Run) -> None:
         """Takes in a model run; it replaces one at the same σ, as Heun's method makes two."""
-        if self._runs and self._runs[-1][0] == sigma:
+        if self._runs and self._runs[-1].sigma == run.sigma:
             self._runs.pop()
-            self._coarse.pop()
-        self._runs = [*self._runs[-1:], (sigma, prediction)]
-        self._coarse = [*self._coarse[-1:], coarse]
+        self._runs = [*self._runs[-1:], run]
         self._made, self._moments, self._skipped = None, (0.0, 0.0, 0.0), False
 
     def _corrected(self, latent: torch.Tensor, sigma: float, output: torch.Tensor) -> torch.Tensor:
         """The latent with the gap before ``sigma`` integrated again, now that the prediction at its end is known."""
-        if not self._runs or self._made is None or self._runs[-1][0] == sigma:
+        if not self._runs or self._made is None or self._runs[-1].sigma == sigma:
             return latent
         if not (self._skipped or self._ours):
             return latent  # the scheduler's own steps, one after the other
-        begin, first = self._runs[-1]
+        begin, first, _ = self._runs[-1]
         truth = output.float()
         missed = truth - self._line(sigma)
         over = tuple(range(1, truth.ndim))
@@ -177,8 +199,8 @@ class FlowSolver:
         zeroth, moment, second = self._moments
         slope = (truth - first) / (sigma - begin)
         again = zeroth * first + moment * slope
-        if len(self._runs) == 2 and not any(self._coarse):
-            older, before = self._runs[0]
+        if len(self._runs) == 2 and not any(run.coarse for run in self._runs):
+            older, before, _ = self._runs[0]
             bend = (slope - (first - before) / (begin - older)) / (sigma - older)
             again += (second - (sigma - begin) * moment) * bend
         return latent.float() + (again - self._made)
@@ -186,17 +208,6 @@ class FlowSolver:
     def _line(self, sigma: float) -> torch.Tensor:
         """The line through the last two model runs at ``sigma``, float32; the last run alone is a constant."""
         if len(self._runs) < 2:
-            return self._runs[-1][1]
-        (older, before), (newest, last) = self._runs
+            return self._runs[-1].prediction
+        (older, before, _), (newest, last, _) = self._runs
         return torch.lerp(before, last, (sigma - older) / (newest - older))
-
-
-def _latent_of(result: Any) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple) else result.prev_sample
-
-
-def _with_latent(result: Any, latent: torch.Tensor) -> Any:
-    if isinstance(result, tuple):
-        return (latent, *result[1:])
-    result.prev_sample = latent
-    return result

@@ -22,7 +22,7 @@ from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..settings import read_text
-from .bounds import check_speedup
+from .bounds import check_quality, check_speedup
 from .call_key import CallKey
 from .fitted import FittedSchedule
 
@@ -112,8 +112,7 @@ class ScheduleStore:
             best = max(fast, key=lambda entry: (entry.quality, entry.fitted.speedup), default=None)
         else:
             assert quality is not None
-            if not quality > 0:
-                raise ConfigError(f"quality={quality!r}: ask for a PSNR in dB, as in 40.0.")
+            check_quality(quality)
             near = [entry for entry in entries if entry.quality >= quality - _WORSE]
             best = max(near, key=lambda entry: (entry.fitted.speedup, entry.quality), default=None)
         return None if best is None else best.fitted

@@ -45,20 +45,6 @@ def intercepted(
         yield
 
 
-def latent_of(result: Any) -> torch.Tensor:
-    """The latent in what a scheduler's step returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
-
-
-def with_latent(result: Any, latent: torch.Tensor) -> Any:
-    """The result of a scheduler's step with another latent in it, on the device of the old one."""
-    latent = latent.to(latent_of(result).device)
-    if isinstance(result, tuple):
-        return (latent, *result[1:])
-    result.prev_sample = latent
-    return result
-
-
 def _forward_patch(module: nn.Module, place: int, family: Family, on_forward: OnForward) -> MethodPatch:
     def handle(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return on_forward(place, family.bind(args, kwargs), lambda: inner(*args, **kwargs))

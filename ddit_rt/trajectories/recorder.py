@@ -27,7 +27,8 @@ from torch import nn
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, ModelInputs, denoisers, raw_sample
 from ..pipeline import restore
-from .interception import intercepted, latent_of
+from ..schedule import latent_of
+from .interception import intercepted
 
 KeptCall = TypeVar("KeptCall")
 KeptStep = TypeVar("KeptStep")

@@ -15,8 +15,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from ..errors import ConfigError
 from ..granularity import Adapter, bands, crop_to_latent, line, pad_to_grid
 from ..pipeline import accelerated, report, restore
+from ..schedule import latent_of, with_latent
 from .generation import denoise
-from .interception import intercepted, latent_of, with_latent
+from .interception import intercepted
 from .trajectory import Trajectory
 
 AdapterErrors = dict[tuple[int, int], tuple[float, float]]
@@ -147,7 +148,7 @@ def _along(
         result = proceed(output)
         see(index, output.cpu())
         index += 1
-        return with_latent(result, trajectory.latents[index - 1])
+        return with_latent(result, trajectory.latents[index - 1].to(latent_of(result).device))
 
     with accelerated(pipe, schedule=list(schedule), cuda_graphs=False, **settings):
         with intercepted(pipe, trajectory.family, on_step=on_step):

@@ -10,7 +10,7 @@ timesteps to whole numbers, which moves every evaluation by up to a thousandth o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from diffusers import (
 from ..errors import ConfigError
 from ..pipeline import restore
 from ..runtime import MethodPatch, installed
+from ..schedule import level_at, noise_setting, place_evaluations, predicts_flow
 
 Respace = Callable[[torch.Tensor], torch.Tensor]
 """Noise levels float64 (S + 1,), falling, the end included -> other levels of the same kind, (S' + 1,)."""
@@ -63,7 +64,7 @@ class Solver:
 def refined(levels: torch.Tensor, factor: int) -> torch.Tensor:
     """Levels (S + 1,) with every interval cut into ``factor`` equal ones, (S * factor + 1,)."""
     steps = len(levels) - 1
-    return _read(levels, torch.arange(steps * factor + 1, dtype=torch.float64) / factor)
+    return _at(levels, [i / factor for i in range(steps * factor + 1)])
 
 
 def respaced(levels: torch.Tensor, power: float) -> torch.Tensor:
@@ -79,13 +80,12 @@ def respaced(levels: torch.Tensor, power: float) -> torch.Tensor:
     if power == 1:
         return levels
     steps = len(levels) - 1
-    return _read(levels, steps * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power)
+    return _at(levels, [*(steps * u for u in place_evaluations(steps, power)), steps])
 
 
-def _read(levels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The line through ``levels`` (S + 1,) at fractional indices from 0 to S."""
-    left = places.floor().long().clamp(max=len(levels) - 2)
-    return torch.lerp(levels[left], levels[left + 1], places - left)
+def _at(levels: torch.Tensor, places: Sequence[float]) -> torch.Tensor:
+    curve = levels.tolist()
+    return torch.tensor([level_at(curve, place) for place in places], dtype=levels.dtype)
 
 
 @contextmanager
@@ -168,18 +168,13 @@ def check_deterministic_flow(pipe: Any) -> None:
         ConfigError: names the scheduler, what is wrong with it, and what to do.
     """
     scheduler = pipe.scheduler
-    config, name = scheduler.config, f"{type(pipe).__name__} with {type(scheduler).__name__}"
+    name = f"{type(pipe).__name__} with {type(scheduler).__name__}"
     way_out = "Give the pipeline a FlowMatchEulerDiscreteScheduler, or leave solvers and the converged picture out."
     if not isinstance(scheduler, _KNOWN):
         known = ", ".join(kind.__name__ for kind in _KNOWN)
         raise ConfigError(f"{name} cannot be run by another solver, as it can with {known}. {way_out}")
-    if config.get("stochastic_sampling"):
-        raise ConfigError(f"{name} and stochastic_sampling=True adds noise in every step: it has no limit. {way_out}")
-    if str(config.get("algorithm_type", "")).startswith("sde"):
-        kind = config["algorithm_type"]
-        raise ConfigError(f"{name} and algorithm_type={kind!r} adds noise in every step: it has no limit. {way_out}")
-    flow = not isinstance(scheduler, (UniPCMultistepScheduler, DPMSolverMultistepScheduler)) or (
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    if not flow or config.get("invert_sigmas"):
+    noise = noise_setting(scheduler)
+    if noise:
+        raise ConfigError(f"{name} and {noise} adds noise in every step: it has no limit. {way_out}")
+    if not predicts_flow(scheduler):
         raise ConfigError(f"{name} predicts no flow from σ = 1 to 0. {way_out}")

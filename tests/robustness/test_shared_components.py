@@ -57,15 +57,20 @@ def plain_results(make: Callable[[Any], Any]) -> tuple[torch.Tensor, torch.Tenso
     return latents_of(pipe, flux_inputs()), latents_of(other, inputs_of(other))
 
 
+def sharing(make):
+    """An accelerated pipeline that has been called, and one made of its components."""
+    pipe = ddit_rt.accelerate(flux(), schedule=coarse)
+    latents_of(pipe, flux_inputs())
+    return pipe, make(pipe)
+
+
 # -- pipelines made from accelerated ones ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_a_pipeline_of_accelerated_components_runs_plain_or_reports_its_call(make):
     _, plain = plain_results(make)
-    pipe = ddit_rt.accelerate(flux(), schedule=coarse)
-    latents_of(pipe, flux_inputs())
-    other = make(pipe)
+    pipe, other = sharing(make)
     result = latents_of(other, inputs_of(other))
     if torch.equal(result, plain):
         assert len(ddit_rt.report(pipe).steps) == 8, "the report of the accelerated pipeline's call is gone"
@@ -108,9 +113,7 @@ def test_a_pipeline_of_accelerated_components_can_take_over(make):
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_restored_components_serve_every_pipeline_plain(make):
     first, second = plain_results(make)
-    pipe = ddit_rt.accelerate(flux(), schedule=coarse)
-    latents_of(pipe, flux_inputs())
-    other = make(pipe)
+    pipe, other = sharing(make)
     ddit_rt.restore(pipe)
     assert torch.equal(latents_of(other, inputs_of(other)), second)
     assert torch.equal(latents_of(pipe, flux_inputs()), first)

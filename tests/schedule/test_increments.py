@@ -2,22 +2,13 @@
 
 import pytest
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler
+from schedulers import SCHEDULERS as SOLVERS
 
 from ddit_rt.schedule import step_with_increment
 
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-SCHEDULERS = {
-    "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+SCHEDULERS = SOLVERS | {
     "euler-stochastic": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True),
-    "heun": lambda: FlowMatchHeunDiscreteScheduler(shift=3.0),
-    "unipc": lambda: UniPCMultistepScheduler(**FLOW),
-    "dpm": lambda: DPMSolverMultistepScheduler(**FLOW),
 }
 STEPS = 6
 

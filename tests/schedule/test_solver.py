@@ -2,24 +2,12 @@
 
 import pytest
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    FlowMatchLCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
+from schedulers import FLOW, SCHEDULERS
 
 from ddit_rt import ConfigError
 from ddit_rt.schedule import FlowSolver, Ran, check_reference, schedule_of, solves_the_flow, step_with_increment
 
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-SCHEDULERS = {
-    "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
-    "heun": lambda: FlowMatchHeunDiscreteScheduler(shift=3.0),
-    "unipc": lambda: UniPCMultistepScheduler(**FLOW),
-    "dpm": lambda: DPMSolverMultistepScheduler(**FLOW),
-}
 STEPS = 24
 SHAPE = (2, 3, 4, 4)
 
@@ -47,7 +35,7 @@ def plain(scheduler, field, latent=None, steps=STEPS):
     return latent
 
 
-def solved(scheduler, field, kinds, converged=False, latent=None, sources=None, solver=None):
+def solved(scheduler, field, kinds, converged=False, latent=None, sources=None):
     """A run with a prediction at the steps that ``kinds`` says, and the last one again at the others."""
     scheduler.set_timesteps(STEPS)
     sigmas = scheduler.sigmas.tolist()
@@ -81,16 +69,7 @@ def test_without_skipped_steps_the_scheduler_moves_the_latent_bit_for_bit(name):
     scheduler = SCHEDULERS[name]()
     wanted = plain(scheduler, bent)
     count = len(scheduler.timesteps)
-    scheduler.set_timesteps(STEPS)
-    sigmas = scheduler.sigmas.tolist()
-    solver, latent = FlowSolver(scheduler, sigmas, False), noise()
-    for index, timestep in enumerate(scheduler.timesteps):
-        output = bent(latent, sigmas[index])
-
-        def own(sample, output=output, timestep=timestep):
-            return step_with_increment(scheduler.step, scheduler, output, timestep, sample, return_dict=False)
-
-        latent = solver.step(index, Ran.FULL, 1, output, latent, own)[0][0]
+    latent, _ = solved(scheduler, bent, [Ran.FULL] * count)
     assert count >= STEPS and torch.equal(latent, wanted)
 
 
@@ -158,15 +137,7 @@ def test_no_line_leads_from_one_transformer_to_another():
     sources = [1 if sigma > 0.6 else 2 for sigma in scheduler.sigmas.tolist()[:-1]]
     switch = sources.index(2)
     kinds = [Ran.FULL if i in (0, 1, switch, switch + 1) else Ran.SKIPPED for i in range(STEPS)]
-    latent, output = noise(), None
-    solver = FlowSolver(scheduler, scheduler.sigmas.tolist(), False)
-    for index, timestep in enumerate(scheduler.timesteps):
-        output = field(latent, float(scheduler.sigmas[index])) if kinds[index] is Ran.FULL else output
-
-        def own(sample, output=output, timestep=timestep):
-            return step_with_increment(scheduler.step, scheduler, output, timestep, sample, return_dict=False)
-
-        latent = solver.step(index, kinds[index], sources[index], output, latent, own)[0][0]
+    latent, _ = solved(scheduler, field, kinds, sources=sources)
     torch.testing.assert_close(latent, plain(SCHEDULERS["euler"](), field), rtol=0, atol=1e-5)
 
 

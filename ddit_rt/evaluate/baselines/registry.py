@@ -51,8 +51,7 @@ def find_cache(where: str, setting: Mapping[str, Any]) -> tuple[StepCache, dict[
     Raises:
         ConfigError: no step cache has this name.
     """
-    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, StepCache)}
-    return _find(known, "cache", where, setting)
+    return _find(StepCache, "cache", where, setting)  # type: ignore[type-abstract]
 
 
 def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
@@ -65,8 +64,7 @@ def find_library(where: str, setting: Any) -> tuple[Library, dict[str, Any]]:
     Raises:
         ConfigError: no library has this name.
     """
-    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, Library)}
-    return _find(known, "library", where, setting if isinstance(setting, Mapping) else {"type": setting})
+    return _find(Library, "library", where, setting)  # type: ignore[type-abstract]
 
 
 def find_solver(where: str, setting: Any) -> tuple[OtherSolver, dict[str, Any]]:
@@ -79,14 +77,13 @@ def find_solver(where: str, setting: Any) -> tuple[OtherSolver, dict[str, Any]]:
     Raises:
         ConfigError: no solver has this name.
     """
-    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, OtherSolver)}
-    return _find(known, "solver", where, setting if isinstance(setting, Mapping) else {"type": setting})
+    return _find(OtherSolver, "solver", where, setting)
 
 
-def _find(
-    known: Mapping[str, Named], what: str, where: str, setting: Mapping[str, Any]
-) -> tuple[Named, dict[str, Any]]:
-    options = dict(setting)
+def _find(base: type[Named], what: str, where: str, setting: Any) -> tuple[Named, dict[str, Any]]:
+    """What a setting names among the baselines of a kind; one that is no mapping can be nothing but a name."""
+    known = {baseline.name: baseline for baseline in BASELINES if isinstance(baseline, base)}
+    options = dict(setting) if isinstance(setting, Mapping) else {"type": setting}
     name = options.pop("type", None)
     if name not in known:
         raise ConfigError(f"{where}: {what} type {name!r} is none of {', '.join(known)}.")
