@@ -22,6 +22,7 @@ from ..schedule import (
     WARP,
     FittedSchedule,
     ScheduleStore,
+    check_quality,
     check_speedup,
     evaluation_steps,
     levels_of_steps,
@@ -30,7 +31,7 @@ from ..schedule import (
 from ..trajectories import generate, generate_converged, psnr
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
-from .search import find_evaluations, find_schedule
+from .search import fewest_evaluations, find_evaluations, find_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ def check_target(speedup: float | None, quality: float | None, reference: str, k
         raise ConfigError(f"speedup={speedup:g} and quality={quality:g}: ask for one of them.")
     if speedup is not None:
         check_speedup(speedup)
-    if quality is not None and not 0 < quality < math.inf:
-        raise ConfigError(f"quality={quality!r}: a PSNR in dB, above 0.")
+    if quality is not None:
+        check_quality(quality)
     if reference not in WARP:
         raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
     check_kinds(kinds)
@@ -127,13 +128,13 @@ def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapte
     """Puts a schedule where calls with a target look for it."""
     family = family_of(pipe)
     try:
-        identity = identity_of(pipe, family, adapter)
+        store, identity = ScheduleStore(), identity_of(pipe, family, adapter)
     except ConfigError as error:
         logger.warning("the schedule is not kept for later calls: %s", error)
         return
     key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity)
     if key is not None:
-        ScheduleStore().save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
+        store.save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
 
 
 def _at_speedup(
@@ -144,7 +145,8 @@ def _at_speedup(
     evaluations = int(steps / speedup + 1e-9)
     if SKIP in kinds and evaluations >= 2:
         found += _skipping(error_model, reference, steps, evaluations)
-    if reference == "plain":
+    # those of full and skipped steps alone have just been searched
+    if reference == "plain" and (not found or any(kind > 1 for kind in kinds)):
         schedules = [find_schedule(error_model, speedup, kinds)]
         # first order flatters coarse steps where steps are long, and an adapter where its errors add up
         if error_model.adapter_residual:
@@ -159,7 +161,7 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
     """Schedules of so many evaluations: by three searches, one of which trusts the latents that the model looks at."""
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
-    if 2 < evaluations < error_model.steps:  # with fewer, the two first steps are all there is
+    if evaluations < error_model.steps:
         searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
         by_rule = schedule_of(steps, evaluations, WARP["plain"])
@@ -178,7 +180,7 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
 def _of_quality(runs: _Runs, error_model: ErrorModel, quality: float) -> FittedSchedule:
     """The fewest evaluations whose real runs reach a quality, by bisection."""
     steps = runs.call["num_inference_steps"]
-    low, high, reached = 2, steps, -math.inf
+    low, high, reached = fewest_evaluations(error_model), steps, -math.inf
     best: FittedSchedule | None = None
     while low <= high:
         middle = (low + high) // 2

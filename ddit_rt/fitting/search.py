@@ -52,9 +52,10 @@ def find_evaluations(error_model: ErrorModel, evaluations: int) -> list[int]:
     """
     steps = error_model.steps
     first = [t for t in range(steps) if t == 0 or error_model.transformers[t] != error_model.transformers[t - 1]]
-    if not len(first) + 1 <= evaluations <= steps:
+    least = fewest_evaluations(error_model)
+    if not least <= evaluations <= steps:
         raise OutOfReachError(
-            f"{evaluations} evaluations in {steps} steps: a schedule makes {len(first) + 1} to {steps} of them."
+            f"{evaluations} evaluations in {steps} steps: a schedule makes {least} to {steps} of them."
         )
     begun = (schedule_of(steps, evaluations, warp) for warp in _WARPS)
     schedule = min((_with_first(s, first) for s in begun), key=error_model.loss)
@@ -73,6 +74,11 @@ def find_evaluations(error_model: ErrorModel, evaluations: int) -> list[int]:
         if loss > before - 1e-4:
             break
     return schedule
+
+
+def fewest_evaluations(error_model: ErrorModel) -> int:
+    """Full steps that every schedule has: those that lines begin from."""
+    return sum(error_model.must_be_full(t) for t in range(error_model.steps))
 
 
 def _with_first(schedule: list[int], first: Sequence[int]) -> list[int]:

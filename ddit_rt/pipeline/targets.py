@@ -36,9 +36,10 @@ class KeptSchedules:
 
     def __init__(self, pipe: Any, family: Family, adapter: Adapter | None, folders: Sequence[Path] = ()) -> None:
         self._pipe, self._family, self._adapter = pipe, family, adapter
-        self._store = ScheduleStore(shipped=[*folders, SHIPPED_SCHEDULES])
-        self._identity: tuple[str, str] | None = None
+        self._folders = [*folders, SHIPPED_SCHEDULES]
         self._looked_up = False
+        self._store: ScheduleStore | None = None
+        self._identity: tuple[str, str] | None = None
         self._found: dict[tuple[CallKey, float | None, float | None], FittedSchedule | None] = {}
 
     def find(self, config: DDiTConfig, scheduler: Any, arguments: Mapping[str, Any]) -> FittedSchedule | None:
@@ -49,9 +50,12 @@ class KeptSchedules:
             scheduler: With the call's timesteps set.
             arguments: Of the pipeline's call.
         """
-        if not config.has_target or not self._usable():
+        if not config.has_target:
             return None
-        assert self._identity is not None
+        if not self._looked_up:
+            self._look_up()
+        if self._store is None or self._identity is None:
+            return None
         key = key_of_call(self._pipe, self._family, scheduler, arguments, config.reference, self._identity)
         if key is None:
             return None
@@ -60,18 +64,15 @@ class KeptSchedules:
             self._found[wanted] = self._store.find(key, speedup=config.speedup, quality=config.quality)
         return self._found[wanted]
 
-    def _usable(self) -> bool:
-        """Whether there are schedules, and a model whose weights tell which are its own. Looked up once."""
-        if self._looked_up:
-            return self._identity is not None
+    def _look_up(self) -> None:
+        """Opens the store and reads who the model is; neither can be had everywhere, and calls go on without."""
         self._looked_up = True
-        if not self._store.holds_any():
-            return False
         try:
-            self._identity = identity_of(self._pipe, self._family, self._adapter)
+            store = ScheduleStore(shipped=self._folders)
+            if store.holds_any():
+                self._store, self._identity = store, identity_of(self._pipe, self._family, self._adapter)
         except ConfigError as error:
             logger.warning("fitted schedules are not looked for: %s", error)
-        return self._identity is not None
 
 
 def identity_of(pipe: Any, family: Family, adapter: Adapter | None = None) -> tuple[str, str]:

@@ -184,6 +184,21 @@ def test_a_model_that_cannot_be_told_apart_goes_by_the_rule(
     assert "the schedule is not kept for later calls: the weights are on no device" in caplog.text
 
 
+def test_a_user_without_a_home_is_served_by_the_rule_and_keeps_the_fit_in_hand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container whose user is a bare number."""
+    monkeypatch.setenv("DDIT_RT_CACHE", "~nobody-of-that-name/cache")
+    pipe, call = a_flux()
+    call = {**call, "num_inference_steps": 16}
+    assert fit_schedule(pipe, ["a"], speedup=2, kinds=(1, 0), **call).speedup >= 2
+    assert "the schedule is not kept for later calls" in caplog.text and "Set DDIT_RT_CACHE" in caplog.text
+    with accelerated(pipe, speedup=2):
+        pipe(**call, prompt="a", generator=torch.Generator().manual_seed(0), output_type="latent")
+        assert report(pipe).kept is None and report(pipe).speedup_estimate == pytest.approx(2.0)
+    assert "fitted schedules are not looked for" in caplog.text
+
+
 def test_a_wanted_quality_is_reached_by_the_fewest_evaluations() -> None:
     pipe, call = a_flux()
     call = {**call, "num_inference_steps": 16}
