@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
@@ -9,13 +10,29 @@ from torch import nn
 
 from ..errors import UnsupportedPipelineError
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
-from .flux import Flux
 from .fresh import fresh_adapter
 from .identity import fingerprint
-from .wan import Wan
 
-FAMILIES: list[Family] = [Flux(), Wan()]
-"""All families, in the order in which they are asked."""
+_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "wan": ("Wan",)}
+"""File -> its families, in the order in which they are asked."""
+
+
+def _families_here() -> list[Family]:
+    """Those whose classes the installed diffusers has."""
+    found: list[Family] = []
+    for file, names in _FILES.items():
+        try:
+            module = importlib.import_module(f".{file}", __name__)
+        except ImportError as error:
+            if error.name != "diffusers":
+                raise
+            continue
+        found += [getattr(module, name)() for name in names]
+    return found
+
+
+FAMILIES: list[Family] = _families_here()
+"""All families that are known."""
 
 __all__ = [
     "FAMILIES",

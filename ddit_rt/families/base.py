@@ -6,8 +6,10 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +30,8 @@ class ModelInputs:
         latent: (B, C, F, H, W) view or copy of the noisy latent, the pipeline's dtype.
         condition: (B, C', F, H, W) channels that ride along un-noised (image-to-video), or None.
         geometry: The latent's grid.
-        text_tokens: Tokens of the text condition.
+        text_tokens: Tokens of the text condition, and of others beside it, that the blocks see.
+        references: (B, N', C'') tokens of reference pictures, which stand behind the latent's and stay as they are.
     """
 
     arguments: Mapping[str, Any]
@@ -36,6 +39,7 @@ class ModelInputs:
     condition: torch.Tensor | None
     geometry: Geometry
     text_tokens: int
+    references: torch.Tensor | None = None
 
 
 class NotCoarseError(Exception):
@@ -52,7 +56,7 @@ class Family(ABC):
     projection_names: ClassVar[tuple[str, str]]
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
-    """What σ is multiplied with to give the transformer's ``timestep``."""
+    """What σ is multiplied with to give the transformer's ``timestep``; see :meth:`time_of`."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
@@ -63,6 +67,8 @@ class Family(ABC):
     """The argument that holds the noise level."""
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
+    limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Checks of :mod:`ddit_rt.families.testing` that the family cannot pass -> why, in one line."""
 
     @cached_property
     def argument_names(self) -> tuple[str, ...]:
@@ -81,12 +87,17 @@ class Family(ABC):
         """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
         return None
 
+    def time_of(self, sigma: Scalar) -> Scalar:
+        """The transformer's ``timestep`` at noise level ``sigma``."""
+        return sigma * self.time_scale
+
     @abstractmethod
-    def is_guided(self, call: Mapping[str, Any]) -> bool:
-        """Whether a pipeline call runs the transformer twice a step, for the prompt and for the negative prompt.
+    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
+        """Whether a pipeline call runs the transformer for the prompt and for the negative prompt in every step.
 
         Args:
-            call: All arguments of the pipeline's call, defaults included.
+            pipe: The pipeline.
+            call: All arguments of its call, defaults included.
         """
 
     @abstractmethod
@@ -123,7 +134,13 @@ class Family(ABC):
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
 
-    @abstractmethod
+    def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
+        """Context in which a transformer that makes its positions inside places coarse tokens; as for `low_arguments`.
+
+        A smaller latent gets the smaller picture's positions by itself.
+        """
+        return nullcontext()
+
     def run_low(
         self,
         module: nn.Module,
@@ -142,6 +159,9 @@ class Family(ABC):
         Returns:
             The prediction (B, C, F, H/k, W/k).
         """
+        with self.placed(module, call, multiple, native):
+            raw = forward(**self.low_arguments(call, latent, sigma, multiple, native))
+        return self.low_output(module, call, raw, multiple)
 
     @abstractmethod
     def projections(self, module: nn.Module) -> PatchProjections:
@@ -222,9 +242,16 @@ class Family(ABC):
             The prediction (B, C, F, H, W).
         """
 
-    @abstractmethod
     def trunk(self, module: nn.Module) -> Trunk:
-        """The blocks and what surrounds them, for TeaCache."""
+        """The blocks and what surrounds them, for TeaCache.
+
+        Raises:
+            ConfigError: nothing is published of TeaCache for this model.
+        """
+        raise ConfigError(
+            f"TeaCache has no published coefficients for {type(module).__name__}: use one of diffusers' caches, as in "
+            "cache=FirstBlockCacheConfig()."
+        )
 
     @abstractmethod
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:

@@ -73,7 +73,7 @@ class Wan(Family):
         image = arguments.get("encoder_hidden_states_image")
         return int(arguments["encoder_hidden_states"].shape[1] + (0 if image is None else image.shape[1]))
 
-    def is_guided(self, call: Mapping[str, Any]) -> bool:
+    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         return bool(call["guidance_scale"] > 1)
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
@@ -95,19 +95,11 @@ class Wan(Family):
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
 
-    def run_low(
-        self,
-        module: nn.Module,
-        forward: Any,
-        call: ModelInputs,
-        latent: torch.Tensor,
-        sigma: Scalar,
-        multiple: int,
-        native: bool,
-    ) -> torch.Tensor:
-        with _positions(module, call, multiple, native):
-            raw = forward(**self.low_arguments(call, latent, sigma, multiple, native))
-        return self.low_output(module, call, raw, multiple)
+    def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
+        if native:
+            return nullcontext()
+        rope = _rope(module, call.geometry, multiple, call.latent.device)
+        return swapped(module, rope=lambda _: rope)
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.patch_embedding, module.proj_out
@@ -146,7 +138,7 @@ class Wan(Family):
         # transformer's own un-patchify knows p alone, so its result is left aside.
         shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
         arguments = {**_coarse_arguments(call, sigma), "hidden_states": pixels.new_empty(shape)}
-        with swapped(module, patch_embedding=embed, proj_out=deembed), _positions(module, call, multiple, native):
+        with swapped(module, patch_embedding=embed, proj_out=deembed), self.placed(module, call, multiple, native):
             forward(**arguments)
         return unpatchify(patches[0], side, geometry.frames, rows, columns)
 
@@ -198,14 +190,6 @@ class Wan(Family):
                 raise UnsupportedPipelineError(
                     f"{name} has patch size {size}; coarse patches are defined for (1, p, p)."
                 )
-
-
-def _positions(module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
-    """Context in which the transformer, which makes its positions inside, places coarse tokens."""
-    if native:
-        return nullcontext()  # a smaller latent gets the smaller picture's positions by itself
-    rope = _rope(module, call.geometry, multiple, call.latent.device)
-    return swapped(module, rope=lambda _: rope)
 
 
 def _coarse_arguments(call: ModelInputs, sigma: Scalar) -> dict[str, Any]:

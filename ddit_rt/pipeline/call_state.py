@@ -347,7 +347,7 @@ def _value(given: torch.Tensor) -> tuple[float, float]:
 
 def _argument(family: Family, timestep: float) -> float:
     """What the transformer is given for one of the scheduler's timesteps."""
-    return timestep / 1000 * family.time_scale
+    return float(family.time_of(timestep / 1000))
 
 
 def _same(value: float, due: float, precision: float) -> bool:

@@ -288,7 +288,8 @@ class StepExecutor:
         """A call's inputs without the tokens that the latent was read from."""
         taken = self._family.latent_argument
         arguments = {name: value for name, value in inputs.arguments.items() if name != taken}
-        return {"arguments": arguments, "latent": inputs.latent, "condition": inputs.condition}
+        extra = {"condition": inputs.condition, "references": inputs.references}
+        return {"arguments": arguments, "latent": inputs.latent, **extra}
 
 
 def _forwards(call: TransformerCall, probe: bool) -> Forwards:

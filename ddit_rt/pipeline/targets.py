@@ -110,7 +110,7 @@ def key_of_call(
         identity[0],
         scheduler,
         len(scheduler.timesteps),
-        guided=family.is_guided(arguments),
+        guided=family.is_guided(pipe, arguments),
         tokens=geometry.tokens(1) // geometry.frames,
         frames=geometry.frames,
         reference="converged" if reference == "converged" else "plain",

@@ -38,7 +38,7 @@ def agree_on_multiple(module: nn.Module, inputs: Any, multiple: int, own_project
 
     Args:
         module: The transformer.
-        inputs: Of its call; has a ``latent`` and a ``geometry``.
+        inputs: Of its call; has a ``latent``, a ``geometry`` and ``references``.
         multiple: What this rank chose.
         own_projections: Coarse steps have projections of their own, which context parallelism does not split.
     """
@@ -48,7 +48,8 @@ def agree_on_multiple(module: nn.Module, inputs: Any, multiple: int, own_project
     multiple = agreed(multiple, group, inputs.latent.device)
     if multiple <= 1:
         return multiple, ""
-    obstacle = undividable(inputs.geometry.tokens(multiple), group)
+    beside = 0 if inputs.references is None else inputs.references.shape[1]
+    obstacle = undividable(inputs.geometry.tokens(multiple) + beside, group)
     if own_projections:
         obstacle = "coarse steps have projections of their own, which context parallelism does not split"
     return (1, obstacle) if obstacle else (multiple, "")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from calls import caught
 
 from ddit_rt.families import family_of
-from ddit_rt.families.flux import _coarse_ids
+from ddit_rt.families.packed import coarse_ids
 from ddit_rt.families.wan import _rope
 from ddit_rt.granularity import Geometry, patchify, unpatchify
 
@@ -96,18 +96,24 @@ def test_wrap_inverts_output_in_both_forms(name):
 
 @pytest.mark.parametrize("name", ["flux", "flux-odd"])
 def test_flux_ids_at_multiple_one_are_the_pipelines(name):
-    _, _, arguments = caught(name)
-    full = arguments["img_ids"]
-    rows, columns = (int(n) + 1 for n in full.amax(0)[1:])
+    pipe, module, arguments = caught(name)
+    full, geometry = arguments["img_ids"], family_of(pipe).parse(module, arguments).geometry
     for native in (True, False):
-        ids = _coarse_ids(full, rows, columns, 1, native)
-        assert torch.equal(ids, full) and ids.dtype == full.dtype
+        ids = coarse_ids(full, geometry, 1, native)
+        assert torch.equal(ids, full)
+        assert ids.dtype == full.dtype
 
 
-def test_flux_ids_of_coarse_tokens_are_native_or_centres():
-    full = torch.zeros(64, 3)
-    assert _coarse_ids(full, 2, 2, 4, True).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
-    assert _coarse_ids(full, 2, 2, 4, False).tolist() == [[0, 1.5, 1.5], [0, 1.5, 5.5], [0, 5.5, 1.5], [0, 5.5, 5.5]]
+def test_ids_of_coarse_tokens_are_native_or_centres():
+    grid = torch.cartesian_prod(torch.tensor([7.0]), torch.arange(8) + 2.0, torch.arange(8) + 3.0)
+    reference = torch.tensor([[9.0, 1.0, 1.0]])
+    geometry = Geometry(4, 1, 16, 16, 2)
+    native = [[7, 2, 3], [7, 2, 4], [7, 3, 3], [7, 3, 4]]
+    centres = [[7, 3.5, 4.5], [7, 3.5, 8.5], [7, 7.5, 4.5], [7, 7.5, 8.5]]
+    full = torch.cat([grid, reference])
+    assert coarse_ids(full, geometry, 4, True).tolist() == [*native, [9, 1, 1]]
+    assert coarse_ids(full, geometry, 4, False).tolist() == [*centres, [9, 1, 1]]
+    assert coarse_ids(full.long()[None], geometry, 4, True)[0].tolist() == [*native, [9, 1, 1]]
 
 
 @pytest.mark.parametrize("name", ["wan", "wan-odd"])

@@ -69,7 +69,7 @@ class Toy(Family):
     def text_tokens(self, arguments):
         return 0
 
-    def is_guided(self, call):
+    def is_guided(self, pipe, call):
         return False
 
     def parse(self, module, arguments):
@@ -89,10 +89,6 @@ class Toy(Family):
 
     def low_output(self, module, call, raw, multiple):
         return raw[0].unsqueeze(2)
-
-    def run_low(self, module, forward, call, latent, sigma, multiple, native):
-        raw = forward(**self.low_arguments(call, latent, sigma, multiple, native))
-        return self.low_output(module, call, raw, multiple)
 
     def projections(self, module):
         return PatchProjections(module.embed.weight, module.embed.bias, module.out.weight, module.out.bias)

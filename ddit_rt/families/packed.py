@@ -1,0 +1,237 @@
+"""Transformers whose tokens are 2 x 2 latent pixels that the pipeline packs: FLUX and its kin.
+
+Embedding and de-embedding are linear layers; a token's values are ordered (channel, row, column). Condition channels
+follow the latent's in every token, and tokens of reference pictures follow the latent's in the sequence: these are
+embedded as they are, while the latent's grid is coarsened.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from einops import rearrange
+from torch import nn
+
+from ..granularity import (
+    Geometry,
+    PatchEmbedding,
+    PatchProjections,
+    Scalar,
+    bands,
+    pad_to_grid,
+    patchify,
+    swapped,
+    unpatchify,
+)
+from .base import Family, ModelInputs, NotCoarseError, raw_sample
+from .weights import stored
+
+PATCH = 2
+
+
+class PackedFamily(Family):
+    """A family whose scheduler steps packed tokens (B, N, C·2·2)."""
+
+    @abstractmethod
+    def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of the latent's tokens in a call; they come first in the sequence.
+
+        Raises:
+            NotCoarseError: they lie on no grid.
+        """
+
+    @abstractmethod
+    def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        """The arguments that hold positions, for coarse tokens; as for :meth:`low_arguments`."""
+
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
+        tokens = arguments[self.latent_argument]
+        rows, columns = self.grid(arguments)
+        count = rows * columns
+        pixels = _unpacked(tokens[:, :count], rows, columns)
+        channels = self._channels(module)
+        geometry = Geometry(channels, 1, rows * PATCH, columns * PATCH, PATCH)
+        condition = pixels[:, channels:] if pixels.shape[1] > channels else None
+        references = tokens[:, count:] if tokens.shape[1] > count else None
+        beside = 0 if references is None else references.shape[1]
+        text_tokens = self.text_tokens(arguments) + beside
+        return ModelInputs(arguments, pixels[:, :channels], condition, geometry, text_tokens, references)
+
+    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
+        return geometry.grid(1)
+
+    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
+        rows, columns = call.geometry.grid(1)
+        return _unpacked(raw_sample(raw)[:, : rows * columns], rows, columns)
+
+    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
+        sample = _packed(prediction)
+        if call.references is not None:
+            # pipelines cut off what the model makes of references
+            rest = call.references.shape[1]
+            sample = torch.cat([sample, sample.new_zeros(sample.shape[0], rest, sample.shape[2])], dim=1)
+        return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+
+    def low_arguments(
+        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
+        pixels = low.to(call.latent.dtype)
+        if call.condition is not None:
+            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
+            pixels = torch.cat([pixels, condition], dim=1)
+        tokens = _packed(pixels)
+        if call.references is not None:
+            tokens = torch.cat([tokens, call.references], dim=1)
+        return self._coarse_arguments(call, tokens, sigma, multiple, native)
+
+    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
+        rows, columns = call.geometry.grid(multiple)
+        return _unpacked(raw[0][:, : rows * columns], rows, columns)
+
+    def projections(self, module: nn.Module) -> PatchProjections:
+        embed, deembed = (module.get_submodule(name) for name in self.projection_names)
+
+        def pixel_major(rows: torch.Tensor) -> torch.Tensor:
+            # such models order the values of a token (channel, row, column)
+            return rearrange(rows, "(c s) ... -> (s c) ...", s=PATCH**2)
+
+        return PatchProjections(
+            stored(embed).unflatten(1, (-1, PATCH, PATCH)),
+            stored(embed, "bias"),
+            pixel_major(stored(deembed)),
+            None if deembed.bias is None else pixel_major(stored(deembed, "bias")),
+        )
+
+    def run_patches(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: ModelInputs,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        embedding: PatchEmbedding,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        rows, columns = call.geometry.grid(multiple)
+        count, references = rows * columns, call.references
+        pixels = latent.to(call.latent.dtype)
+        if call.condition is not None:
+            pixels = torch.cat([pixels, pad_to_grid(call.condition, call.geometry, multiple)], dim=1)
+        patches = patchify(pixels, multiple * PATCH)
+        embed_name, deembed_name = self.projection_names
+        own_embed = module.get_submodule(embed_name).forward
+
+        def embed(_: torch.Tensor) -> torch.Tensor:
+            tokens = embedding.tokens(patches)
+            return tokens if references is None else torch.cat([tokens, own_embed(references)], dim=1)
+
+        def deembed(tokens: torch.Tensor) -> torch.Tensor:
+            return embedding.patches(tokens[:, :count])
+
+        # what the embedding takes is never looked at: only how many tokens there are reaches the trunk
+        beside = 0 if references is None else references.shape[1]
+        tokens = pixels.new_empty(pixels.shape[0], count + beside, 1)
+        arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
+        with swapped(module, **{embed_name: embed, deembed_name: deembed}), self.placed(module, call, multiple, native):
+            raw = forward(**arguments)
+        return unpatchify(raw[0], multiple * PATCH, 1, rows, columns)
+
+    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
+        # compressed by the VAE, then made even for packing
+        side = pipe.vae_scale_factor * PATCH
+        return Geometry(self._channels(pipe.transformer), 1, height // side * PATCH, width // side * PATCH, PATCH)
+
+    def _channels(self, module: nn.Module) -> int:
+        """Channels of the latent; the embedding may take more."""
+        config: Any = module.config
+        return int(config.get("out_channels") or config.in_channels) // PATCH**2
+
+    def _coarse_arguments(
+        self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
+        # a transformer may pop entries from a dictionary it is given, and one step may call it more than once
+        arguments = {name: dict(a) if isinstance(a, dict) else a for name, a in call.arguments.items()}
+        arguments[self.time_argument] = bands.noise_level(arguments[self.time_argument], self.time_of(sigma))
+        arguments[self.latent_argument] = tokens
+        arguments["return_dict"] = False
+        return {**arguments, **self.placed_arguments(call, multiple, native)}
+
+
+class PositionIdFamily(PackedFamily):
+    """Positions are an argument: one row of ids per token, (N, A) or (B, N, A).
+
+    The first axis tells the latent's tokens from those of references, the next two hold row and column.
+    """
+
+    ids_argument: ClassVar[str] = "img_ids"
+
+    def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        ids = arguments[self.ids_argument]
+        known = getattr(ids, "_ddit_grid", None)
+        if known is None:
+            # once per ids tensor, since it waits for the device
+            known = _grid_of(ids[0] if ids.ndim == 3 else ids, arguments[self.latent_argument].shape[1])
+            ids._ddit_grid = known
+        return known
+
+    def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        full = call.arguments[self.ids_argument]
+        return {self.ids_argument: coarse_ids(full, call.geometry, multiple, native)}
+
+
+def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bool) -> torch.Tensor:
+    """Position ids of coarse tokens; those of references, which stand behind the latent's, stay as they are.
+
+    Args:
+        full: (N, A) or (B, N, A) of a full step: row and column are the second and third value.
+        geometry: Of the latent.
+        multiple: k.
+        native: Count on from the first token's as a picture that small does; otherwise the centres of the full patches
+            that a coarse one covers.
+
+    Returns:
+        On the device of ``full``; its dtype, or float32 where centres may be fractional.
+    """
+    dtype = full.dtype if native else torch.float32
+    rows, columns = geometry.grid(multiple)
+    spread = 1 if native else multiple
+    row, column = (
+        torch.arange(n, device=full.device, dtype=torch.float32) * spread + (spread - 1) / 2 for n in (rows, columns)
+    )
+    offset = torch.zeros(rows, columns, full.shape[-1], device=full.device)
+    offset[..., 1] += row[:, None]
+    offset[..., 2] += column
+    latent = (full[..., :1, :].float() + offset.flatten(0, 1)).to(dtype)
+    return torch.cat([latent, full[..., geometry.tokens(1) :, :].to(dtype)], dim=-2)
+
+
+def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
+    """Rows and columns of the leading tokens whose first id is that of the very first.
+
+    Raises:
+        NotCoarseError: they lie on no grid.
+    """
+    ids = ids.detach().float().cpu()
+    count = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
+    placed = ids[:count, 1:3] - ids[0, 1:3]
+    rows, columns = (int(n) + 1 for n in placed[-1].clamp(min=0).tolist())
+    plain = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+    if len(ids) != tokens or not torch.equal(placed, plain):
+        raise NotCoarseError(f"the position ids of {tokens} tokens describe no plain grid")
+    return rows, columns
+
+
+def _unpacked(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """(B, rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, 1, 2·rows, 2·columns)."""
+    layout = "b (h w) (c p q) -> b c 1 (h p) (w q)"
+    return rearrange(tokens, layout, h=rows, w=columns, p=PATCH, q=PATCH)
+
+
+def _packed(latent: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`_unpacked`."""
+    return rearrange(latent, "b c 1 (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
