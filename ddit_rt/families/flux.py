@@ -67,5 +67,7 @@ class Flux(PositionIdFamily):
         blocks = layers * 12 * width**2 * total
         attention = layers * 2 * total**2 * width
         modulation = (config.num_layers * 12 + config.num_single_layers * 3 + 2) * width**2
+        embedders = 2 if config.guidance_embeds else 1
+        modulation += embedders * (256 + width) * width + (config.pooled_projection_dim + width) * width
         ends = image * 2 * config.in_channels * width + text_tokens * config.joint_attention_dim * width
         return 2.0 * (blocks + attention + modulation + ends)

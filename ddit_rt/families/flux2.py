@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModelOutput
 from torch import nn
 
 from ..granularity import Geometry
@@ -23,11 +24,15 @@ class Flux2(PositionIdFamily):
     transformer_class = Flux2Transformer2DModel
     pipelines = (Flux2Pipeline, Flux2KleinPipeline, Flux2KleinInpaintPipeline)
     projection_names = ("x_embedder", "proj_out")
+    output_class = Flux2Transformer2DModelOutput
     time_scale = 1.0
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out)"
         r"|single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out)",
         "attention": r"transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
+    }
+    limits: ClassVar[dict[str, str]] = {
+        "first-block cache": "diffusers 0.42's FirstBlockCache fails on FLUX.2's blocks, without ddit_rt too",
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:

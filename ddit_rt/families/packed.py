@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import nn
 
@@ -35,6 +36,9 @@ PATCH = 2
 
 class PackedFamily(Family):
     """A family whose scheduler steps packed tokens (B, N, C·2·2)."""
+
+    output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
+    """What the transformer returns unless told to return a tuple."""
 
     @abstractmethod
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -74,7 +78,7 @@ class PackedFamily(Family):
             # pipelines cut off what the model makes of references
             rest = call.references.shape[1]
             sample = torch.cat([sample, sample.new_zeros(sample.shape[0], rest, sample.shape[2])], dim=1)
-        return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+        return self.output_class(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool

@@ -1,5 +1,6 @@
 """One accelerated pipeline: what is patched, the state of a call, the execution of a step, caches, checks."""
 
+from .accelerated_pipeline import AcceleratedPipeline
 from .inspection import inspect_pipeline
 from .lifecycle import accelerate, accelerated, find_accelerated, report, restore
 from .loading import (
@@ -19,6 +20,7 @@ __all__ = [
     "DEMO",
     "SHIPPED",
     "SHIPPED_SCHEDULES",
+    "AcceleratedPipeline",
     "accelerate",
     "accelerated",
     "arguments_seen",

@@ -4,15 +4,18 @@ from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runn
 from .model_state import wrapped_forward
 from .parallel import agree_on_multiple
 from .patching import MethodPatch, installed
+from .recording import CaptureRefused, Recording
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 
 __all__ = [
     "CacheState",
     "CaptureBackend",
+    "CaptureRefused",
     "Captured",
     "CudaGraphs",
     "GraphRunner",
     "MethodPatch",
+    "Recording",
     "TeaCache",
     "TeaCacheDefaults",
     "Trunk",

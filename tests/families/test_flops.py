@@ -40,6 +40,8 @@ def test_flux_dev_costs_what_is_known_of_it():
         attention_head_dim=128,
         in_channels=64,
         joint_attention_dim=4096,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
     )
     flops = [Flux().flops(SimpleNamespace(config=config), Geometry(16, 1, 128, 128, 2), k, 512) for k in (1, 2, 4)]
     assert [round(f / 1e12, 1) for f in flops] == [74.4, 21.5, 10.3]

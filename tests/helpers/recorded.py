@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from recording import Recording
-
 import ddit_rt
 from ddit_rt.families import family_of
 from ddit_rt.granularity import Adapter
 from ddit_rt.pipeline.accelerated_pipeline import AcceleratedPipeline
+from ddit_rt.runtime import Recording
 
 
 def recorded(pipe: Any, adapter: Adapter | None = None, **settings: Any) -> Recording:

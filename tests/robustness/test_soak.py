@@ -17,11 +17,11 @@ import pytest
 import torch
 from adapters import trained
 from recorded import recorded
-from recording import Recording
 from shared_pipelines import SETTINGS, accelerate, mixed
 from tiny import flux, flux_inputs, latents_of, negative, wan, wan_inputs
 
 import ddit_rt
+from ddit_rt.runtime import Recording
 
 CALLS = int(os.environ.get("DDIT_SOAK_CALLS", "60"))
 

@@ -4,10 +4,9 @@ import logging
 
 import pytest
 import torch
-from recording import CaptureRefused, Recording
 from torch import nn
 
-from ddit_rt.runtime import GraphRunner
+from ddit_rt.runtime import CaptureRefused, GraphRunner, Recording
 
 
 class Scale(nn.Module):

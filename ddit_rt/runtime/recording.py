@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddit_rt.runtime import Captured
+from .graphs import Captured
 
 REFUSED = {
     torch.ops.aten._local_scalar_dense.default: "a tensor's value is read on the host",
