@@ -29,15 +29,18 @@ from .paths import (
     path_names,
     register_path,
 )
+from .process import FLOW, Flow, Process, VariancePreserving
 from .projections import PatchEmbedding, PatchProjections
 from .swap import swapped
 
 __all__ = [
+    "FLOW",
     "Adapter",
     "AdapterPath",
     "AdapterSpec",
     "Anchor",
     "CoarsePath",
+    "Flow",
     "Geometry",
     "LoraSet",
     "MergedSet",
@@ -47,7 +50,9 @@ __all__ = [
     "PatchProjections",
     "PathOptions",
     "PredictionHistory",
+    "Process",
     "Scalar",
+    "VariancePreserving",
     "bands",
     "check_fit",
     "coarse_centres",

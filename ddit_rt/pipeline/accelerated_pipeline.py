@@ -30,15 +30,17 @@ from ..schedule import (
     FittedSchedule,
     FlowSolver,
     Report,
+    check_process,
     check_reference,
     make_policy,
+    noise_of_call,
     solves_the_flow,
     step_with_increment,
 )
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline
-from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
+from .checks import check_finite, check_merge, check_not_compiled, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
@@ -115,10 +117,10 @@ class AcceleratedPipeline:
 
         Raises:
             UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
-                place, or the scheduler does not predict a flow.
+                place, or the scheduler's steps are of no known process.
             ConfigError: a cache is to be enabled where there is one, or one is on that coarse steps cannot go with.
         """
-        check_scheduler(self.pipe.scheduler)
+        check_process(self.pipe.scheduler, self.family.variance_preserving)
         check_not_compiled(self._modules)
         self._caches.check(self.config.may_be_coarse)
         for owner in (*self._modules.values(), self.pipe.scheduler):
@@ -152,7 +154,7 @@ class AcceleratedPipeline:
     def _attach_scheduler(self) -> None:
         """Follows the pipeline's scheduler, which users exchange at will."""
         scheduler = self.pipe.scheduler
-        check_scheduler(scheduler)
+        check_process(scheduler, self.family.variance_preserving)
         check_unshared(scheduler)
         for patch in self._scheduler_patches:
             patch.remove()
@@ -206,7 +208,9 @@ class AcceleratedPipeline:
     def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
+        noise = noise_of_call(self._scheduler, arguments_of_call())
+        obstacle = f"{noise} adds noise in every step, which no earlier step foretells" if noise else ""
+        self._local.call = CallState(self.config, kept or self._policy, self._path, caller, obstacle)
         self._report = Report(self._local.call.records, self.config.to_dict(), kept=kept)
 
     def _end_call(self) -> None:
@@ -316,6 +320,7 @@ class AcceleratedPipeline:
             call.steps,
             record.sigma,
             call.level(device),
+            call.process_on(device),
             inner,
             caches.contexts(call, base, inner, ordinal) if cached else None,
             _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",

@@ -13,9 +13,10 @@ from torch import nn
 from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import CoarsePath, PredictionHistory
+from ..granularity import FLOW, CoarsePath, PredictionHistory, Process
 from ..runtime import CacheState, agree_on_multiple
-from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView
+from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .process import process_of
 from .transformer_call import StepResult
 
 
@@ -29,6 +30,7 @@ class CallState:
         policy: Chooses the multiples.
         path: What coarse steps compute.
         caller: Of the call: the pipeline, and the identity of its ``__call__``'s frame.
+        obstacle: Why all its steps have to be full, if so.
 
     Attributes:
         index: Current step, from 0.
@@ -44,14 +46,17 @@ class CallState:
         source: Which transformer the current step's prediction comes from, by id.
     """
 
-    def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
+    def __init__(
+        self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int], obstacle: str = ""
+    ) -> None:
         self.caller = caller
         self.index = 0
         self.steps = 0
         self.calls = 0
         self.record: StepRecord | None = None
         self.records: list[StepRecord] = []
-        self._may_coarsen = config.approximates
+        self._obstacle = obstacle
+        self._may_coarsen = config.approximates and not obstacle
         self.remembers = self._may_coarsen
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
@@ -75,6 +80,7 @@ class CallState:
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
+        self._process: Process = FLOW
         self._histories: dict[tuple[int, int], PredictionHistory] = {}
 
     # -- where the call is ----------------------------------------------------------------------------------------
@@ -91,18 +97,20 @@ class CallState:
         Raises:
             ScheduleError: the policy cannot serve so many steps.
         """
-        timesteps, sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
-        begin = scheduler.begin_index or 0
+        timesteps, sigmas = scheduler.timesteps.tolist(), levels_of(scheduler)
+        told = getattr(scheduler, "begin_index", None)
+        begin = told or 0
         value, precision = _value(given)
         fits = [i for i, t in enumerate(timesteps) if _same(value, _argument(family, t), precision)]
         if begin not in fits:
-            begin = fits[0] if len(fits) == 1 and scheduler.begin_index is None else None
+            begin = fits[0] if len(fits) == 1 and told is None else None
         if begin is None:
             self.steps = len(timesteps)
             self._unplaced = f"it cannot be told which of the scheduler's timesteps the transformer's {value:g} is"
             return
         self._timesteps = [float(t) for t in timesteps[begin:]]
-        self._sigmas = [float(sigma) for sigma in sigmas[begin:]]
+        self._sigmas = sigmas[begin:]
+        self._process = process_of(scheduler)
         self.steps = len(self._timesteps)
         self.policy.start(self.steps)
 
@@ -153,6 +161,13 @@ class CallState:
             self._levels = torch.tensor(self._sigmas or [math.nan], dtype=dtype, device=device)
         return self._levels[min(self.index, len(self._levels) - 1)]
 
+    def process_on(self, device: torch.device) -> Process:
+        """The process of the call's latents, with its tensors where they are."""
+        if any(tensor.device != device for tensor in self._process.tensors):
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._process = self._process.holding(tuple(t.to(device, dtype) for t in self._process.tensors))
+        return self._process
+
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:
         """Memory of the ``ordinal``-th call per step of ``module``."""
         key = (id(module), ordinal)
@@ -186,7 +201,7 @@ class CallState:
             ScheduleError: the policy chose what cannot be run.
         """
         self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
-        note = self._unplaced or obstacle
+        note = self._unplaced or self._obstacle or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..families import Family, ModelInputs
 from ..granularity import (
+    FLOW,
     Anchor,
     CoarsePath,
     Geometry,
@@ -25,6 +26,7 @@ from ..granularity import (
     Models,
     PatchEmbedding,
     PredictionHistory,
+    Process,
     Scalar,
 )
 from ..runtime import GraphRunner
@@ -102,8 +104,9 @@ class StepExecutor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        models = CallModels(*self._models(call, inputs, _forwards(call, probe=True)), call)
-        return Anchor(call.sigma, inputs.latent, self._family.output(call.base, inputs, raw), models)
+        models = CallModels(*self._models(call, inputs, call.process, _forwards(call, probe=True)), call)
+        state, prediction = self._state(call, inputs), self._family.output(call.base, inputs, raw)
+        return Anchor(call.sigma, state, call.process.velocity(prediction, state, call.sigma), models)
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
@@ -117,15 +120,17 @@ class StepExecutor:
                 flops += self._flops(call, inputs, multiple)
 
         def run(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
-            here = replace(inputs, **given["inputs"])
-            models = Models(*self._models(call, here, at))
+            here, process = replace(inputs, **given["inputs"]), call.process.holding(given["process"])
+            models = Models(*self._models(call, here, process, at))
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            return path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            state = process.state(here.latent.float(), given["level"])
+            return path.predict(known, state, given["level"], multiple, here.geometry, models)
 
         given = {
             "inputs": self._tensors_of(inputs),
             "level": call.level,
+            "process": call.process.tensors,
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
@@ -139,8 +144,8 @@ class StepExecutor:
         inputs = call.inputs
         assert inputs is not None
         if multiple > 1:
-            models = Models(_no_model, _no_model)
-            prediction = self.path.predict(history, inputs.latent, call.sigma, multiple, inputs.geometry, models)
+            models, state = Models(_no_model, _no_model), self._state(call, inputs)
+            prediction = self.path.predict(history, state, call.sigma, multiple, inputs.geometry, models)
         else:
             prediction = history.forecast(call.sigma)
         result = self._result(call, inputs, prediction, 0.0, _Execution())
@@ -149,7 +154,8 @@ class StepExecutor:
     def _result(
         self, call: TransformerCall, inputs: ModelInputs, prediction: torch.Tensor, flops: float, done: _Execution
     ) -> StepResult:
-        output = self._family.wrap(call.base, inputs, prediction.to(inputs.latent.dtype))
+        own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
+        output = self._family.wrap(call.base, inputs, own.to(inputs.latent.dtype))
         return StepResult(output, prediction, flops, self._flops(call, inputs, 1), done.replayed, done.blocks_skipped)
 
     def _probe(self, anchor: Anchor, multiple: int, done: _Execution) -> torch.Tensor:
@@ -162,10 +168,15 @@ class StepExecutor:
         forwards = _forwards(call, probe=True)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
-            models = Models(*self._models(call, replace(inputs, **given["inputs"]), forwards))
+            process = call.process.holding(given["process"])
+            models = Models(*self._models(call, replace(inputs, **given["inputs"]), process, forwards))
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
-        given = {"inputs": self._tensors_of(inputs), "anchor": _tensors_of_anchor(anchor, multiple)}
+        given = {
+            "inputs": self._tensors_of(inputs),
+            "process": call.process.tensors,
+            "anchor": _tensors_of_anchor(anchor, multiple),
+        }
         return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
 
     def _through_cache(
@@ -222,18 +233,22 @@ class StepExecutor:
             self.graphs.refresh(embedding)
         return call.base, embedding
 
-    def _models(self, call: TransformerCall, inputs: ModelInputs, at: Forwards) -> tuple[Any, Any]:
-        """How a path runs the model on a low latent, and on coarse tokens, by the forwards of ``at``."""
+    def _models(self, call: TransformerCall, inputs: ModelInputs, process: Process, at: Forwards) -> tuple[Any, Any]:
+        """How a path runs the model on a low state, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, call.base, self._native
 
-        def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            return family.run_low(base, at(multiple), inputs, latent, level, multiple, native).float()
+        def low(state: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            latent, time = process.latent(state, level), process.time(level)
+            prediction = family.run_low(base, at(multiple), inputs, latent, time, multiple, native).float()
+            return process.velocity(prediction, state, level)
 
-        def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            embedding = self._embedding(base, multiple, inputs.latent)
+        def tokens(state: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            embedding, channels = self._embedding(base, multiple, inputs.latent), inputs.geometry.channels
+            latent, time = _of_first(channels, lambda z: process.latent(z, level), state), process.time(level)
             with self._lora(base, multiple):
                 forward = at(multiple)
-                return family.run_patches(base, forward, inputs, latent, level, embedding, multiple, native).float()
+                found = family.run_patches(base, forward, inputs, latent, time, embedding, multiple, native).float()
+            return _of_first(channels, lambda p: process.velocity(p, state[:, :channels], level), found)
 
         return low, tokens
 
@@ -284,6 +299,11 @@ class StepExecutor:
             self._costs[key] = flops
         return inputs.latent.shape[0] * self._costs[key]
 
+    def _state(self, call: TransformerCall, inputs: ModelInputs) -> torch.Tensor:
+        """The call's latent as a flow state; a flow's own stays in its dtype."""
+        latent = inputs.latent if call.process is FLOW else inputs.latent.float()
+        return call.process.state(latent, call.sigma)
+
     def _tensors_of(self, inputs: ModelInputs) -> dict[str, Any]:
         """A call's inputs without the tokens that the latent was read from."""
         taken = self._family.latent_argument
@@ -296,6 +316,15 @@ def _forwards(call: TransformerCall, probe: bool) -> Forwards:
     """Multiple -> the transformer's forward as the call reaches it."""
     in_context = call.in_context
     return lambda multiple: call.inner if in_context is None else in_context(multiple, probe)
+
+
+def _of_first(channels: int, change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    """``change`` of the first channels; an adapter's further ones (B, C + more, ...) stay as they are."""
+    first = tensor if tensor.shape[1] == channels else tensor[:, :channels]
+    changed = change(first)
+    if changed is first:
+        return tensor
+    return changed if first is tensor else torch.cat([changed, tensor[:, channels:]], dim=1)
 
 
 def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:

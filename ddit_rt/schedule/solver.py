@@ -22,6 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..errors import ConfigError
 from .evolution import latent_of, with_latent
+from .noise import noise_setting, predicts_flow
 
 _SOLVERS_OF_THE_FLOW = (
     "FlowMatchEulerDiscreteScheduler",
@@ -41,28 +42,10 @@ class Ran(Enum):
     SKIPPED = "a forecast"
 
 
-def predicts_flow(scheduler: Any) -> bool:
-    """Whether a scheduler takes its model output for a flow (velocity), from σ = 1 to 0."""
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or (
-        # without flow sigmas, σ is that of a variance-exploding process
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    return bool(flow) and not config.get("invert_sigmas") and hasattr(scheduler, "sigmas")
-
-
-def noise_setting(scheduler: Any) -> str:
-    """The setting by which a scheduler adds noise in its steps, as in ``stochastic_sampling=True``; empty if none."""
-    config = scheduler.config
-    if config.get("stochastic_sampling"):
-        return "stochastic_sampling=True"
-    kind = config.get("algorithm_type")
-    return f"algorithm_type={kind!r}" if str(kind).startswith("sde") else ""
-
-
 def solves_the_flow(scheduler: Any) -> bool:
     """Whether a scheduler's steps approximate dz/dσ = v and add no noise, so that a gap can be integrated for it."""
-    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not noise_setting(scheduler)
+    known = type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and predicts_flow(scheduler)
+    return known and not noise_setting(scheduler)
 
 
 def check_reference(reference: str, scheduler: Any) -> None:
@@ -73,8 +56,9 @@ def check_reference(reference: str, scheduler: Any) -> None:
     """
     if reference == "converged" and not solves_the_flow(scheduler):
         raise ConfigError(
-            f"reference='converged': {type(scheduler).__name__} adds noise or is unknown, its steps converge to no "
-            f"picture. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)}, or reference='plain'."
+            f"reference='converged': {type(scheduler).__name__} adds noise, predicts no flow or is unknown: no "
+            f"converged picture is known. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)} with a model that predicts a "
+            "flow, or reference='plain'."
         )
 
 
