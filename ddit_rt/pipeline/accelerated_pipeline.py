@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ from ..schedule import (
     Report,
     check_process,
     check_reference,
+    follows_the_flow,
     make_policy,
     noise_of_call,
-    solves_the_flow,
     step_with_increment,
 )
 from .caches import StepCaches
@@ -44,6 +43,7 @@ from .checks import check_finite, check_merge, check_not_compiled, check_unshare
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
+from .stepping import solved_step
 from .targets import KeptSchedules
 from .transformer_call import TransformerCall
 
@@ -345,9 +345,9 @@ class AcceleratedPipeline:
 
     def _solver(self, call: CallState) -> FlowSolver | None:
         """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""
-        if not (self.config.corrector and self.config.approximates and call.sigmas):
+        if not (self.config.corrector and call.remembers and call.sigmas):
             return None
-        if not solves_the_flow(self._scheduler):
+        if not follows_the_flow(self._scheduler):
             return None
         reference = getattr(call.policy, "reference", self.config.reference)
         return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
@@ -364,12 +364,17 @@ class AcceleratedPipeline:
             output, timestep, sample = (given.pop(name) for name in names)
             if rest:  # all by name, so that the latent can come last
                 given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
-            step: Callable[..., Any] = step_with_increment
-            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+
+            def own_step(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+                return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
+
             if call.solver is None:
-                result, increment = own_step(sample)
+                result, increment = own_step(output, sample)
             else:
-                result, increment = call.solver.step(call.index, call.ran, call.source, output, sample, own_step)
+                made = (call.index, call.ran, call.source)
+                result, increment = solved_step(
+                    call.solver, call.process, call.levels_around, made, output, sample, own_step
+                )
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)

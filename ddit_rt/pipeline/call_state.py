@@ -43,6 +43,7 @@ class CallState:
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
         policy: As given.
+        process: Of the call's latents.
         source: Which transformer the current step's prediction comes from, by id.
     """
 
@@ -80,7 +81,7 @@ class CallState:
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
-        self._process: Process = FLOW
+        self.process: Process = FLOW
         self._histories: dict[tuple[int, int], PredictionHistory] = {}
 
     # -- where the call is ----------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class CallState:
             return
         self._timesteps = [float(t) for t in timesteps[begin:]]
         self._sigmas = sigmas[begin:]
-        self._process = process_of(scheduler)
+        self.process = process_of(scheduler)
         self.steps = len(self._timesteps)
         self.policy.start(self.steps)
 
@@ -154,6 +155,11 @@ class CallState:
         """Noise level of the current step; NaN where it cannot be told."""
         return self._sigmas[self.index] if self.index < len(self._timesteps) else math.nan
 
+    @property
+    def levels_around(self) -> tuple[float, float]:
+        """Noise levels before and after the current step."""
+        return self._sigmas[self.index], self._sigmas[self.index + 1]
+
     def level(self, device: torch.device) -> torch.Tensor:
         """σ of the current step where the latents are, a 0-dim tensor."""
         if self._levels is None or self._levels.device != device:
@@ -163,10 +169,10 @@ class CallState:
 
     def process_on(self, device: torch.device) -> Process:
         """The process of the call's latents, with its tensors where they are."""
-        if any(tensor.device != device for tensor in self._process.tensors):
+        if any(tensor.device != device for tensor in self.process.tensors):
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._process = self._process.holding(tuple(t.to(device, dtype) for t in self._process.tensors))
-        return self._process
+            self.process = self.process.holding(tuple(t.to(device, dtype) for t in self.process.tensors))
+        return self.process
 
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:
         """Memory of the ``ordinal``-th call per step of ``module``."""

@@ -35,7 +35,7 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
-from .solver import FlowSolver, Ran, check_reference, solves_the_flow
+from .solver import FlowSolver, Ran, check_reference, follows_the_flow, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
@@ -73,6 +73,7 @@ __all__ = [
     "coarsest_below",
     "describe_scheduler",
     "evaluation_steps",
+    "follows_the_flow",
     "initial_steps",
     "latent_of",
     "level_at",
