@@ -29,18 +29,16 @@ from .paths import (
     path_names,
     register_path,
 )
-from .process import FLOW, Flow, Process, VariancePreserving
+from .process import VariancePreserving
 from .projections import PatchEmbedding, PatchProjections
 from .swap import swapped
 
 __all__ = [
-    "FLOW",
     "Adapter",
     "AdapterPath",
     "AdapterSpec",
     "Anchor",
     "CoarsePath",
-    "Flow",
     "Geometry",
     "LoraSet",
     "MergedSet",
@@ -50,7 +48,6 @@ __all__ = [
     "PatchProjections",
     "PathOptions",
     "PredictionHistory",
-    "Process",
     "Scalar",
     "VariancePreserving",
     "bands",

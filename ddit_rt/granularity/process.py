@@ -12,124 +12,94 @@ What they predict is one number of the pair (x, n) or a mix of the two, with the
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from .bands import Scalar
+from .paths import Models
 
 Prediction = Literal["epsilon", "v_prediction"]
 
-THOUSAND = 1000
-"""Timesteps in a time of 1, as :meth:`ddit_rt.families.Family.time_of` takes it."""
+_THOUSAND = 1000  # timesteps in a time of 1, as families take it
 
 
-class Process(ABC):
+@dataclass(frozen=True)
+class VariancePreserving:
     """How a model's latents, predictions and times follow from flow states, velocities and noise levels.
 
     Latents and predictions have any shape (B, C, ...), float32; ``sigma`` is the flow's noise level, a number or a
     tensor that broadcasts to them.
-    """
-
-    @abstractmethod
-    def state(self, latent: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The flow state of the model's latent."""
-
-    @abstractmethod
-    def latent(self, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The model's latent of a flow state."""
-
-    @abstractmethod
-    def velocity(self, prediction: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The flow's velocity from the model's prediction at ``state``."""
-
-    @abstractmethod
-    def prediction(self, velocity: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        """The model's prediction that stands for ``velocity`` at ``state``."""
-
-    @abstractmethod
-    def time(self, sigma: Scalar) -> Scalar:
-        """What :meth:`ddit_rt.families.Family.time_of` makes the model's timestep of; in the type of ``sigma``."""
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What has to be an input of a graph that is captured with the process in it."""
-        return ()
-
-    def holding(self, tensors: tuple[torch.Tensor, ...]) -> Process:
-        """The same process, with :attr:`tensors` that lie elsewhere."""
-        return self
-
-
-class Flow(Process):
-    """A flow-matching model: all is as the model has it, not a bit of it changed."""
-
-    def state(self, latent: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        return latent
-
-    def latent(self, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        return state
-
-    def velocity(self, prediction: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        return prediction
-
-    def prediction(self, velocity: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
-        return velocity
-
-    def time(self, sigma: Scalar) -> Scalar:
-        return sigma
-
-
-FLOW = Flow()
-
-
-@dataclass(frozen=True)
-class VariancePreserving(Process):
-    """A model of a variance-preserving process that predicts noise, or v.
 
     Attributes:
         predicts: ``"epsilon"`` or ``"v_prediction"``.
-        levels: σ of every timestep of training, rising, (T,) float32 or float64, where the latents are.
+        levels: σ of every timestep of training, rising, (T,) float32 or float64, where the latents are. What a captured
+            graph reads of the process has to be among its inputs.
     """
 
     predicts: Prediction
     levels: torch.Tensor
 
     def state(self, latent: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The flow state of the model's latent."""
         return latent / _scale(sigma)
 
     def latent(self, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The model's latent of a flow state."""
         return state * _scale(sigma)
 
     def velocity(self, prediction: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The flow's velocity from the model's prediction at ``state``."""
         if self.predicts == "epsilon":
             return (prediction - state) / (1 - sigma)
         scale = _scale(sigma)
         return scale * prediction + scale**2 * (2 * sigma - 1) * state
 
     def prediction(self, velocity: torch.Tensor, state: torch.Tensor, sigma: Scalar) -> torch.Tensor:
+        """The model's prediction that stands for ``velocity`` at ``state``."""
         if self.predicts == "epsilon":
             return state + (1 - sigma) * velocity
         scale = _scale(sigma)
         return velocity / scale - scale * (2 * sigma - 1) * state
 
     def time(self, sigma: Scalar) -> Scalar:
-        """Linear in σ between two timesteps of training; a level below the first of them is told as the first."""
+        """The timestep of training at a noise level, in thousandths, in the type of ``sigma``.
+
+        Linear in σ between two timesteps; a level below the first of them is told as the first.
+        """
         wanted = torch.as_tensor(sigma, dtype=self.levels.dtype, device=self.levels.device)
         above = torch.searchsorted(self.levels, wanted.contiguous()).clamp(1, len(self.levels) - 1)
         # not by indexing: that would read a 0-dim index on the host
         low, high = self.levels.take(above - 1), self.levels.take(above)
-        step = (above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)) / THOUSAND
+        step = (above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)) / _THOUSAND
         return step if isinstance(sigma, torch.Tensor) else float(step)
 
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self.levels,)
+    def models(self, own: Models, channels: int) -> Models:
+        """What takes flow states and gives velocities, of what takes the model's latents and gives its predictions.
 
-    def holding(self, tensors: tuple[torch.Tensor, ...]) -> VariancePreserving:
-        return replace(self, levels=tensors[0])
+        Args:
+            own: The model's own; it takes times where paths give noise levels.
+            channels: Of the latent. An adapter reads and gives more behind them, which stay as they are.
+        """
+
+        def low(state: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            prediction = own.low(self.latent(state, level), self.time(level), multiple)
+            return self.velocity(prediction, state, level)
+
+        def tokens(features: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            state = features[:, :channels]
+            given = _with_first(self.latent(state, level), features)
+            found = own.tokens(given, self.time(level), multiple)
+            return _with_first(self.velocity(found[:, :channels], state, level), found)
+
+        return Models(low, tokens)
+
+
+def _with_first(first: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` (B, C, ...) with other first channels."""
+    channels = first.shape[1]
+    return first if tensor.shape[1] == channels else torch.cat([first, tensor[:, channels:]], dim=1)
 
 
 def _scale(sigma: Scalar) -> Scalar:

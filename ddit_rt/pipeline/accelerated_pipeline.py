@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -364,17 +365,20 @@ class AcceleratedPipeline:
             output, timestep, sample = (given.pop(name) for name in names)
             if rest:  # all by name, so that the latent can come last
                 given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
-
-            def own_step(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
-                return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
-
+            step: Callable[..., Any] = step_with_increment
+            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+            made = (call.index, call.ran, call.source)
             if call.solver is None:
-                result, increment = own_step(output, sample)
+                result, increment = own_step(sample)
+            elif call.process is None:
+                result, increment = call.solver.step(*made, output, sample, own_step)
             else:
-                made = (call.index, call.ran, call.source)
-                result, increment = solved_step(
-                    call.solver, call.process, call.levels_around, made, output, sample, own_step
-                )
+
+                def step_from(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+                    return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
+
+                levels = call.levels_around
+                result, increment = solved_step(call.solver, call.process, levels, made, output, sample, step_from)
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)

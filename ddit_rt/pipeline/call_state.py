@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import FLOW, CoarsePath, PredictionHistory, Process
+from ..granularity import CoarsePath, PredictionHistory, VariancePreserving
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
 from .process import process_of
@@ -43,7 +44,7 @@ class CallState:
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
         policy: As given.
-        process: Of the call's latents.
+        process: Of the call's latents; None for a flow's.
         source: Which transformer the current step's prediction comes from, by id.
     """
 
@@ -81,7 +82,7 @@ class CallState:
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
-        self.process: Process = FLOW
+        self.process: VariancePreserving | None = None
         self._histories: dict[tuple[int, int], PredictionHistory] = {}
 
     # -- where the call is ----------------------------------------------------------------------------------------
@@ -167,11 +168,11 @@ class CallState:
             self._levels = torch.tensor(self._sigmas or [math.nan], dtype=dtype, device=device)
         return self._levels[min(self.index, len(self._levels) - 1)]
 
-    def process_on(self, device: torch.device) -> Process:
-        """The process of the call's latents, with its tensors where they are."""
-        if any(tensor.device != device for tensor in self.process.tensors):
+    def process_on(self, device: torch.device) -> VariancePreserving | None:
+        """The process of the call's latents, with its levels where they are."""
+        if self.process is not None and self.process.levels.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self.process = self.process.holding(tuple(t.to(device, dtype) for t in self.process.tensors))
+            self.process = replace(self.process, levels=self.process.levels.to(device, dtype))
         return self.process
 
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:

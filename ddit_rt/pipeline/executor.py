@@ -18,7 +18,6 @@ from torch import nn
 
 from ..families import Family, ModelInputs
 from ..granularity import (
-    FLOW,
     Anchor,
     CoarsePath,
     Geometry,
@@ -26,8 +25,8 @@ from ..granularity import (
     Models,
     PatchEmbedding,
     PredictionHistory,
-    Process,
     Scalar,
+    VariancePreserving,
 )
 from ..runtime import GraphRunner
 from .transformer_call import CallModels, StepResult, TransformerCall
@@ -104,9 +103,12 @@ class StepExecutor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        models = CallModels(*self._models(call, inputs, call.process, _forwards(call, probe=True)), call)
+        reached = self._models(call, inputs, call.process, _forwards(call, probe=True))
+        models = CallModels(reached.low, reached.tokens, call)
         state, prediction = self._state(call, inputs), self._family.output(call.base, inputs, raw)
-        return Anchor(call.sigma, state, call.process.velocity(prediction, state, call.sigma), models)
+        if call.process is not None:
+            prediction = call.process.velocity(prediction.float(), state, call.sigma)
+        return Anchor(call.sigma, state, prediction, models)
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
@@ -120,17 +122,18 @@ class StepExecutor:
                 flops += self._flops(call, inputs, multiple)
 
         def run(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
-            here, process = replace(inputs, **given["inputs"]), call.process.holding(given["process"])
-            models = Models(*self._models(call, here, process, at))
+            here, process = replace(inputs, **given["inputs"]), _process(call, given)
+            models = self._models(call, here, process, at)
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            state = process.state(here.latent.float(), given["level"])
+            latent = here.latent.float()
+            state = latent if process is None else process.state(latent, given["level"])
             return path.predict(known, state, given["level"], multiple, here.geometry, models)
 
         given = {
             "inputs": self._tensors_of(inputs),
             "level": call.level,
-            "process": call.process.tensors,
+            "training levels": None if call.process is None else call.process.levels,
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
@@ -154,7 +157,9 @@ class StepExecutor:
     def _result(
         self, call: TransformerCall, inputs: ModelInputs, prediction: torch.Tensor, flops: float, done: _Execution
     ) -> StepResult:
-        own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
+        own = prediction
+        if call.process is not None:
+            own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
         output = self._family.wrap(call.base, inputs, own.to(inputs.latent.dtype))
         return StepResult(output, prediction, flops, self._flops(call, inputs, 1), done.replayed, done.blocks_skipped)
 
@@ -168,13 +173,12 @@ class StepExecutor:
         forwards = _forwards(call, probe=True)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
-            process = call.process.holding(given["process"])
-            models = Models(*self._models(call, replace(inputs, **given["inputs"]), process, forwards))
+            models = self._models(call, replace(inputs, **given["inputs"]), _process(call, given), forwards)
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
         given = {
             "inputs": self._tensors_of(inputs),
-            "process": call.process.tensors,
+            "training levels": None if call.process is None else call.process.levels,
             "anchor": _tensors_of_anchor(anchor, multiple),
         }
         return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
@@ -233,24 +237,23 @@ class StepExecutor:
             self.graphs.refresh(embedding)
         return call.base, embedding
 
-    def _models(self, call: TransformerCall, inputs: ModelInputs, process: Process, at: Forwards) -> tuple[Any, Any]:
+    def _models(
+        self, call: TransformerCall, inputs: ModelInputs, process: VariancePreserving | None, at: Forwards
+    ) -> Models:
         """How a path runs the model on a low state, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, call.base, self._native
 
-        def low(state: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            latent, time = process.latent(state, level), process.time(level)
-            prediction = family.run_low(base, at(multiple), inputs, latent, time, multiple, native).float()
-            return process.velocity(prediction, state, level)
+        def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            return family.run_low(base, at(multiple), inputs, latent, level, multiple, native).float()
 
-        def tokens(state: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            embedding, channels = self._embedding(base, multiple, inputs.latent), inputs.geometry.channels
-            latent, time = _of_first(channels, lambda z: process.latent(z, level), state), process.time(level)
+        def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
+            embedding = self._embedding(base, multiple, inputs.latent)
             with self._lora(base, multiple):
                 forward = at(multiple)
-                found = family.run_patches(base, forward, inputs, latent, time, embedding, multiple, native).float()
-            return _of_first(channels, lambda p: process.velocity(p, state[:, :channels], level), found)
+                return family.run_patches(base, forward, inputs, latent, level, embedding, multiple, native).float()
 
-        return low, tokens
+        own = Models(low, tokens)
+        return own if process is None else process.models(own, inputs.geometry.channels)
 
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
         if self.path.adapter is not None:
@@ -301,8 +304,9 @@ class StepExecutor:
 
     def _state(self, call: TransformerCall, inputs: ModelInputs) -> torch.Tensor:
         """The call's latent as a flow state; a flow's own stays in its dtype."""
-        latent = inputs.latent if call.process is FLOW else inputs.latent.float()
-        return call.process.state(latent, call.sigma)
+        if call.process is None:
+            return inputs.latent
+        return call.process.state(inputs.latent.float(), call.sigma)
 
     def _tensors_of(self, inputs: ModelInputs) -> dict[str, Any]:
         """A call's inputs without the tokens that the latent was read from."""
@@ -318,13 +322,9 @@ def _forwards(call: TransformerCall, probe: bool) -> Forwards:
     return lambda multiple: call.inner if in_context is None else in_context(multiple, probe)
 
 
-def _of_first(channels: int, change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
-    """``change`` of the first channels; an adapter's further ones (B, C + more, ...) stay as they are."""
-    first = tensor if tensor.shape[1] == channels else tensor[:, :channels]
-    changed = change(first)
-    if changed is first:
-        return tensor
-    return changed if first is tensor else torch.cat([changed, tensor[:, channels:]], dim=1)
+def _process(call: TransformerCall, given: dict[str, Any]) -> VariancePreserving | None:
+    """The call's process, which reads the levels that are given to a graph."""
+    return None if call.process is None else replace(call.process, levels=given["training levels"])
 
 
 def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:

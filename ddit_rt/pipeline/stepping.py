@@ -1,4 +1,4 @@
-"""The latent's move over one step by :class:`ddit_rt.schedule.FlowSolver`, for models of any process."""
+"""The latent's move over one step by :class:`ddit_rt.schedule.FlowSolver`, for models that predict no flow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..granularity import FLOW, Process
+from ..granularity import VariancePreserving
 from ..schedule import FlowSolver, Ran, latent_of, with_latent
 
 # (model output, latent) -> the scheduler's result and the float32 increment of the latent
@@ -16,7 +16,7 @@ SchedulerStep = Callable[[torch.Tensor, torch.Tensor], tuple[Any, torch.Tensor]]
 
 def solved_step(
     solver: FlowSolver,
-    process: Process,
+    process: VariancePreserving,
     levels: tuple[float, float],
     made: tuple[int, Ran, int],
     output: torch.Tensor,
@@ -37,8 +37,6 @@ def solved_step(
     Returns:
         The scheduler's result, with the latent moved on, and the float32 increment of the latent.
     """
-    if process is FLOW:
-        return solver.step(*made, output, sample, lambda latent: scheduler_step(output, latent))
     before, after = levels
     state = process.state(sample.float(), before)
     velocity = process.velocity(output.float(), state, before)

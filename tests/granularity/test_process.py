@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from ddit_rt.granularity import FLOW, VariancePreserving, bands
+from ddit_rt.granularity import Models, VariancePreserving, bands
 from ddit_rt.schedule import training_levels
 
 PREDICTIONS = ["epsilon", "v_prediction"]
@@ -88,8 +88,19 @@ def test_the_low_band_of_a_state_is_the_models_own_state_of_a_smaller_picture():
     torch.testing.assert_close(made.latent(low, low_sigma), wanted)
 
 
-def test_a_flow_is_left_as_it_is():
-    tensor, other = torch.ones(1, 2, 1, 2, 2), torch.zeros(1, 2, 1, 2, 2)
-    assert FLOW.state(tensor, 0.3) is tensor and FLOW.latent(tensor, 0.3) is tensor
-    assert FLOW.velocity(tensor, other, 0.3) is tensor and FLOW.prediction(tensor, other, 0.3) is tensor
-    assert FLOW.time(0.3) == 0.3 and FLOW.tensors == () and FLOW.holding(()) is FLOW
+def test_what_an_adapter_reads_and_gives_beside_the_latent_stays():
+    made, (clean, noise, *_) = process(), parts(0.4)
+    state, beside = clean.float(), noise.float()
+    seen = []
+
+    def own(given, time, multiple):
+        seen.append((given, time))
+        return torch.cat([given, given], dim=1)
+
+    models = made.models(Models(lambda given, *_: given, own), 4)
+    found = models.tokens(torch.cat([state, beside], dim=1), 0.4, 2)
+    given, time = seen[0]
+    assert torch.equal(given[:, 4:], beside) and torch.equal(given[:, :4], made.latent(state, 0.4))
+    assert time == made.time(0.4)
+    assert torch.equal(found[:, :4], made.velocity(given[:, :4], state, 0.4)) and torch.equal(found[:, 4:8], beside)
+    assert torch.equal(models.low(state, 0.4, 2), found[:, :4])

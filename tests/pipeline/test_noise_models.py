@@ -8,6 +8,8 @@ from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
     UniPCMultistepScheduler,
 )
 from schedulers import FLOW as FLOW_SETTINGS
@@ -16,7 +18,7 @@ from tiny import flux
 
 import ddit_rt
 from ddit_rt.families.testing import run
-from ddit_rt.granularity import FLOW, VariancePreserving
+from ddit_rt.granularity import VariancePreserving
 from ddit_rt.pipeline.process import process_of
 from ddit_rt.pipeline.stepping import solved_step
 from ddit_rt.schedule import FlowSolver, Ran, levels_of, step_with_increment
@@ -183,10 +185,69 @@ def test_a_flows_pipeline_still_takes_no_scheduler_of_noise_prediction():
 def test_a_model_trained_to_predict_a_flow_stays_one():
     """DiT's architecture serves flows too: then nothing is converted."""
     pipe, arguments = specimen(scheduler=DPMSolverMultistepScheduler(**FLOW_SETTINGS))
-    assert process_of(pipe.scheduler) is FLOW
+    assert process_of(pipe.scheduler) is None
     with ddit_rt.accelerated(pipe, schedule=[1, 1, 2, 4, 1, 0, 2, 1]):
         assert torch.isfinite(run(pipe, arguments())).all()
         assert ddit_rt.report(pipe).complete
+
+
+class FlowTwin(PixArtTransformer2DModel):
+    """The same network, asked for the velocity at flow states: noise prediction is hidden inside."""
+
+    process: VariancePreserving
+
+    def forward(self, hidden_states, timestep=None, return_dict=True, **arguments):
+        sigma = (timestep.double() / 1000).view(-1, 1, 1, 1)
+        time = self.process.time(timestep.double() / 1000) * 1000
+        latent = self.process.latent(hidden_states, sigma).float()
+        (raw,) = super().forward(latent, timestep=time, return_dict=False, **arguments)
+        return (self.process.velocity(raw[:, :4], hidden_states, sigma).float(),)
+
+
+def euler_between(levels):
+    """Euler's method of the flow, with what a pipeline for noise prediction asks of its scheduler."""
+    euler = FlowMatchEulerDiscreteScheduler()
+    own = euler.set_timesteps
+
+    def set_timesteps(num_inference_steps=None, device=None):
+        own(num_inference_steps, device=device)
+        euler.sigmas = torch.tensor(levels)
+        euler.timesteps = euler.sigmas[:-1] * 1000
+
+    euler.init_noise_sigma = 1.0
+    euler.scale_model_input = lambda sample, timestep: sample
+    euler.set_timesteps = set_timesteps
+    return euler
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("coarse", ["delta", "band-split", "extrapolate"])
+def test_a_run_is_that_of_the_flow_that_the_model_amounts_to(coarse, prediction):
+    """Coarse and skipped steps, residuals, forecasts and the corrector: the same in either language."""
+    settings = {"schedule": [1, 1, 1, 2, 4, 1, 0, 0, 1, 2, 0, 1], "coarse": coarse}
+    scheduler = SCHEDULERS["ddim"](prediction_type=prediction)
+    pipe, arguments = specimen(scheduler=scheduler)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    call = {**arguments(guided=True, steps=12), "latents": noise}
+    with ddit_rt.accelerated(pipe, **settings):
+        found = run(pipe, call)
+        wanted_report = ddit_rt.report(pipe)
+
+    levels, process = levels_of(scheduler), process_of(scheduler)
+    twin, _ = specimen()
+    module = FlowTwin.from_config({**twin.transformer.config, "out_channels": 4})
+    module.out_channels, module.process = 4, process
+    own = twin.transformer
+    kept = own.proj_out.weight.unflatten(0, (4, 8))[:, :4].flatten(0, 1), own.proj_out.bias.view(4, 8)[:, :4].flatten()
+    module.load_state_dict({**own.state_dict(), "proj_out.weight": kept[0], "proj_out.bias": kept[1]})
+    twin.register_modules(transformer=module.eval().requires_grad_(False), scheduler=euler_between(levels))
+    with ddit_rt.accelerated(twin, **settings):
+        wanted = run(twin, {**call, "latents": process.state(noise, levels[0])})
+        report = ddit_rt.report(twin)
+    assert report.schedule == wanted_report.schedule == settings["schedule"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    missed = [[step.missed for step in one.steps if step.missed is not None] for one in (report, wanted_report)]
+    assert missed[0] == pytest.approx(missed[1], rel=1e-3) and missed[0]
 
 
 def test_the_scheduler_may_be_exchanged_between_calls():

@@ -57,9 +57,8 @@ def band_limited(specimen: Specimen) -> None:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
     def upsampled(index: int, small: torch.Tensor) -> torch.Tensor:
-        state = low.process.state(small.float(), low.levels[index])
-        band = bands.up(state, MULTIPLE) / bands.low_scale(full.levels[index], MULTIPLE)
-        return full.process.latent(band, full.levels[index])
+        band = bands.up(low.state(small.float(), index), MULTIPLE) / bands.low_scale(full.levels[index], MULTIPLE)
+        return full.latent(band, index)
 
     wanted = _latents_of_run(specimen, low, {**specimen.arguments(**at), "latents": specimen.latents(noise)})
     arguments = {**specimen.arguments(**given), "latents": specimen.latents(upsampled(0, noise))}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from ...granularity import FLOW, Process, VariancePreserving, bands
+from ...granularity import VariancePreserving, bands
 from ...schedule import preserves_variance, training_levels
 
 MULTIPLE = 2
@@ -32,18 +32,26 @@ class Course:
     Attributes:
         scheduler: Makes the steps.
         levels: Noise levels of its steps, a flow's.
-        process: Of its latents.
+        process: Of its latents; None for a flow's.
     """
 
     scheduler: Any
     levels: tuple[float, ...]
-    process: Process
+    process: VariancePreserving | None = None
+
+    def state(self, latent: torch.Tensor, index: int) -> torch.Tensor:
+        """The flow state of a latent at the beginning of a step."""
+        return latent if self.process is None else self.process.state(latent, self.levels[index])
+
+    def latent(self, state: torch.Tensor, index: int) -> torch.Tensor:
+        """The latent of a flow state at the beginning of a step."""
+        return state if self.process is None else self.process.latent(state, self.levels[index])
 
 
 def courses(scheduler: Any) -> tuple[Course, Course]:
     """A full run and the small picture's run that is its low band, for models of a pipeline with ``scheduler``."""
     if not preserves_variance(scheduler):
-        both = (Course(_between(FlowMatchEulerDiscreteScheduler(), at), at, FLOW) for at in (_FLOW, _low(_FLOW)))
+        both = (Course(_between(FlowMatchEulerDiscreteScheduler(), at), at) for at in (_FLOW, _low(_FLOW)))
         return next(both), next(both)
     full, low = _NOISE, _low(_NOISE)
     knots = sorted([(0, 0.01), *zip(_LOW, low), *zip(_FULL, full), (999, 0.99)])
