@@ -24,7 +24,7 @@ def _families_here() -> list[Family]:
         try:
             module = importlib.import_module(f".{file}", __name__)
         except ImportError as error:
-            if error.name != "diffusers":
+            if (error.name or "").split(".")[0] != "diffusers":
                 raise
             continue
         found += [getattr(module, name)() for name in names]
