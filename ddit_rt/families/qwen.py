@@ -1,4 +1,4 @@
-"""Qwen-Image and its editing models: packed tokens, rotary positions made inside from the sizes of pictures.
+"""Qwen-Image, its editing and layered models: packed tokens, rotary positions made inside from sizes of pictures.
 
 A call lists the sizes of all its pictures in tokens, the latent's first and those of references after it. Positions of
 every picture are centred on it, and those of the text begin where the largest picture ends: a coarse step in native
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
+    QwenImageLayeredPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
@@ -46,6 +48,7 @@ class QwenImage(PackedFamily):
         QwenImageEditPipeline,
         QwenImageEditInpaintPipeline,
         QwenImageEditPlusPipeline,
+        QwenImageLayeredPipeline,
     )
     projection_names = ("img_in", "proj_out")
     time_scale = 1.0
@@ -66,11 +69,26 @@ class QwenImage(PackedFamily):
             raise NotCoarseError(f"img_shapes lists {listed} tokens, there are {tokens}")
         frames, rows, columns = sizes[0]
         if frames != 1:
-            raise NotCoarseError(f"a latent of {frames} frames")
+            raise NotCoarseError(f"a picture of {frames} frames")
         return rows, columns
 
+    def frames(self, module: nn.Module, arguments: Mapping[str, Any]) -> int:
+        # a layered picture: all of it, its layers, and the picture that it is taken from
+        config: Any = module.config
+        sizes = _sizes(arguments)
+        count = len(sizes) - 1 if config.use_layer3d_rope else 1
+        if sizes[:count] != sizes[:1] * count:
+            raise NotCoarseError(f"layers of several sizes: {sizes}")
+        return count
+
+    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
+        """Of a layered picture, ``frames`` are the layers; the model makes the whole picture beside them."""
+        geometry = super().geometry(pipe, height, width)
+        return replace(geometry, frames=frames + 1) if isinstance(pipe, QwenImageLayeredPipeline) else geometry
+
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        sizes = [(1, *call.geometry.grid(multiple)), *_sizes(call.arguments)[1:]]
+        frames, grid = call.geometry.frames, call.geometry.grid(multiple)
+        sizes = [(1, *grid)] * frames + _sizes(call.arguments)[frames:]
         return {"img_shapes": [sizes] * len(call.arguments["img_shapes"])}
 
     def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
@@ -95,7 +113,7 @@ class QwenImage(PackedFamily):
     def trunk(self, module: nn.Module) -> Trunk:
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
             # the first block's input as its own modulation leaves it; references change little and would hide the rest
-            tokens = prod(_sizes(arguments)[0])
+            tokens = self.frames(module, arguments) * prod(_sizes(arguments)[0])
             hidden = module.img_in(arguments["hidden_states"])[:, :tokens]
             time = arguments["timestep"].to(hidden.dtype)
             embedded = module.time_text_embed(time, hidden, arguments.get("additional_t_cond"))
@@ -149,11 +167,13 @@ def _latent_rope(rope: Any, geometry: Geometry, multiple: int, device: torch.dev
     Returns:
         complex64 (N, head dim / 2), in the order frame, row, column.
     """
-    shape = (1, *geometry.grid(multiple))
-    starts = (0, *(-(n - n // 2) for n in geometry.grid(1)))
+    rows, columns = geometry.grid(1)
+    shape = (geometry.frames, *geometry.grid(multiple))
+    # pictures count along the first axis, and the grid is centred
     centres = (
-        torch.zeros(1, device=device),
-        *(coarse_centres(n, multiple, device) + start for n, start in zip(shape[1:], starts[1:])),
+        torch.arange(geometry.frames, device=device, dtype=torch.float32),
+        coarse_centres(shape[1], multiple, device) - (rows - rows // 2),
+        coarse_centres(shape[2], multiple, device) - (columns - columns // 2),
     )
     angles = []
     for axis, (dim, positions) in enumerate(zip(rope.axes_dim, centres)):

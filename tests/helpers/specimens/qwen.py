@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,11 +24,17 @@ EDIT_SIZES = ((1024, 1024), (1152, 640))
 ENCODED: dict[Any, Any] = {}
 
 
-def qwen(cls: Any = QwenImagePipeline, **config: Any) -> Any:
-    """A pipeline of Qwen-Image; more of the transformer's configuration by name."""
+def qwen(cls: Any = QwenImagePipeline, *, levels: int | None = None, **config: Any) -> Any:
+    """A pipeline of Qwen-Image.
+
+    Args:
+        cls: Of it.
+        levels: Of the autoencoder, each of half the side; as many as the specimens' sizes need unless given.
+        **config: More of the transformer's configuration.
+    """
     torch.manual_seed(0)
-    edits = "Edit" in cls.__name__
-    levels = 6 if edits else 2
+    references = "processor" in signature(cls.__init__).parameters
+    levels = levels or (6 if references else 2)
     vae = AutoencoderKLQwenImage(
         base_dim=2,
         z_dim=4,
@@ -49,22 +56,23 @@ def qwen(cls: Any = QwenImagePipeline, **config: Any) -> Any:
     )
     pipe = cls(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_remembering(randomise(vae)) if edits else randomise(vae),
+        vae=_remembering(randomise(vae)) if references else randomise(vae),
         text_encoder=None,
         tokenizer=None,
         transformer=randomise(transformer),
-        **({"processor": None} if edits else {}),
+        **({"processor": None} if references else {}),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def _remembering(vae: Any) -> Any:
-    """Encodes a picture once for all pipelines made here, whose weights are the same: a large one takes a second."""
+    """Encodes a picture once for all pipelines made here: a large one takes a second, and the weights are the same."""
     own = vae.encode
 
     def encode(pixels: torch.Tensor, *args: Any) -> Any:
-        key = (pixels.dtype, pixels.shape, sha256(pixels.float().contiguous().numpy()).digest())
+        digest = sha256(pixels.float().contiguous().numpy()).digest()
+        key = (pixels.dtype, pixels.shape, vae.spatial_compression_ratio, digest)
         if key not in ENCODED:
             ENCODED[key] = own(pixels, *args)
         return ENCODED[key]
