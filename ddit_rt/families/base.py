@@ -260,8 +260,8 @@ class Family(ABC):
             ConfigError: nothing is published of TeaCache for this model.
         """
         raise ConfigError(
-            f"TeaCache has no published coefficients for {type(module).__name__}: use one of diffusers' caches, as in "
-            "cache=FirstBlockCacheConfig()."
+            f"TeaCache has no published coefficients for {type(module).__name__}: leave cache=None, or take one of "
+            "diffusers' caches that knows it."
         )
 
     @abstractmethod
