@@ -48,8 +48,12 @@ class Chroma(TwoStreamFamily):
         mask = call.arguments.get("attention_mask")
         if mask is not None:
             # the picture's part is all ones in every pipeline; a coarse token has its first token's value
-            text = self.text_tokens(call.arguments)
-            picture = mask[:, text:].unflatten(1, call.geometry.grid(1))[:, ::multiple, ::multiple]
+            text, sides = self.text_tokens(call.arguments), call.geometry.grid(1)
+            rows, columns = (
+                (torch.arange(count, device=mask.device) * multiple).clamp(max=side - 1)
+                for count, side in zip(call.geometry.grid(multiple), sides)
+            )
+            picture = mask[:, text:].unflatten(1, sides)[:, rows[:, None], columns]
             placed["attention_mask"] = torch.cat([mask[:, :text], picture.flatten(1)], dim=1)
         return placed
 

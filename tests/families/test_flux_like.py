@@ -1,6 +1,7 @@
 """What FLUX's kin have that FLUX has not: masks over tokens, ids with an offset, pictures to edit, one ids tensor."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,15 @@ def test_chromas_mask_follows_the_tokens(multiple):
         assert mask.dtype == own.dtype and torch.equal(mask[:, :text], own[:, :text])
         picture = mask[:, text:].unflatten(1, (rows, columns))
         assert picture[0].all() and (picture[1] == 0).nonzero().tolist() == [[4 // multiple, 4 // multiple]]
+
+
+def test_chromas_mask_reaches_as_far_as_a_grid_padded_for_ranks():
+    height, width = SPECIMENS["chroma"].odd
+    caught = first_call(SPECIMENS["chroma"], height=height, width=width)
+    call = replace(caught.call, geometry=replace(caught.call.geometry, ranks=4))
+    assert call.geometry.tokens(2) > 15
+    mask = caught.family.placed_arguments(call, 2, True)["attention_mask"]
+    assert mask.shape[1] == call.text_tokens + call.geometry.tokens(2) and mask[:, call.text_tokens :].all()
 
 
 def test_chroma_without_a_mask_stays_without():
