@@ -16,7 +16,9 @@ from .identity import fingerprint
 _FILES = {
     "flux": ("Flux",),
     "flux2": ("Flux2",),
-    "flux_like": ("Chroma", "LongCatImage", "OvisImage", "Krea2"),
+    "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
+    "krea2": ("Krea2",),
+    "qwen": ("QwenImage",),
     "wan": ("Wan",),
 }
 """File -> its families, in the order in which they are asked."""
@@ -29,7 +31,7 @@ def _families_here() -> list[Family]:
         try:
             module = importlib.import_module(f".{file}", __name__)
         except ImportError as error:
-            if error.name != "diffusers":
+            if (error.name or "").split(".")[0] != "diffusers":
                 raise
             continue
         found += [getattr(module, name)() for name in names]

@@ -1,12 +1,10 @@
-"""FLUX's kin: Chroma, LongCat-Image and Ovis-Image, which have its blocks, and Krea 2, which has its tokens.
+"""Chroma, LongCat-Image and Ovis-Image, which have FLUX's tokens and blocks and guide by two calls.
 
-All take the noise level σ as ``timestep`` and guide by two calls. Ids of LongCat-Image's picture begin behind the
-longest text's, those of the others at zero.
+Ids of LongCat-Image's picture begin behind the longest text's, those of the others at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -16,8 +14,6 @@ from diffusers import (
     ChromaInpaintPipeline,
     ChromaPipeline,
     ChromaTransformer2DModel,
-    Krea2Pipeline,
-    Krea2Transformer2DModel,
     LongCatImageEditPipeline,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
@@ -26,10 +22,8 @@ from diffusers import (
 )
 from torch import nn
 
-from ..errors import UnsupportedPipelineError
-from ..granularity import Geometry, swapped
+from ..granularity import swapped
 from .base import ModelInputs
-from .packed import PATCH, PositionIdFamily
 from .streams import TwoStreamFamily
 
 NO_FIRST_BLOCK_CACHE = "diffusers 0.42's FirstBlockCache does not know this transformer's blocks"
@@ -95,70 +89,3 @@ class OvisImage(TwoStreamFamily):
     pipelines = (OvisImagePipeline,)
     limits: ClassVar[dict[str, str]] = {"first-block cache": NO_FIRST_BLOCK_CACHE}
     gated = True
-
-
-class Krea2(PositionIdFamily):
-    """One stream of text and picture; the text's ids are in the same tensor, before the picture's."""
-
-    name = "krea2"
-    transformer_class = Krea2Transformer2DModel
-    pipelines = (Krea2Pipeline,)
-    projection_names = ("img_in", "final_layer.linear")
-    time_scale = 1.0
-    ids_argument = "position_ids"
-    layer_groups: ClassVar[dict[str, str]] = {
-        "feed-forward": r"transformer_blocks\.\d+\.ff\.(gate|up|down)",
-        "attention": r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_gate|to_out\.0)",
-    }
-    shared_arguments = frozenset({"position_ids"})
-    limits: ClassVar[dict[str, str]] = {"first-block cache": "diffusers 0.42 has no caches for this transformer"}
-
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
-    def leading_ids(self, arguments: Mapping[str, Any]) -> int:
-        return self.text_tokens(arguments)
-
-    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        # the scale counts from the conditional prediction, not from the unconditional one
-        return bool(call["guidance_scale"] > 0)
-
-    def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
-        config: Any = module.config
-        width = config.num_attention_heads * config.attention_head_dim
-        keys = config.num_key_value_heads * config.attention_head_dim
-        image = geometry.tokens(multiple)
-        total = image + text_tokens
-        # query, gate and output, keys and values, and the gated feed-forward
-        layer = _layer_macs(width, keys, config.intermediate_size)
-        blocks = config.num_layers * (layer * total + 2 * total**2 * width)
-        ends = image * 2 * config.in_channels * width
-        times = (config.timestep_embed_dim + 7 * width) * width
-        return 2.0 * (blocks + ends + times + self._text(config, width, text_tokens))
-
-    def _text(self, config: Any, width: int, tokens: int) -> float:
-        """Multiply-adds of what makes the text's tokens from the text encoder's layers."""
-        inner, depth = config.text_hidden_dim, config.num_text_layers
-        keys = inner // config.text_num_attention_heads * config.text_num_key_value_heads
-        layer = _layer_macs(inner, keys, config.text_intermediate_size)
-        # across the layers for every token, then across the tokens
-        across = config.num_layerwise_text_blocks * tokens * (depth * layer + 2 * depth**2 * inner)
-        along = config.num_refiner_text_blocks * (tokens * layer + 2 * tokens**2 * inner)
-        return float(across + along + tokens * (inner * depth + inner * width + width**2))
-
-    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
-        # rounded up, unlike in FLUX
-        side = pipe.vae_scale_factor * PATCH
-        return super().geometry(pipe, -(-height // side) * side, -(-width // side) * side, frames)
-
-    def check_pipeline(self, pipe: Any) -> None:
-        if pipe.patch_size != PATCH:
-            raise UnsupportedPipelineError(
-                f"{type(pipe).__name__} packs patches of side {pipe.patch_size}: only {PATCH} is supported."
-            )
-
-
-def _layer_macs(width: int, keys: int, hidden: int) -> int:
-    """Multiply-adds per token of a Krea 2 block's linear layers: attention with ``keys`` values each for key and value,
-    a gated feed-forward of ``hidden``."""
-    return 3 * width**2 + 2 * width * keys + 3 * width * hidden

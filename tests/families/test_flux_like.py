@@ -1,4 +1,4 @@
-"""What FLUX's kin have that FLUX has not: masks over tokens, ids with an offset, pictures to edit, one ids tensor."""
+"""What FLUX's kin have that FLUX has not: masks over tokens, pictures to edit at the new one's places."""
 
 import inspect
 from dataclasses import replace
@@ -7,8 +7,6 @@ import pytest
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
-    FirstBlockCacheConfig,
-    Krea2Transformer2DModel,
     LongCatImageTransformer2DModel,
     OvisImageTransformer2DModel,
 )
@@ -16,13 +14,13 @@ from specimens import SPECIMENS
 
 import ddit_rt
 from ddit_rt.families import NotCoarseError, family_of
-from ddit_rt.families.flux_like import Chroma, Krea2, LongCatImage, OvisImage
+from ddit_rt.families.flux_like import Chroma, LongCatImage, OvisImage
 from ddit_rt.families.testing import run
 from ddit_rt.families.testing.coarse import counted_flops
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry, bands
 
-NAMES = ["chroma", "chroma-image", "chroma-inpaint", "longcat-image", "longcat-image-edit", "ovis-image", "krea2"]
+NAMES = ["chroma", "chroma-image", "chroma-inpaint", "longcat-image", "longcat-image-edit", "ovis-image"]
 GEOMETRY = Geometry(16, 1, 128, 128, 2)  # of 1024 x 1024 pixels
 
 
@@ -37,16 +35,6 @@ def test_guided_calls_run_the_transformer_twice_a_step(name, guided):
     call = {key: parameter.default for key, parameter in inspect.signature(pipe.__call__).parameters.items()} | given
     assert family_of(pipe).is_guided(pipe, call) == guided
     assert len(calls) == (8 if guided else 4)
-
-
-def test_krea_guides_at_scales_below_one():
-    specimen = SPECIMENS["krea2"]
-    pipe = specimen.make()
-    calls = []
-    pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    given = {**specimen.arguments(guided=True, steps=2), "guidance_scale": 0.5}
-    run(pipe, given)
-    assert len(calls) == 4 and family_of(pipe).is_guided(pipe, given)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
@@ -165,35 +153,6 @@ def test_references_that_lie_elsewhere_run_full():
         caught.family.parse(caught.module, {**caught.arguments, **cut})
 
 
-@pytest.mark.parametrize("native, places", [(True, [0.0, 1.0]), (False, [0.5, 2.5])])
-def test_ids_of_kreas_text_stay_before_the_pictures(native, places):
-    caught = first_call(SPECIMENS["krea2"])
-    ids = caught.family.placed_arguments(caught.call, 2, native)["position_ids"]
-    assert ids.shape == (6 + 16, 3) and not ids[:6].any()
-    assert ids[6:8].tolist() == [[0.0, places[0], place] for place in places]
-
-
-def test_kreas_sizes_are_rounded_up():
-    pipe = SPECIMENS["krea2"].make()
-    assert family_of(pipe).geometry(pipe, 57, 64).grid(1) == (8, 8)
-    run_at = first_call(SPECIMENS["krea2"], height=57, width=64)
-    assert run_at.call.geometry.grid(1) == (8, 8)
-
-
-def test_krea_with_other_patches_is_refused():
-    pipe = SPECIMENS["krea2"].make()
-    pipe.patch_size = 1
-    with pytest.raises(ddit_rt.UnsupportedPipelineError, match="patches of side 1: only 2"):
-        ddit_rt.accelerate(pipe)
-
-
-def test_a_cache_of_diffusers_is_refused_where_there_is_none():
-    pipe = SPECIMENS["krea2"].make()
-    with pytest.raises(ddit_rt.ConfigError, match="no caches for Krea2Transformer2DModel"):
-        ddit_rt.accelerate(pipe, cache=FirstBlockCacheConfig())
-    assert "forward" not in pipe.transformer.__dict__
-
-
 def two_stream(module, multiple, text):
     count, width = GEOMETRY.tokens(multiple), module.config.joint_attention_dim
     return {
@@ -205,32 +164,20 @@ def two_stream(module, multiple, text):
     }
 
 
-def one_stream(module, multiple, text):
-    count = GEOMETRY.tokens(multiple)
-    return {
-        "hidden_states": torch.empty(1, count, 64),
-        "encoder_hidden_states": torch.empty(1, text, 12, 2560),
-        "timestep": torch.empty(1),
-        "position_ids": torch.empty(text + count, 3),
-        "encoder_attention_mask": torch.empty(1, text, dtype=torch.bool),
-    }
-
-
 @pytest.mark.parametrize(
-    "family, make, inputs, text",
+    "family, make, text",
     [
-        (Chroma(), ChromaTransformer2DModel, two_stream, 512),
-        (LongCatImage(), lambda: LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20), two_stream, 512),
-        (OvisImage(), OvisImageTransformer2DModel, two_stream, 256),
-        (Krea2(), Krea2Transformer2DModel, one_stream, 512),
+        (Chroma(), ChromaTransformer2DModel, 512),
+        (LongCatImage(), lambda: LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20), 512),
+        (OvisImage(), OvisImageTransformer2DModel, 256),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_flops_of_the_published_sizes(family, make, inputs, text):
+def test_flops_of_the_published_sizes(family, make, text):
     with torch.device("meta"):
         module = make()
         for multiple in (1, 2):
-            given = inputs(module, multiple, text)
+            given = two_stream(module, multiple, text)
             with family.capturable(module):  # values made on the host are not on the meta device
                 counted = counted_flops(lambda given=given: module(**given))
             assert family.flops(module, GEOMETRY, multiple, text) == pytest.approx(counted, rel=1e-3)

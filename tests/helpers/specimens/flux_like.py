@@ -1,4 +1,4 @@
-"""Chroma, LongCat-Image, Ovis-Image and Krea 2. The first two pipelines take no embeddings for several pictures of a
+"""Chroma, LongCat-Image and Ovis-Image. The first two pipelines take no embeddings for several pictures of a
 prompt, so these have text encoders, tiny ones."""
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLQwenImage,
     ChromaImg2ImgPipeline,
     ChromaInpaintPipeline,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
-    Krea2Pipeline,
-    Krea2Transformer2DModel,
     LongCatImageEditPipeline,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
@@ -244,55 +241,6 @@ def ovis_call(*, batch: int = 1, guided: bool = False, **options: Any) -> dict[s
     return common(**options, prompt_embeds=embeds, negative_prompt=None, guidance_scale=scale, **negative)
 
 
-# -- Krea 2 ------------------------------------------------------------------------------------------------------------
-
-
-def krea2() -> Any:
-    torch.manual_seed(0)
-    transformer = Krea2Transformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        timestep_embed_dim=16,
-        text_hidden_dim=TEXT,
-        num_text_layers=3,
-        text_num_attention_heads=2,
-        text_num_key_value_heads=1,
-        text_intermediate_size=16,
-        axes_dims_rope=(4, 6, 6),
-    )
-    autoencoder = AutoencoderKLQwenImage(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1] * 3,
-        temperal_downsample=[False, True],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
-    pipe = Krea2Pipeline(
-        scheduler=scheduler(),
-        vae=randomise(autoencoder),
-        text_encoder=None,
-        tokenizer=None,
-        transformer=randomise(transformer),
-        text_encoder_select_layers=(0, 1, 2),
-    )
-    return quiet(pipe)
-
-
-def krea2_call(*, batch: int = 1, guided: bool = False, **options: Any) -> dict[str, Any]:
-    embeds = torch.randn(batch, 6, 3, TEXT, generator=torch.Generator().manual_seed(7))
-    mask = torch.ones(batch, 6, dtype=torch.bool)
-    mask[:, 3:5] = False  # padding lies before the template's end
-    negative = {"negative_prompt_embeds": -embeds, "negative_prompt_embeds_mask": mask.roll(1, 1)} if guided else {}
-    scale = 3.0 if guided else 0.0
-    return common(**options, prompt_embeds=embeds, prompt_embeds_mask=mask, guidance_scale=scale, **negative)
-
-
 SPECIMENS = [
     Specimen("chroma", chroma, chroma_call, latents=packed),
     Specimen("chroma-image", lambda: chroma(ChromaImg2ImgPipeline), chroma_image, self_similar=False),
@@ -310,5 +258,4 @@ SPECIMENS = [
         limits={"save and load": "the specimen's processor of pictures is a stand-in"},
     ),
     Specimen("ovis-image", ovis, ovis_call, latents=packed),
-    Specimen("krea2", krea2, krea2_call, latents=packed),
 ]
