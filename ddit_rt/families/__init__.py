@@ -13,7 +13,14 @@ from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
 
-_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "qwen": ("QwenImage",), "wan": ("Wan",)}
+_FILES = {
+    "flux": ("Flux",),
+    "flux2": ("Flux2",),
+    "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
+    "krea2": ("Krea2",),
+    "qwen": ("QwenImage",),
+    "wan": ("Wan",),
+}
 """File -> its families, in the order in which they are asked."""
 
 

@@ -84,6 +84,10 @@ class Family(ABC):
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the text condition, and of others beside it, that the blocks see."""
 
+    def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
+        """Tokens beside the latent's that the blocks see at ``multiple``; arguments as for :meth:`low_arguments`."""
+        return call.text_tokens
+
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
         """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
         return None
@@ -139,6 +143,13 @@ class Family(ABC):
         """Context in which a transformer that makes its positions inside places coarse tokens; as for `low_arguments`.
 
         A smaller latent gets the smaller picture's positions by itself.
+        """
+        return nullcontext()
+
+    def capturable(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which the transformer computes the same and can be captured in a graph, where its own code cannot.
+
+        What cannot be captured is values that come from the host, or go there.
         """
         return nullcontext()
 
@@ -250,8 +261,8 @@ class Family(ABC):
             ConfigError: nothing is published of TeaCache for this model.
         """
         raise ConfigError(
-            f"TeaCache has no published coefficients for {type(module).__name__}: use one of diffusers' caches, as in "
-            "cache=FirstBlockCacheConfig()."
+            f"TeaCache has no published coefficients for {type(module).__name__}: leave cache=None, or take one of "
+            "diffusers' caches that knows it."
         )
 
     @abstractmethod

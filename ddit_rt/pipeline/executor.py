@@ -207,7 +207,8 @@ class StepExecutor:
         if self.graphs is None:
             done.replayed = False
             return function(given)
-        result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
+        with self._family.capturable(call.base):
+            result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
         done.replayed &= replayed
         return result
 
@@ -274,13 +275,14 @@ class StepExecutor:
 
     def _flops(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> float:
         """FLOP of one model run."""
-        key = (id(call.base), inputs.geometry, multiple, inputs.text_tokens)
+        beside = self._family.tokens_beside(inputs, multiple, self._native)
+        key = (id(call.base), inputs.geometry, multiple, beside)
         if key not in self._costs:
-            flops = self._family.flops(call.base, inputs.geometry, multiple, inputs.text_tokens)
+            flops = self._family.flops(call.base, inputs.geometry, multiple, beside)
             adapter = self.path.adapter
             if adapter is not None and multiple > 1:
                 tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
-                flops += adapter.flops(multiple, tokens, inputs.text_tokens, merged)
+                flops += adapter.flops(multiple, tokens, beside, merged)
             self._costs[key] = flops
         return inputs.latent.shape[0] * self._costs[key]
 
