@@ -41,7 +41,7 @@ class CallState:
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
         policy: As given.
-        source: Which transformer the current step's prediction comes from, by id.
+        source: What the current step's prediction comes from: the transformer, by id, and how many of its calls.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -56,11 +56,11 @@ class CallState:
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
         self.solver: FlowSolver | None = None
-        self.source = 0
         self._config = config
         self.policy = policy
         self._path = path
         self._spacing = Spacing()
+        self._base = 0
         self._evolution = LatentEvolution(
             config.order, config.multiples, config.quantile, config.backend, config.threshold
         )
@@ -134,6 +134,10 @@ class CallState:
         return self._sigmas
 
     @property
+    def source(self) -> tuple[int, int]:
+        return self._base, self.calls
+
+    @property
     def ran(self) -> Ran:
         """What the current step's prediction comes from."""
         assert self.record is not None
@@ -195,7 +199,7 @@ class CallState:
             self.cache_states.clear()
             self._histories.clear()
         self._evolution.begin_step()
-        self.source = id(base)
+        self._base = id(base)
         history = self.history(base, 0)
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
