@@ -52,6 +52,7 @@ class SD3(Family):
     )
     projection_names = ("pos_embed.proj", "proj_out")
     time_scale = 1000.0
+    limits: ClassVar[dict[str, str]] = {"first-block cache": "diffusers has no caches for SD3Transformer2DModel"}
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)",
         "attention": r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
@@ -176,9 +177,9 @@ class SD3(Family):
 def centred_positions(embedding: nn.Module, geometry: Geometry, multiple: int) -> torch.Tensor:
     """Position embeddings of coarse tokens at the centres of the full patches that each covers.
 
-    The table holds sine and cosine of some frequency times the row, and of the column, as (sin, cos, sin, cos) quarters.
-    The mean of such pairs over neighbouring rows points to the angle of their centre, and is shorter. Brought back to
-    the length that the pairs have, it is exact whatever the table's frequencies are; the plain mean is not.
+    The table's quarters hold sines and cosines of frequencies times the row, then of frequencies times the column. The
+    mean of such pairs over neighbouring rows points to the angle of their centre, and is shorter. Brought back to the
+    length that the pairs have, it is exact whatever the table's frequencies are; the plain mean is not.
 
     Args:
         embedding: The transformer's ``pos_embed``.
@@ -203,7 +204,7 @@ def centred_positions(embedding: nn.Module, geometry: Geometry, multiple: int) -
 
 def _coarse_arguments(call: ModelInputs, sigma: Scalar) -> dict[str, Any]:
     # a transformer may pop entries from a dictionary it is given, and one step may call it more than once
-    arguments = {name: dict(a) if isinstance(a, dict) else a for name, a in call.arguments.items()}
+    arguments: dict[str, Any] = {n: dict(a) if isinstance(a, dict) else a for n, a in call.arguments.items()}
     # σ' of a coarse step lies between the scheduler's timesteps
     arguments["timestep"] = bands.noise_level(arguments["timestep"].float(), sigma * SD3.time_scale)
     arguments["return_dict"] = False

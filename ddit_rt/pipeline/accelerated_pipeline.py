@@ -320,10 +320,14 @@ class AcceleratedPipeline:
             _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
         )
-        # guidance that begins in mid-run has a second call without a full step, where the first call has one
-        lost = ordinal > 0 and call.lost(history)
+        # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
+        # difference of the two counts for guidance, so that the second may lean on no less than the first.
+        behind = self._path.anchors > 0 and bool(call.history(base, 0).anchors) and not history.anchors
+        lost = ordinal > 0 and (behind or call.lost(history))
         if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
             result = executor.full(transformer_call)
+            if ordinal > 0 and multiple != 1 and not record.note:
+                record.note = f"call {ordinal + 1} of the step had no full one to start from, and ran full"
             # the last step has no successor to remember for
             if inputs is not None and call.remembers and not result.blocks_skipped:
                 history.add_full(executor.anchor(transformer_call, result.output))

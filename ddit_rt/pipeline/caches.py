@@ -63,6 +63,11 @@ class StepCaches:
                     f"{name} has {found} on, which works at one token count only. Call pipe.{name}.disable_cache() "
                     f"first, set multiples=(1,), or take cache='teacache' or one of {', '.join(CACHE_CONFIGS)}."
                 )
+            if self._foreign and not hasattr(module, "enable_cache"):
+                raise ConfigError(
+                    f"cache={self._setting!r}: diffusers has no caches for {type(unwrap_module(module)).__name__}. "
+                    "Leave cache=None."
+                )
             if self._foreign and module.is_cache_enabled:
                 raise ConfigError(
                     f"cache={self._setting!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "

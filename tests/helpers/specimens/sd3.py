@@ -105,8 +105,15 @@ SIZES = ((128, 128), (144, 80))
 SPECIMENS = [
     Specimen("sd3", make, call, *SIZES, latents=lambda noise: noise[:, :, 0]),
     Specimen("sd35-medium", lambda: make(dual=True), call, *SIZES, latents=lambda noise: noise[:, :, 0]),
-    Specimen("sd3-image", lambda: make(StableDiffusion3Img2ImgPipeline), from_picture, *SIZES, batches=False),
+    Specimen(
+        "sd3-image",
+        lambda: make(StableDiffusion3Img2ImgPipeline),
+        from_picture,
+        *SIZES,
+        batches=False,
+        self_similar=False,
+    ),
     # the pipeline wants 16 channels, or 33 where mask and masked picture are given to the transformer
-    Specimen("sd3-inpaint", lambda: inpaint(0), masked, *SIZES, batches=False),
-    Specimen("sd3-inpaint-condition", lambda: inpaint(17), masked, *SIZES, batches=False),
+    Specimen("sd3-inpaint", lambda: inpaint(0), masked, *SIZES, batches=False, self_similar=False),
+    Specimen("sd3-inpaint-condition", lambda: inpaint(17), masked, *SIZES, batches=False, self_similar=False),
 ]
