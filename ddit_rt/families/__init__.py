@@ -13,7 +13,7 @@ from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
 
-_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "sd3": ("SD3",), "wan": ("Wan",)}
+_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "ltx2": ("LTX2",), "sd3": ("SD3",), "wan": ("Wan",)}
 """File -> its families, in the order in which they are asked."""
 
 

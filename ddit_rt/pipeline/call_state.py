@@ -40,6 +40,9 @@ class CallState:
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
+        companion_solver: The same for the latent of a second output, which another scheduler steps.
+        obstacle: Why all steps have to be full, if so.
+        stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
         source: What the current step's prediction comes from: the transformer, by id, and how many of its calls.
     """
@@ -56,6 +59,9 @@ class CallState:
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
         self.solver: FlowSolver | None = None
+        self.companion_solver: FlowSolver | None = None
+        self.obstacle = ""
+        self.stepped: tuple[int, Ran, tuple[int, int]] | None = None
         self._config = config
         self.policy = policy
         self._path = path
@@ -65,7 +71,7 @@ class CallState:
             config.order, config.multiples, config.quantile, config.backend, config.threshold
         )
         self._patch: int | None = None
-        self._packed: tuple[int, int] | None = None
+        self._packed: tuple[int, ...] | None = None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -190,7 +196,7 @@ class CallState:
             ScheduleError: the policy chose what cannot be run.
         """
         self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
-        note = self._unplaced or obstacle
+        note = self._unplaced or self.obstacle or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
@@ -264,6 +270,7 @@ class CallState:
         """
         record = self.record
         assert record is not None and self._stop is not None
+        self.stepped = (self.index, self.ran, self.source)
         self.index += 1
         self.calls = 0
         self.record = None
