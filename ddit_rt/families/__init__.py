@@ -13,7 +13,14 @@ from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
 
-_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "ltx2": ("LTX2",), "sd3": ("SD3",), "wan": ("Wan",)}
+_FILES = {
+    "flux": ("Flux",),
+    "flux2": ("Flux2",),
+    "ltx2": ("LTX2",),
+    "qwen": ("QwenImage",),
+    "sd3": ("SD3",),
+    "wan": ("Wan",),
+}
 """File -> its families, in the order in which they are asked."""
 
 
@@ -24,7 +31,7 @@ def _families_here() -> list[Family]:
         try:
             module = importlib.import_module(f".{file}", __name__)
         except ImportError as error:
-            if error.name != "diffusers":
+            if (error.name or "").split(".")[0] != "diffusers":
                 raise
             continue
         found += [getattr(module, name)() for name in names]

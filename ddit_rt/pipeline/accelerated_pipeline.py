@@ -22,6 +22,7 @@ from ..runtime import (
     CaptureBackend,
     GraphRunner,
     MethodPatch,
+    divided,
     make_runner,
     wrapped_forward,
 )
@@ -307,7 +308,7 @@ class AcceleratedPipeline:
             return inner(*args, **kwargs)
         inputs, obstacle = None, caches.obstacles.get(id(base), "")
         try:
-            inputs = family.parse(base, arguments)
+            inputs = divided(base, family.parse(base, arguments))
         except NotCoarseError as error:
             obstacle = str(error)
         if executor.watches:
