@@ -16,6 +16,7 @@ from ddit_rt.families.testing.coarse import counted_flops
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry, bands
 from ddit_rt.pipeline.call_state import CallState
+from ddit_rt.trajectories import record_trajectory
 
 KINDS = ["ltx2", "ltx2-all-guidance", "ltx2-image"]
 
@@ -155,6 +156,11 @@ def test_a_loop_of_ones_own_runs_full():
     report = ddit_rt.report(pipe)
     assert report.schedule == [1] * 4 and all("audio_scheduler" in step.note for step in report.steps)
     ddit_rt.restore(pipe)
+
+
+def test_no_schedule_is_fitted_that_would_leave_out_the_sound():
+    with pytest.raises(ddit_rt.UnsupportedPipelineError, match="its transformer makes two"):
+        record_trajectory(ltx2.make(), 0, **SPECIMENS["ltx2"].arguments())
 
 
 # -- positions and given frames ---------------------------------------------------------------------------------------
