@@ -18,7 +18,9 @@ _FILES = {
     "flux2": ("Flux2",),
     "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
     "krea2": ("Krea2",),
+    "ltx2": ("LTX2",),
     "qwen": ("QwenImage",),
+    "sd3": ("SD3",),
     "wan": ("Wan",),
 }
 """File -> its families, in the order in which they are asked."""

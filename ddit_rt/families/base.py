@@ -66,6 +66,12 @@ class Family(ABC):
     """The argument that holds the latent."""
     time_argument: ClassVar[str] = "timestep"
     """The argument that holds the noise level."""
+    companion_scheduler: ClassVar[str] = ""
+    """Name, in the pipeline's ``__call__``, of the scheduler that steps the companion; empty where there is none.
+
+    The companion is a second output that the transformer makes in the same run, as the sound of a video. It is never
+    coarsened; see :meth:`companion`.
+    """
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -88,8 +94,13 @@ class Family(ABC):
         """Tokens beside the latent's that the blocks see at ``multiple``; arguments as for :meth:`low_arguments`."""
         return call.text_tokens
 
-    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
-        """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
+    def packing(self, geometry: Geometry) -> tuple[int, ...] | None:
+        """The token grid, if the scheduler steps packed tokens instead of latents.
+
+        Returns:
+            (rows, columns) of tokens (B, rows·columns, C·p·p); (F, rows, columns) of tokens (B, F·rows·columns, C) that
+            are one latent pixel each.
+        """
         return None
 
     def time_of(self, sigma: Scalar) -> Scalar:
@@ -120,6 +131,14 @@ class Family(ABC):
     @abstractmethod
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
+
+    def companion(self, raw: Any) -> torch.Tensor | None:
+        """The companion's prediction in the raw result of any run, at whatever multiple; None where there is none."""
+        return None
+
+    def accompanied(self, raw: Any, companion: torch.Tensor) -> Any:
+        """What :meth:`wrap` made, with the companion's prediction."""
+        raise NotImplementedError(f"{self.name} has no companion")
 
     @abstractmethod
     def low_arguments(

@@ -84,7 +84,10 @@ class StepCaches:
                 )
         elif self._foreign:
             for module in self._modules.values():
-                module.enable_cache(self._setting)  # type: ignore[operator]
+                try:
+                    module.enable_cache(self._setting)  # type: ignore[operator]
+                except ValueError as error:  # of blocks that a cache does not know
+                    raise ConfigError(f"cache={self._setting!r}: {error} Leave cache=None.") from error
 
     def disable(self) -> None:
         """Takes off what :meth:`enable` put on."""
