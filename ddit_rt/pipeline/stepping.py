@@ -18,7 +18,7 @@ def solved_step(
     solver: FlowSolver,
     process: VariancePreserving,
     levels: tuple[float, float],
-    made: tuple[int, Ran, int],
+    made: tuple[int, Ran, tuple[int, int]],
     output: torch.Tensor,
     sample: torch.Tensor,
     scheduler_step: SchedulerStep,
@@ -29,7 +29,7 @@ def solved_step(
         solver: Of the call.
         process: Of its latents.
         levels: Noise levels before and after the step, a flow's.
-        made: Index of the step, what its prediction comes from, and which transformer's it is.
+        made: Index, origin and source of the step, as :meth:`FlowSolver.step` takes them.
         output: Prediction with guidance applied, any float dtype, the shape of ``sample``.
         sample: Latent before the step.
         scheduler_step: Runs the scheduler.

@@ -62,7 +62,7 @@ def moved(scheduler, field, schedule, dtype=torch.float32, corrector=True):
             return step_with_increment(scheduler.step, scheduler, prediction, timestep, sample, return_dict=False)
 
         if corrector:
-            made = (index, Ran.FULL if schedule[index] else Ran.SKIPPED, 1)
+            made = (index, Ran.FULL if schedule[index] else Ran.SKIPPED, (1, 1))
             result, increment = solved_step(
                 solver, process, (levels[index], levels[index + 1]), made, output, latent, own
             )

@@ -119,7 +119,8 @@ def cost(specimen: Specimen) -> None:
         sides = (side * call.geometry.patch for side in call.geometry.grid(multiple))
         low = torch.zeros(*call.latent.shape[:3], *sides)
         inputs = (caught.module, caught.module.forward, call, low, 0.5, multiple, True)
-        found = call.latent.shape[0] * caught.family.flops(caught.module, call.geometry, multiple, call.text_tokens)
+        beside = caught.family.tokens_beside(call, multiple, True)
+        found = call.latent.shape[0] * caught.family.flops(caught.module, call.geometry, multiple, beside)
         counted = counted_flops(partial(caught.family.run_low, *inputs))
         assert math.isclose(found, counted, rel_tol=0.05), f"{multiple}p: {found:.4g} for {counted:.4g}"
 
