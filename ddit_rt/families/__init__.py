@@ -13,7 +13,7 @@ from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
 
-_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "wan": ("Wan",)}
+_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "wan": ("Wan",), "wan_vace": ("WanVACE",)}
 """File -> its families, in the order in which they are asked."""
 
 

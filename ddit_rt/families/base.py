@@ -91,6 +91,11 @@ class Family(ABC):
         """The transformer's ``timestep`` at noise level ``sigma``."""
         return sigma * self.time_scale
 
+    def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """The ``timestep`` that a call tells the transformer for what is noisy in its first sample, a 0-dim tensor."""
+        times: torch.Tensor = arguments[self.time_argument]
+        return times.flatten()[0]
+
     @abstractmethod
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         """Whether a pipeline call runs the transformer for the prompt and for the negative prompt in every step.

@@ -1,4 +1,9 @@
-"""FLUX.1: packed tokens of 2 x 2 latent pixels, positions as an argument, timestep = σ."""
+"""FLUX.1 and its variants: packed tokens of 2 x 2 latent pixels, positions as an argument, timestep = σ.
+
+Fill and Control carry condition channels in every token, Kontext a reference picture's tokens behind the latent's, an
+IP-Adapter keys and values of its own in the double blocks. A ControlNet adds one residual per image token after every
+block; a coarse token gets the mean of those that it covers.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,30 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FluxControlImg2ImgPipeline,
+    FluxControlInpaintPipeline,
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from torch import nn
 
 from ..granularity import Geometry
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import ModelInputs, NotCoarseError
-from .packed import PositionIdFamily
+from .packed import PositionIdFamily, token_means
+
+_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
+"""What a ControlNet gives: lists of (B, N, d)."""
 
 TEACACHE = TeaCacheDefaults(
     "flux", 0.4, (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
@@ -22,7 +44,20 @@ TEACACHE = TeaCacheDefaults(
 class Flux(PositionIdFamily):
     name = "flux"
     transformer_class = FluxTransformer2DModel
-    pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
+    pipelines = (
+        FluxPipeline,
+        FluxImg2ImgPipeline,
+        FluxInpaintPipeline,
+        FluxKontextPipeline,
+        FluxKontextInpaintPipeline,
+        FluxFillPipeline,
+        FluxControlPipeline,
+        FluxControlImg2ImgPipeline,
+        FluxControlInpaintPipeline,
+        FluxControlNetPipeline,
+        FluxControlNetImg2ImgPipeline,
+        FluxControlNetInpaintPipeline,
+    )
     projection_names = ("x_embedder", "proj_out")
     time_scale = 1.0
     layer_groups: ClassVar[dict[str, str]] = {
@@ -33,10 +68,23 @@ class Flux(PositionIdFamily):
     shared_arguments = frozenset({"txt_ids", "img_ids"})
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
-            if arguments.get(name) is not None:
-                raise NotCoarseError(f"{name} has one residual per full token")
-        return super().parse(module, arguments)
+        call = super().parse(module, arguments)
+        tokens = call.geometry.tokens(1)
+        for name in _RESIDUALS:
+            for residual in arguments.get(name) or ():
+                if residual.shape[1] != tokens:
+                    raise NotCoarseError(f"{name}: {residual.shape[1]} residuals for {tokens} tokens of the latent")
+        return call
+
+    def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        placed = super().placed_arguments(call, multiple, native)
+        given = {name: call.arguments.get(name) for name in _RESIDUALS}
+        pooled = {
+            name: [token_means(residual, call.geometry, multiple) for residual in residuals]
+            for name, residuals in given.items()
+            if residuals is not None
+        }
+        return {**placed, **pooled}
 
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         return int(arguments["encoder_hidden_states"].shape[1])
@@ -69,5 +117,8 @@ class Flux(PositionIdFamily):
         modulation = (config.num_layers * 12 + config.num_single_layers * 3 + 2) * width**2
         embedders = 2 if config.guidance_embeds else 1
         modulation += embedders * (256 + width) * width + (config.pooled_projection_dim + width) * width
-        ends = image * 2 * config.in_channels * width + text_tokens * config.joint_attention_dim * width
+        ends = (
+            image * (module.x_embedder.in_features + module.proj_out.out_features) * width
+            + text_tokens * config.joint_attention_dim * width
+        )
         return 2.0 * (blocks + attention + modulation + ends)
