@@ -262,6 +262,11 @@ class Family(ABC):
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         """Floating-point operations of one forward per sample at ``multiple`` (2 per multiply-add)."""
 
+    def frames(self, call: Mapping[str, Any]) -> int:
+        """Frames that a pipeline call denoises together, from arguments as for :meth:`is_guided`; 1 for pictures."""
+        video = call.get("video")
+        return int(call.get("num_frames") or (len(video) if video is not None else 1))
+
     @abstractmethod
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         """The latent grid that a pipeline makes for a picture of ``height`` x ``width`` pixels."""

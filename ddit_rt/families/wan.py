@@ -52,7 +52,7 @@ class Wan(Family):
     name = "wan"
     transformer_class = WanTransformer3DModel
     pipelines: ClassVar[tuple[type, ...]] = (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline)
-    components = ("transformer", "transformer_2")
+    components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
     distill_optimizer = "adamw"

@@ -92,6 +92,7 @@ class AcceleratedPipeline:
         self._watches = len(config.multiples) > 1 or config.skip_below > 0
         self._local = threading.local()
         self._report: Report | None = None
+        self._reported = 0
         self._scheduler: Any = None
         self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
@@ -205,8 +206,15 @@ class AcceleratedPipeline:
     def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
-        self._report = Report(self._local.call.records, self.config.to_dict(), kept=kept)
+        call = CallState(self.config, kept or self._policy, self._path, caller)
+        self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
+        # a pipeline that works in segments sets its timesteps once more behind the last
+        if self._report is None or not self._report.complete or self._reported != caller[1]:
+            self._show_report(caller)
+
+    def _show_report(self, caller: tuple[Any, int]) -> None:
+        """The report of the call that has begun becomes the pipeline's."""
+        self._report, self._reported = self._local.report, caller[1]
 
     def _end_call(self) -> None:
         self._local.call = None
@@ -297,6 +305,7 @@ class AcceleratedPipeline:
             executor.refresh(base, inputs)
         if call.record is None:
             if call.index == 0:
+                self._show_report(call.caller)
                 call.start(self._scheduler, family, family.told_time(arguments))
                 call.solver = self._solver(call)
                 check_finite(inputs)

@@ -5,12 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from calls import caught
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import (
+    FluxTransformer2DModel,
+    WanAnimateTransformer3DModel,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddit_rt.families import ModelInputs, family_of
 from ddit_rt.families.flux import Flux
 from ddit_rt.families.wan import Wan
+from ddit_rt.families.wan_animate import WanAnimate
 from ddit_rt.families.wan_vace import WanVACE
 from ddit_rt.granularity import Geometry
 
@@ -104,6 +110,18 @@ PUBLISHED = {
         wan_call(VIDEO, 20, 512 + 514, encoder_hidden_states_image=torch.empty(2, 257, 1280)),
     ),
     "wan-ti2v": lambda: (Wan(), WanTransformer3DModel(**WAN_5B), wan_call((48, 31, 44, 80), per_token=True)),
+    "wan-animate": lambda: (
+        WanAnimate(),
+        WanAnimateTransformer3DModel(added_kv_proj_dim=5120),
+        wan_call(
+            VIDEO,
+            20,
+            512 + 257,
+            encoder_hidden_states_image=torch.empty(1, 257, 1280),
+            pose_hidden_states=torch.empty(1, 16, 20, *VIDEO[2:]),
+            face_pixel_values=torch.empty(1, 3, 77, 512, 512),
+        ),
+    ),
     "wan-vace": lambda: (
         WanVACE(),
         WanVACETransformer3DModel(**VACE_1_3B),

@@ -136,3 +136,49 @@ def test_a_source_video_that_stays_smaller_than_asked_for_runs_full():
     control = caught.arguments["control_hidden_states"][..., :-2, :]
     with pytest.raises(NotCoarseError, match=r"\(6, 16\) for a latent of \(8, 16\)"):
         caught.family.parse(caught.module, {**caught.arguments, "control_hidden_states": control})
+
+
+@pytest.mark.parametrize("multiple", [2, 4])
+def test_animate_pools_its_poses_with_the_grid(multiple):
+    caught = first_call(SPECIMENS["wan-animate"])
+    family, module, call = caught.family, caught.module, caught.call
+    assert family.name == "wan-animate" and call.text_tokens == 512 + 5
+    low, pose = low_of(call, multiple), caught.arguments["pose_hidden_states"]
+    assert pose.shape[2] == low.shape[2] - 1  # none for the character's picture
+    hidden = torch.cat([low, bands.down(call.condition, multiple)], dim=1)
+    times = torch.full((1,), 1000 * SIGMA)
+    small = {"hidden_states": hidden, "timestep": times, "pose_hidden_states": bands.down(pose, multiple)}
+    with torch.no_grad():
+        wanted = module(**{**caught.arguments, **small})[0]
+        found = family.run_low(module, module.forward, call, low, SIGMA, multiple, True)
+        still = module(**{**caught.arguments, **small, "pose_hidden_states": 0 * small["pose_hidden_states"]})[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, still, rtol=1e-2, atol=1e-2)
+
+
+def test_animates_segments_are_runs_of_their_own():
+    specimen = SPECIMENS["wan-animate"]
+    pipe = specimen.make()
+
+    def arguments():
+        given = specimen.arguments(height=64, width=64)
+        return given | {name: given[name] + given[name][:4] for name in ("pose_video", "face_video")}
+
+    plain = run(pipe, arguments())
+    with ddit_rt.accelerated(pipe, threshold=0):
+        assert torch.equal(run(pipe, arguments()), plain)
+    seen = []
+
+    def step(pipe, index, timestep, tensors):
+        report = ddit_rt.report(pipe)
+        seen.append((index, len(report.steps), report.complete))
+        return {}
+
+    with ddit_rt.accelerated(pipe, schedule=specimen.schedule):
+        for _ in range(2):
+            coarse = run(pipe, arguments() | {"callback_on_step_end": step})
+            report = ddit_rt.report(pipe)
+            assert report.complete and report.schedule == specimen.schedule
+    one_segment = [(index, index + 1, index == 7) for index in range(8)]
+    assert seen == 4 * one_segment
+    assert torch.isfinite(coarse).all() and not torch.equal(coarse, plain)

@@ -106,8 +106,7 @@ def geometry(specimen: Specimen) -> None:
     for height, width in (specimen.size, specimen.odd):
         caught = first_call(specimen, height=height, width=width)
         found = caught.call.geometry
-        given = specimen.arguments(height=height, width=width)
-        frames = given.get("num_frames") or len(given.get("video", (None,)))
+        frames = caught.family.frames(specimen.arguments(height=height, width=width))
         assert caught.family.geometry(caught.pipe, height, width, frames) == found
         assert tuple(caught.call.latent.shape[1:]) == (found.channels, found.frames, found.height, found.width)
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from diffusers import (
     UniPCMultistepScheduler,
+    WanAnimatePipeline,
+    WanAnimateTransformer3DModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -38,22 +40,23 @@ def long_prompt(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds}
 
 
+def seeing() -> dict[str, Any]:
+    """What turns a picture into five tokens."""
+    encoder = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=8, patch_size=4
+    )
+    size = {"height": 8, "width": 8}
+    processor = CLIPImageProcessor(size=size, crop_size=size)
+    return {"image_encoder": randomise(CLIPVisionModel(encoder)), "image_processor": processor}
+
+
 # -- image-to-video ---------------------------------------------------------------------------------------------------
 
 
 def image_to_video(pictures: int = 1) -> Any:
     """Wan 2.1: the pictures as tokens too; a first and a last one have positions among them."""
     seen = {"image_dim": 8, "added_kv_proj_dim": 24, "pos_embed_seq_len": 2 * 5 if pictures == 2 else None}
-    encoder = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=8, patch_size=4
-    )
-    size = {"height": 8, "width": 8}
-    return variant(
-        WanImageToVideoPipeline,
-        WanTransformer3DModel(**WAN | {"in_channels": 12}, **seen),
-        image_encoder=randomise(CLIPVisionModel(encoder)),
-        image_processor=CLIPImageProcessor(size=size, crop_size=size),
-    )
+    return variant(WanImageToVideoPipeline, WanTransformer3DModel(**WAN | {"in_channels": 12}, **seen), **seeing())
 
 
 def photo(height: int, width: int, seed: int = 3) -> Image.Image:
@@ -110,6 +113,34 @@ def controlled(**options: Any) -> dict[str, Any]:
     return given | {"video": video(height, width), "mask": mask, "conditioning_scale": [1.0, 0.7]}
 
 
+# -- Animate ----------------------------------------------------------------------------------------------------------
+
+
+def animate() -> Any:
+    transformer = WanAnimateTransformer3DModel(
+        **WAN | {"in_channels": 12, "latent_channels": 4},
+        image_dim=8,
+        added_kv_proj_dim=24,
+        motion_encoder_channel_sizes={"4": 4, "8": 4},
+        motion_encoder_size=8,
+        motion_style_dim=4,
+        motion_dim=2,
+        motion_encoder_dim=4,
+        face_encoder_hidden_dim=8,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=1,
+    )
+    return variant(WanAnimatePipeline, transformer, **seeing())
+
+
+def animated(**options: Any) -> dict[str, Any]:
+    given = long_prompt(call(**options))
+    del given["num_frames"]
+    height, width = given["height"], given["width"]
+    clips = {"pose_video": video(height, width), "face_video": video(8, 8)}
+    return given | clips | {"image": photo(height, width), "segment_frame_length": 5}
+
+
 SIZES: dict[str, Any] = {"size": (64, 128), "odd": (80, 48)}
 UNPUBLISHED = {"TeaCache": "no coefficients are published for TI2V-5B"}
 ENCODED: dict[str, Any] = {**SIZES, "self_similar": False}
@@ -140,4 +171,5 @@ SPECIMENS = [
         **ENCODED,
     ),
     Specimen("wan-vace", vace, controlled, batches=False, **ENCODED),
+    Specimen("wan-animate", animate, animated, batches=False, **ENCODED),
 ]
