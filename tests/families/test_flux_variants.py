@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxControlPipeline, FluxPipeline
 from specimens import SPECIMENS
 from specimens.flux import packed, variant
-from tiny import flux, flux_transformer
+from tiny import flux
 
 import ddit_rt
 from ddit_rt.families import NotCoarseError
@@ -100,15 +100,21 @@ def test_kontexts_reference_stays_full_in_tokens_ids_and_cost():
 
 
 def test_a_control_lora_widens_the_embedding_and_not_the_latent():
-    """FLUX.1-dev's configuration names no output channels, and such a LoRA changes the input channels in it."""
-    module = flux_transformer(in_channels=32)
-    module.register_to_config(in_channels=32, out_channels=None)
-    arguments = {**call_of("flux-control").arguments}
-    call = FAMILY.parse(module, arguments)
-    assert call.geometry.channels == call.latent.shape[1] == call.condition.shape[1] == 4
-    pipe = variant(FluxPipeline)
-    pipe.transformer = module
-    assert FAMILY.geometry(pipe, 64, 64) == call.geometry
+    """FLUX.1-dev's configuration names no output channels, and loading such a LoRA changes the input channels in it."""
+    specimen = SPECIMENS["flux-control"]
+    pipe = variant(FluxControlPipeline)
+    pipe.transformer.register_to_config(out_channels=None)
+    weights = {"lora_A": noise(2, 32, seed=1), "lora_B": noise(32, 2, seed=2)}
+    pipe.load_lora_weights({f"transformer.x_embedder.{name}.weight": value for name, value in weights.items()})
+    assert pipe.transformer.config.in_channels == 32 and pipe.transformer.config.out_channels is None
+    assert FAMILY.geometry(pipe, 64, 64) == call_of("flux-control").call.geometry
+    plain = run(pipe, specimen.arguments())
+    with ddit_rt.accelerated(pipe, threshold=0):
+        assert torch.equal(run(pipe, specimen.arguments()), plain)
+    with ddit_rt.accelerated(pipe, schedule=specimen.schedule):
+        coarse = run(pipe, specimen.arguments())
+        assert ddit_rt.report(pipe).schedule == specimen.schedule
+    assert torch.isfinite(coarse).all() and not torch.equal(coarse, plain)
 
 
 def test_every_prompts_probe_sees_its_own_ip_adapter_pictures():

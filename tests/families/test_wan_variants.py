@@ -80,9 +80,12 @@ def test_other_timesteps_per_token_run_full():
     assert coarse[:, -1].tolist() == [500.0, 200.0] and (coarse[:, :8] == 0).all()
 
 
-def test_teacache_is_refused_where_nothing_is_published():
-    with pytest.raises(ConfigError, match="TI2V-5B"):
-        ddit_rt.accelerate(SPECIMENS["wan-ti2v"].make(), cache=ddit_rt.TeaCacheConfig())
+@pytest.mark.parametrize("name", ["wan-ti2v", "wan-vace", "wan-animate"])
+def test_teacache_is_refused_where_nothing_is_published(name):
+    pipe = SPECIMENS[name].make()
+    with pytest.raises(ConfigError, match="no published coefficients"):
+        ddit_rt.accelerate(pipe, cache=ddit_rt.TeaCacheConfig())
+    assert "forward" not in pipe.transformer.__dict__
 
 
 @pytest.mark.parametrize("prompts", [1, 2])
