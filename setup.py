@@ -18,6 +18,7 @@ TEST = [
     "psutil>=5.9",
     "scikit-image>=0.24",
     "import-linter>=2.17",
+    "torchao>=0.15",
 ]
 
 setup(
@@ -49,8 +50,8 @@ setup(
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",
-        "diffusers>=0.42",
-        "transformers>=4.51",
+        "diffusers>=0.37",
+        "transformers>=5.13",
         "peft>=0.17",
         "safetensors>=0.4",
         "huggingface_hub>=0.30",

@@ -16,9 +16,14 @@ from .identity import fingerprint
 _FILES = {
     "flux": ("Flux",),
     "flux2": ("Flux2",),
+    "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
+    "krea2": ("Krea2",),
+    "ltx2": ("LTX2",),
+    "qwen": ("QwenImage",),
+    "sd3": ("SD3",),
     "wan": ("Wan",),
-    "wan_vace": ("WanVACE",),
     "wan_animate": ("WanAnimate",),
+    "wan_vace": ("WanVACE",),
 }
 """File -> its families, in the order in which they are asked."""
 
@@ -30,7 +35,7 @@ def _families_here() -> list[Family]:
         try:
             module = importlib.import_module(f".{file}", __name__)
         except ImportError as error:
-            if error.name != "diffusers":
+            if (error.name or "").split(".")[0] != "diffusers":
                 raise
             continue
         found += [getattr(module, name)() for name in names]

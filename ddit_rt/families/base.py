@@ -12,6 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from torch import nn
 
@@ -65,6 +66,12 @@ class Family(ABC):
     """The argument that holds the latent."""
     time_argument: ClassVar[str] = "timestep"
     """The argument that holds the noise level."""
+    companion_scheduler: ClassVar[str] = ""
+    """Name, in the pipeline's ``__call__``, of the scheduler that steps the companion; empty where there is none.
+
+    The companion is a second output that the transformer makes in the same run, as the sound of a video. It is never
+    coarsened; see :meth:`companion`.
+    """
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -83,8 +90,17 @@ class Family(ABC):
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the text condition, and of others beside it, that the blocks see."""
 
-    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
-        """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
+    def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
+        """Tokens beside the latent's that the blocks see at ``multiple``; arguments as for :meth:`low_arguments`."""
+        return call.text_tokens
+
+    def packing(self, geometry: Geometry) -> tuple[int, ...] | None:
+        """The token grid, if the scheduler steps packed tokens instead of latents.
+
+        Returns:
+            (rows, columns) of tokens (B, rows·columns, C·p·p); (F, rows, columns) of tokens (B, F·rows·columns, C) that
+            are one latent pixel each.
+        """
         return None
 
     def time_of(self, sigma: Scalar) -> Scalar:
@@ -121,6 +137,14 @@ class Family(ABC):
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
 
+    def companion(self, raw: Any) -> torch.Tensor | None:
+        """The companion's prediction in the raw result of any run, at whatever multiple; None where there is none."""
+        return None
+
+    def accompanied(self, raw: Any, companion: torch.Tensor) -> Any:
+        """What :meth:`wrap` made, with the companion's prediction."""
+        raise NotImplementedError(f"{self.name} has no companion")
+
     @abstractmethod
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
@@ -143,6 +167,13 @@ class Family(ABC):
         """Context in which a transformer that makes its positions inside places coarse tokens; as for `low_arguments`.
 
         A smaller latent gets the smaller picture's positions by itself.
+        """
+        return nullcontext()
+
+    def capturable(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which the transformer computes the same and can be captured in a graph, where its own code cannot.
+
+        What cannot be captured is values that come from the host, or go there.
         """
         return nullcontext()
 
@@ -254,15 +285,15 @@ class Family(ABC):
             ConfigError: nothing is published of TeaCache for this model.
         """
         raise ConfigError(
-            f"TeaCache has no published coefficients for {type(module).__name__}: use one of diffusers' caches, as in "
-            "cache=FirstBlockCacheConfig()."
+            f"TeaCache has no published coefficients for {type(module).__name__}: leave cache=None, or take one of "
+            "diffusers' caches that knows it."
         )
 
     @abstractmethod
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         """Floating-point operations of one forward per sample at ``multiple`` (2 per multiply-add)."""
 
-    def frames(self, call: Mapping[str, Any]) -> int:
+    def frames_of(self, call: Mapping[str, Any]) -> int:
         """Frames that a pipeline call denoises together, from arguments as for :meth:`is_guided`; 1 for pictures."""
         video = call.get("video")
         return int(call.get("num_frames") or (len(video) if video is not None else 1))
@@ -278,6 +309,11 @@ class Family(ABC):
             UnsupportedPipelineError: with the reason.
         """
         return None
+
+
+def present(*names: str) -> tuple[type, ...]:
+    """The pipeline classes of these names that the installed diffusers has."""
+    return tuple(getattr(diffusers, name) for name in names if hasattr(diffusers, name))
 
 
 def raw_sample(raw: Any) -> torch.Tensor:

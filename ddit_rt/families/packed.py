@@ -2,7 +2,7 @@
 
 Embedding and de-embedding are linear layers; a token's values are ordered (channel, row, column). Condition channels
 follow the latent's in every token, and tokens of reference pictures follow the latent's in the sequence: these are
-embedded as they are, while the latent's grid is coarsened.
+embedded as they are, while the latent's grid is coarsened, unless they have to lie where the latent's do.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class PackedFamily(Family):
 
     output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
     """What the transformer returns unless told to return a tuple."""
+    references_share_grid: ClassVar[bool] = False
+    """Whether a reference has as many tokens as the latent, each at its counterpart's place: where coarse tokens take a
+    small picture's places, the reference becomes that small, as it is beside a small picture."""
 
     @abstractmethod
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -48,6 +51,10 @@ class PackedFamily(Family):
             NotCoarseError: they lie on no grid.
         """
 
+    def frames(self, module: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """How many such grids the latent has, one after the other in the sequence."""
+        return 1
+
     @abstractmethod
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
         """The arguments that hold something per token, positions first of all; as for :meth:`low_arguments`."""
@@ -55,22 +62,30 @@ class PackedFamily(Family):
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         tokens = arguments[self.latent_argument]
         rows, columns = self.grid(arguments)
-        count = rows * columns
-        pixels = _unpacked(tokens[:, :count], rows, columns)
-        channels = self._channels(module)
-        geometry = Geometry(channels, 1, rows * PATCH, columns * PATCH, PATCH)
+        frames = self.frames(module, arguments)
+        geometry = Geometry(self._channels(module), frames, rows * PATCH, columns * PATCH, PATCH)
+        count, channels = geometry.tokens(1), geometry.channels
+        pixels = _unpacked(tokens[:, :count], frames, rows, columns)
         condition = pixels[:, channels:] if pixels.shape[1] > channels else None
         references = tokens[:, count:] if tokens.shape[1] > count else None
         beside = 0 if references is None else references.shape[1]
+        if self.references_share_grid and beside not in (0, count):
+            raise NotCoarseError(f"a reference of {beside} tokens does not lie on the picture's grid of {count}")
         text_tokens = self.text_tokens(arguments) + beside
         return ModelInputs(arguments, pixels[:, :channels], condition, geometry, text_tokens, references)
 
+    def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
+        if not self._shrinks(call, native):
+            return call.text_tokens
+        return call.text_tokens - call.geometry.tokens(1) + call.geometry.tokens(multiple)
+
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
-        return geometry.grid(1)
+        # frames one below the other: where a coarse patch does not divide their rows, some lie across two
+        rows, columns = geometry.grid(1)
+        return geometry.frames * rows, columns
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
-        rows, columns = call.geometry.grid(1)
-        return _unpacked(raw_sample(raw)[:, : rows * columns], rows, columns)
+        return _prediction(call.geometry, raw_sample(raw), 1)
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         sample = _packed(prediction)
@@ -88,13 +103,13 @@ class PackedFamily(Family):
             condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
             pixels = torch.cat([pixels, condition], dim=1)
         tokens = _packed(pixels)
-        if call.references is not None:
-            tokens = torch.cat([tokens, call.references], dim=1)
+        references = self._coarse_references(call, multiple, native)
+        if references is not None:
+            tokens = torch.cat([tokens, references], dim=1)
         return self._coarse_arguments(call, tokens, sigma, multiple, native)
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
-        rows, columns = call.geometry.grid(multiple)
-        return _unpacked(raw[0][:, : rows * columns], rows, columns)
+        return _prediction(call.geometry, raw[0], multiple)
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = (module.get_submodule(name) for name in self.projection_names)
@@ -122,7 +137,7 @@ class PackedFamily(Family):
         native: bool,
     ) -> torch.Tensor:
         rows, columns = call.geometry.grid(multiple)
-        count, references = rows * columns, call.references
+        count, references = call.geometry.tokens(multiple), self._coarse_references(call, multiple, native)
         pixels = latent.to(call.latent.dtype)
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, call.geometry, multiple)], dim=1)
@@ -143,7 +158,7 @@ class PackedFamily(Family):
         arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
         with swapped(module, **{embed_name: embed, deembed_name: deembed}), self.placed(module, call, multiple, native):
             raw = forward(**arguments)
-        return unpatchify(raw[0], multiple * PATCH, 1, rows, columns)
+        return unpatchify(raw[0], multiple * PATCH, call.geometry.frames, rows, columns)
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         # compressed by the VAE, then made even for packing
@@ -154,6 +169,18 @@ class PackedFamily(Family):
         """Channels of the latent; the embedding may take more, and a control LoRA may widen it."""
         deembed: Any = module.get_submodule(self.projection_names[1])
         return int(deembed.out_features) // PATCH**2
+
+    def _shrinks(self, call: ModelInputs, native: bool) -> bool:
+        """Whether references become as small as the latent in a coarse run."""
+        return self.references_share_grid and native and call.references is not None
+
+    def _coarse_references(self, call: ModelInputs, multiple: int, native: bool) -> torch.Tensor | None:
+        """Tokens of references beside coarse ones."""
+        if call.references is None or not self._shrinks(call, native):
+            return call.references
+        geometry = call.geometry
+        pixels = _unpacked(call.references, geometry.frames, *geometry.grid(1))
+        return _packed(bands.down(pad_to_grid(pixels, geometry, multiple), multiple))
 
     def _coarse_arguments(
         self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
@@ -174,18 +201,30 @@ class PositionIdFamily(PackedFamily):
 
     ids_argument: ClassVar[str] = "img_ids"
 
+    def leading_ids(self, arguments: Mapping[str, Any]) -> int:
+        """Rows of ids before the latent's, which belong to other tokens."""
+        return 0
+
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         ids = arguments[self.ids_argument]
         known = getattr(ids, "_ddit_grid", None)
         if known is None:
             # once per ids tensor, since it waits for the device
-            known = _grid_of(ids[0] if ids.ndim == 3 else ids, arguments[self.latent_argument].shape[1])
+            own = (ids[0] if ids.ndim == 3 else ids)[self.leading_ids(arguments) :].detach().float().cpu()
+            known = _grid_of(own, arguments[self.latent_argument].shape[1])
+            count = known[0] * known[1]
+            if self.references_share_grid and not torch.equal(own[count:, 1:3], own[: len(own) - count, 1:3]):
+                raise NotCoarseError("a reference has other positions than the picture")
             ids._ddit_grid = known
         return known
 
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        full = call.arguments[self.ids_argument]
-        return {self.ids_argument: coarse_ids(full, call.geometry, multiple, native)}
+        ids, begin, count = call.arguments[self.ids_argument], self.leading_ids(call.arguments), call.geometry.tokens(1)
+        pictures = [ids[..., begin:, :]]
+        if self._shrinks(call, native):
+            pictures = [ids[..., begin : begin + count, :], ids[..., begin + count :, :]]
+        coarse = [coarse_ids(picture, call.geometry, multiple, native) for picture in pictures]
+        return {self.ids_argument: torch.cat([ids[..., :begin, :].to(coarse[0].dtype), *coarse], dim=-2)}
 
 
 def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bool) -> torch.Tensor:
@@ -217,9 +256,9 @@ def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bo
 def token_means(tokens: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
     """(B, N, d) on the grid of a full step -> (B, N/k², d): the mean of the full tokens that a coarse one covers."""
     rows, columns = geometry.grid(1)
-    plane = rearrange(tokens, "b (h w) d -> b d 1 h w", h=rows, w=columns)
-    grid = Geometry(tokens.shape[-1], 1, rows, columns, 1)
-    return rearrange(bands.down(pad_to_grid(plane, grid, multiple), multiple), "b d 1 h w -> b (h w) d")
+    plane = rearrange(tokens, "b (f h w) d -> b d f h w", h=rows, w=columns)
+    grid = Geometry(tokens.shape[-1], geometry.frames, rows, columns, 1, geometry.ranks)
+    return rearrange(bands.down(pad_to_grid(plane, grid, multiple), multiple), "b d f h w -> b (f h w) d")
 
 
 def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
@@ -228,7 +267,6 @@ def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
     Raises:
         NotCoarseError: they lie on no grid.
     """
-    ids = ids.detach().float().cpu()
     count = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
     placed = ids[:count, 1:3] - ids[0, 1:3]
     rows, columns = (int(n) + 1 for n in placed[-1].clamp(min=0).tolist())
@@ -238,12 +276,17 @@ def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _unpacked(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """(B, rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, 1, 2·rows, 2·columns)."""
-    layout = "b (h w) (c p q) -> b c 1 (h p) (w q)"
-    return rearrange(tokens, layout, h=rows, w=columns, p=PATCH, q=PATCH)
+def _prediction(geometry: Geometry, tokens: torch.Tensor, multiple: int) -> torch.Tensor:
+    """The latent's part of a sequence at ``multiple``, (B, N, C·2·2) -> (B, C, F, H/k, W/k)."""
+    return _unpacked(tokens[:, : geometry.tokens(multiple)], geometry.frames, *geometry.grid(multiple))
+
+
+def _unpacked(tokens: torch.Tensor, frames: int, rows: int, columns: int) -> torch.Tensor:
+    """(B, frames·rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, F, 2·rows, 2·columns)."""
+    layout = "b (f h w) (c p q) -> b c f (h p) (w q)"
+    return rearrange(tokens, layout, f=frames, h=rows, w=columns, p=PATCH, q=PATCH)
 
 
 def _packed(latent: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`_unpacked`."""
-    return rearrange(latent, "b c 1 (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
+    return rearrange(latent, "b c f (h p) (w q) -> b (f h w) (c p q)", p=PATCH, q=PATCH)

@@ -29,7 +29,7 @@ class WanAnimate(Wan):
     # nothing is published for it
     trunk = Family.trunk
 
-    def frames(self, call: Mapping[str, Any]) -> int:
+    def frames_of(self, call: Mapping[str, Any]) -> int:
         return int(call["segment_frame_length"])
 
     def coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Geometry:
         frames: F in latent frames (1 for images).
         height, width: In latent pixels.
         patch: The model's own patch size p, in latent pixels.
+        ranks: How many share a sequence, each with as many tokens: coarse grids are padded to a multiple of it.
     """
 
     channels: int
@@ -25,12 +26,17 @@ class Geometry:
     height: int
     width: int
     patch: int
+    ranks: int = 1
 
     @cache  # noqa: B019 (a handful of geometries live as long as the process)
     def grid(self, multiple: int) -> tuple[int, int]:
-        """StepExecutor and columns of tokens at ``multiple``, padding included."""
+        """Rows and columns of tokens at ``multiple``, padding included."""
         side = multiple * self.patch
-        return -(-self.height // side), -(-self.width // side)
+        rows, columns = -(-self.height // side), -(-self.width // side)
+        if multiple == 1 or self.ranks == 1:
+            return rows, columns
+        larger = ((rows + i, columns + j) for i in range(self.ranks) for j in range(self.ranks))
+        return min((g for g in larger if self.frames * g[0] * g[1] % self.ranks == 0), key=lambda g: g[0] * g[1])
 
     @cache  # noqa: B019 (a handful of geometries live as long as the process)
     def tokens(self, multiple: int) -> int:

@@ -1,7 +1,7 @@
 """One accelerated pipeline: what is patched, the state of a call, the execution of a step, caches, checks."""
 
 from .accelerated_pipeline import AcceleratedPipeline
-from .inspection import inspect_pipeline
+from .inspection import inspect_pipeline, pipeline_of_configs, supported
 from .lifecycle import accelerate, accelerated, find_accelerated, report, restore
 from .loading import (
     DEMO,
@@ -34,7 +34,9 @@ __all__ = [
     "inspect_pipeline",
     "key_of_call",
     "load_any",
+    "pipeline_of_configs",
     "report",
     "restore",
+    "supported",
     "warmup",
 ]

@@ -22,6 +22,7 @@ from ..runtime import (
     CaptureBackend,
     GraphRunner,
     MethodPatch,
+    divided,
     make_runner,
     wrapped_forward,
 )
@@ -36,7 +37,7 @@ from ..schedule import (
 )
 from .caches import StepCaches
 from .call_state import CallBar, CallState
-from .caller import NOBODY, arguments_of_call, calling_pipeline
+from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
 from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels
@@ -243,9 +244,28 @@ class AcceleratedPipeline:
         arguments = arguments_of_call()
         kept = self._kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
         self._begin_call(caller, kept)
-        if caller != NOBODY:
-            place_levels(self._scheduler, self._local.call.policy, arguments)
+        call: CallState = self._local.call
+        schedulers = [self._scheduler, *self._follow_companion(call)]
+        if caller != NOBODY and not call.obstacle:
+            for scheduler in schedulers:
+                place_levels(scheduler, call.policy, arguments)
         return result
+
+    def _follow_companion(self, call: CallState) -> list[Any]:
+        """Follows the scheduler by which the pipeline's call steps a second output, a copy that it makes for itself.
+
+        Without it the two would run apart: moved noise levels would reach one of them only.
+        """
+        name = self.family.companion_scheduler
+        if not name:
+            return []
+        scheduler = local_of_call(name)
+        if scheduler is None or not solves_the_flow(scheduler):
+            call.obstacle = f"the call has no {name} that can be followed"
+            return []
+        # the copy ends with the call, and its patch with it
+        MethodPatch(scheduler, "step", partial(self._on_companion_step, call, scheduler)).ensure_outermost()
+        return [scheduler]
 
     def _on_progress_bar(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """The loop of a pipeline call lies inside its progress bar, which closes however the loop ends."""
@@ -298,7 +318,7 @@ class AcceleratedPipeline:
             return inner(*args, **kwargs)
         inputs, obstacle = None, caches.obstacles.get(id(base), "")
         try:
-            inputs = family.parse(base, arguments)
+            inputs = divided(base, family.parse(base, arguments))
         except NotCoarseError as error:
             obstacle = str(error)
         if executor.watches:
@@ -308,6 +328,7 @@ class AcceleratedPipeline:
                 self._show_report(call.caller)
                 call.start(self._scheduler, family, family.told_time(arguments))
                 call.solver = self._solver(call)
+                call.companion_solver = self._solver(call) if family.companion_scheduler else None
                 check_finite(inputs)
             executed = "eager" if executor.graphs is None else "graph"
             call.begin_step(base, family, inputs, obstacle, executed)
@@ -331,13 +352,19 @@ class AcceleratedPipeline:
             _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
         )
-        # guidance that begins in mid-run has a second call without a full step, where the first call has one
-        lost = ordinal > 0 and call.lost(history)
+        # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
+        # difference of the two counts for guidance, so that the second may lean on no less than the first.
+        behind = self._path.anchors > 0 and bool(call.history(base, 0).anchors) and not history.anchors
+        lost = ordinal > 0 and (behind or call.lost(history))
         if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
             result = executor.full(transformer_call)
+            if ordinal > 0 and multiple != 1 and not record.note:
+                record.note = f"call {ordinal + 1} of the step had no full one to start from, and ran full"
             # the last step has no successor to remember for
             if inputs is not None and call.remembers and not result.blocks_skipped:
                 history.add_full(executor.anchor(transformer_call, result.output))
+                if result.companion is not None:
+                    history.add_companion(record.sigma, result.companion)
         elif multiple == SKIP or not self._path.calls_model:
             result = executor.skipped(transformer_call, history, multiple)
         else:
@@ -345,6 +372,8 @@ class AcceleratedPipeline:
             if not result.blocks_skipped:
                 assert result.prediction is not None
                 history.add_run(record.sigma, result.prediction)
+                if result.companion is not None:
+                    history.add_companion(record.sigma, result.companion)
         call.add(result)
         return result.output
 
@@ -361,16 +390,9 @@ class AcceleratedPipeline:
         call = self._current_call(calling_pipeline())
         if call is None or call.record is None:
             return inner(*args, **kwargs)
-        names = ("model_output", "timestep", "sample")
-        given = {**dict(zip(names, args)), **kwargs}
-        rest = args[len(names) :]
         increment = None
         if self._watches or call.solver is not None:
-            output, timestep, sample = (given.pop(name) for name in names)
-            if rest:  # all by name, so that the latent can come last
-                given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
-            step: Callable[..., Any] = step_with_increment
-            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+            output, sample, own_step = _own_step(inner, self._scheduler, args, kwargs)
             if call.solver is None:
                 result, increment = own_step(sample)
             else:
@@ -383,6 +405,27 @@ class AcceleratedPipeline:
             if self._report is not None and self._report.steps is call.records:
                 self._report.complete = True
         return result
+
+    def _on_companion_step(self, call: CallState, scheduler: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """The step of a second output, after that of the latent: it was full, coarse or skipped as that one was."""
+        if call.companion_solver is None or call.stepped is None:
+            return inner(*args, **kwargs)
+        output, sample, own_step = _own_step(inner, scheduler, args, kwargs)
+        return call.companion_solver.step(*call.stepped, output, sample, own_step)[0]
+
+
+def _own_step(
+    inner: Any, scheduler: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], tuple[Any, torch.Tensor]]]:
+    """Model output and latent of a call of a scheduler's ``step``, and that step from any latent."""
+    names = ("model_output", "timestep", "sample")
+    given = {**dict(zip(names, args)), **kwargs}
+    rest = args[len(names) :]
+    output, timestep, sample = (given.pop(name) for name in names)
+    if rest:  # all by name, so that the latent can come last
+        given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
+    step: Callable[..., Any] = step_with_increment
+    return output, sample, partial(step, inner, scheduler, output, timestep, **given)
 
 
 def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:

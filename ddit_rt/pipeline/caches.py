@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,11 @@ class StepCaches:
                     f"{name} has {found} on, which works at one token count only. Call pipe.{name}.disable_cache() "
                     f"first, set multiples=(1,), or take cache='teacache' or one of {', '.join(CACHE_CONFIGS)}."
                 )
+            if self._foreign and not hasattr(module, "enable_cache"):
+                raise ConfigError(
+                    f"cache={self._setting!r}: diffusers has no caches for {type(unwrap_module(module)).__name__}. "
+                    "Leave cache=None."
+                )
             if self._foreign and module.is_cache_enabled:
                 raise ConfigError(
                     f"cache={self._setting!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "
@@ -78,7 +84,10 @@ class StepCaches:
                 )
         elif self._foreign:
             for module in self._modules.values():
-                module.enable_cache(self._setting)  # type: ignore[operator]
+                try:
+                    module.enable_cache(self._setting)  # type: ignore[operator]
+                except ValueError as error:  # of blocks that a cache does not know
+                    raise ConfigError(f"cache={self._setting!r}: {error} Leave cache=None.") from error
 
     def disable(self) -> None:
         """Takes off what :meth:`enable` put on."""
@@ -110,12 +119,14 @@ class StepCaches:
             inner: Its forward.
             ordinal: Of the transformer's call within the step.
         """
-        step, sigma, steps = call.index, call.sigma, call.steps
+        known = {"step_index": call.index, "sigma": call.sigma, "num_inference_steps": call.steps}
+        if "step_index" not in inspect.signature(base.cache_context).parameters:  # before diffusers 0.41
+            known = {}
 
         def at(multiple: int, probe: bool) -> Callable[..., Any]:
             def in_context(*args: Any, **kwargs: Any) -> Any:
                 name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
-                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=steps):  # type: ignore[operator]
+                with base.cache_context(name, **known):  # type: ignore[operator]
                     return inner(*args, **kwargs)
 
             return in_context

@@ -40,8 +40,11 @@ class CallState:
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
+        companion_solver: The same for the latent of a second output, which another scheduler steps.
+        obstacle: Why all steps have to be full, if so.
+        stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
-        source: Which transformer the current step's prediction comes from, by id.
+        source: What the current step's prediction comes from: the transformer, by id, and how many of its calls.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -56,16 +59,19 @@ class CallState:
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
         self.solver: FlowSolver | None = None
-        self.source = 0
+        self.companion_solver: FlowSolver | None = None
+        self.obstacle = ""
+        self.stepped: tuple[int, Ran, tuple[int, int]] | None = None
         self._config = config
         self.policy = policy
         self._path = path
         self._spacing = Spacing()
+        self._base = 0
         self._evolution = LatentEvolution(
             config.order, config.multiples, config.quantile, config.backend, config.threshold
         )
         self._patch: int | None = None
-        self._packed: tuple[int, int] | None = None
+        self._packed: tuple[int, ...] | None = None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -134,6 +140,10 @@ class CallState:
         return self._sigmas
 
     @property
+    def source(self) -> tuple[int, int]:
+        return self._base, self.calls
+
+    @property
     def ran(self) -> Ran:
         """What the current step's prediction comes from."""
         assert self.record is not None
@@ -186,7 +196,7 @@ class CallState:
             ScheduleError: the policy chose what cannot be run.
         """
         self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
-        note = self._unplaced or obstacle
+        note = self._unplaced or self.obstacle or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
@@ -195,7 +205,7 @@ class CallState:
             self.cache_states.clear()
             self._histories.clear()
         self._evolution.begin_step()
-        self.source = id(base)
+        self._base = id(base)
         history = self.history(base, 0)
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
@@ -260,6 +270,7 @@ class CallState:
         """
         record = self.record
         assert record is not None and self._stop is not None
+        self.stepped = (self.index, self.ran, self.source)
         self.index += 1
         self.calls = 0
         self.record = None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import SKIP
 from ..families import Family, ModelInputs
 from ..granularity import (
     Anchor,
@@ -96,7 +97,9 @@ class StepExecutor:
         if call.inputs is None:
             return StepResult(raw, None, 0.0, 0.0, done.replayed, done.blocks_skipped)
         cost = self._flops(call, call.inputs, 1)
-        return StepResult(raw, None, 0.0 if done.blocks_skipped else cost, cost, done.replayed, done.blocks_skipped)
+        spent = 0.0 if done.blocks_skipped else cost
+        companion = self._family.companion(raw)
+        return StepResult(raw, None, spent, cost, done.replayed, done.blocks_skipped, companion=companion)
 
     def anchor(self, call: TransformerCall, raw: Any) -> Anchor:
         """What later coarse steps need of a full one, from its raw result."""
@@ -116,12 +119,14 @@ class StepExecutor:
                 anchor.residuals[multiple] = self._probe(anchor, multiple, done)
                 flops += self._flops(call, inputs, multiple)
 
-        def run(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
+        def run(at: Forwards, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+            companions: list[torch.Tensor] = []
             here = replace(inputs, **given["inputs"])
-            models = Models(*self._models(call, here, at))
+            models = Models(*self._models(call, here, self._watched(at, companions)))
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            return path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            prediction = path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            return prediction, *companions[-1:]
 
         given = {
             "inputs": self._tensors_of(inputs),
@@ -129,28 +134,57 @@ class StepExecutor:
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
-        prediction = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
+        prediction, *companions = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
         if not done.blocks_skipped:
             flops += self._flops(call, inputs, multiple)
-        return self._result(call, inputs, prediction, flops, done)
+        return self._result(call, inputs, prediction, next(iter(companions), None), flops, done)
 
     def skipped(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A step without a model call: by the path if it makes none at ``multiple``, else by a line."""
         inputs = call.inputs
         assert inputs is not None
-        if multiple > 1:
+
+        def foretold(known: PredictionHistory) -> torch.Tensor:
+            if multiple == SKIP:
+                return known.forecast(call.sigma)
             models = Models(_no_model, _no_model)
-            prediction = self.path.predict(history, inputs.latent, call.sigma, multiple, inputs.geometry, models)
-        else:
-            prediction = history.forecast(call.sigma)
-        result = self._result(call, inputs, prediction, 0.0, _Execution())
+            return self.path.predict(known, inputs.latent, call.sigma, multiple, inputs.geometry, models)
+
+        companion = None if history.companion is None else foretold(history.companion)
+        result = self._result(call, inputs, foretold(history), companion, 0.0, _Execution())
         return replace(result, ran_model=False)
 
     def _result(
-        self, call: TransformerCall, inputs: ModelInputs, prediction: torch.Tensor, flops: float, done: _Execution
+        self,
+        call: TransformerCall,
+        inputs: ModelInputs,
+        prediction: torch.Tensor,
+        companion: torch.Tensor | None,
+        flops: float,
+        done: _Execution,
     ) -> StepResult:
-        output = self._family.wrap(call.base, inputs, prediction.to(inputs.latent.dtype))
-        return StepResult(output, prediction, flops, self._flops(call, inputs, 1), done.replayed, done.blocks_skipped)
+        dtype = inputs.latent.dtype
+        output = self._family.wrap(call.base, inputs, prediction.to(dtype))
+        if companion is not None:
+            output = self._family.accompanied(output, companion.to(dtype))
+        full = self._flops(call, inputs, 1)
+        return StepResult(output, prediction, flops, full, done.replayed, done.blocks_skipped, companion=companion)
+
+    def _watched(self, at: Forwards, companions: list[torch.Tensor]) -> Forwards:
+        """The same forwards; what their results hold of a companion goes into ``companions``."""
+
+        def watched(multiple: int) -> Callable[..., Any]:
+            inner = at(multiple)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                raw = inner(*args, **kwargs)
+                found = self._family.companion(raw)
+                companions.extend([] if found is None else [found])
+                return raw
+
+            return forward
+
+        return watched
 
     def _probe(self, anchor: Anchor, multiple: int, done: _Execution) -> torch.Tensor:
         """What the coarse model misses at an earlier full step."""
@@ -207,7 +241,8 @@ class StepExecutor:
         if self.graphs is None:
             done.replayed = False
             return function(given)
-        result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
+        with self._family.capturable(call.base):
+            result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
         done.replayed &= replayed
         return result
 
@@ -274,13 +309,14 @@ class StepExecutor:
 
     def _flops(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> float:
         """FLOP of one model run."""
-        key = (id(call.base), inputs.geometry, multiple, inputs.text_tokens)
+        beside = self._family.tokens_beside(inputs, multiple, self._native)
+        key = (id(call.base), inputs.geometry, multiple, beside)
         if key not in self._costs:
-            flops = self._family.flops(call.base, inputs.geometry, multiple, inputs.text_tokens)
+            flops = self._family.flops(call.base, inputs.geometry, multiple, beside)
             adapter = self.path.adapter
             if adapter is not None and multiple > 1:
                 tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
-                flops += adapter.flops(multiple, tokens, inputs.text_tokens, merged)
+                flops += adapter.flops(multiple, tokens, beside, merged)
             self._costs[key] = flops
         return inputs.latent.shape[0] * self._costs[key]
 

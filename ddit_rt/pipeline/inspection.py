@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils.torch_utils import unwrap_module
 
 from ..config import SUPPORTED_MULTIPLES
 from ..errors import UnsupportedPipelineError
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, denoisers, family_of
 from .loading import naming, source_of
+
+RANKS = (2, 4, 8)
+"""Sizes of a context-parallel group that are looked at."""
 
 
 @dataclass(frozen=True)
 class SizeCost:
-    """One patch size: ``tokens`` per sample and the FLOP of one transformer call per sample."""
+    """One patch size.
+
+    Attributes:
+        multiple, side: k, and k·p in latent pixels.
+        grid: Rows and columns of tokens.
+        tokens: Per sample.
+        flops: Of one transformer call per sample.
+        ranks: Those of :data:`RANKS` among which its tokens divide without padding.
+    """
 
     multiple: int
     side: int
     grid: tuple[int, int]
     tokens: int
     flops: float
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Inspection:
         parameters: Of the transformer.
         latent: (channels, frames, height, width) in latent pixels.
         sizes: Cost per multiple, finest first.
+        limits: What does not go with it -> why.
     """
 
     pipeline: str
@@ -47,6 +61,7 @@ class Inspection:
     latent: tuple[int, int, int, int]
     text_tokens: int
     sizes: tuple[SizeCost, ...]
+    limits: Mapping[str, str]
 
 
 def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_tokens: int = 512) -> Inspection:
@@ -60,49 +75,90 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
 
     Raises:
         ConfigError: there is no such pipeline.
-        UnsupportedPipelineError: no family knows the pipeline's class.
+        UnsupportedPipelineError: no family runs it; says why.
     """
     source = source_of(model)
     with naming(model):
-        index = DiffusionPipeline.load_config(source)
-        name = index["_class_name"]
-        family = _family_named(name)
-        component = next(c for c in family.components if index.get(c, [None])[0] is not None)
-        config = family.transformer_class.load_config(source, subfolder=component)
-        vae = getattr(diffusers, index["vae"][1]).load_config(source, subfolder="vae")
-    with torch.device("meta"):
-        transformer = family.transformer_class.from_config(config)
-    geometry = family.geometry(_stub(vae, transformer), height, width, frames)
+        pipe = pipeline_of_configs(source)
+    family = family_of(pipe)
+    transformer = unwrap_module(next(iter(denoisers(pipe, family).values())))
+    geometry = family.geometry(pipe, height, width, frames)
     sizes = []
     for multiple in SUPPORTED_MULTIPLES:
+        tokens = geometry.tokens(multiple)
         cost = family.flops(transformer, geometry, multiple, text_tokens)
-        side = multiple * geometry.patch
-        sizes.append(SizeCost(multiple, side, geometry.grid(multiple), geometry.tokens(multiple), cost))
+        even = tuple(ranks for ranks in RANKS if tokens % ranks == 0)
+        sizes.append(SizeCost(multiple, multiple * geometry.patch, geometry.grid(multiple), tokens, cost, even))
     return Inspection(
-        name,
+        type(pipe).__name__,
         family.name,
-        family.transformer_class.__name__,
-        index["scheduler"][1],
+        type(transformer).__name__,
+        type(pipe.scheduler).__name__,
         sum(parameter.numel() for parameter in transformer.parameters()),
         (geometry.channels, geometry.frames, geometry.height, geometry.width),
         text_tokens,
         tuple(sizes),
+        dict(family.limits),
     )
 
 
-def _family_named(name: str) -> Family:
-    for family in FAMILIES:
-        if name in (cls.__name__ for cls in family.pipelines):
-            return family
-    known = ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)
-    raise UnsupportedPipelineError(f"{name} is not supported. Supported pipelines: {known}.")
+def supported() -> list[dict[str, Any]]:
+    """One entry per family: its name, transformer, pipelines, and what does not go with it."""
+    return [
+        {
+            "family": family.name,
+            "transformer": family.transformer_class.__name__,
+            "pipelines": [cls.__name__ for cls in family.pipelines],
+            "limits": dict(family.limits),
+        }
+        for family in FAMILIES
+    ]
 
 
-def _stub(vae: Mapping[str, Any], transformer: Any) -> SimpleNamespace:
-    """What Family.geometry reads of a pipeline, without its weights; ``vae`` is the configuration of its VAE."""
-    return SimpleNamespace(
-        transformer=transformer,
-        vae_scale_factor=2 ** (len(vae.get("block_out_channels", (0,))) - 1),
-        vae_scale_factor_spatial=vae.get("scale_factor_spatial", 8),
-        vae_scale_factor_temporal=vae.get("scale_factor_temporal", 4),
-    )
+def pipeline_of_configs(source: str) -> DiffusionPipeline:
+    """A pipeline whose models have no weights (meta tensors) and whose text encoders are missing.
+
+    Args:
+        source: A folder in diffusers format, or a hub id.
+
+    Raises:
+        UnsupportedPipelineError: no family runs it, or the installed diffusers lacks the pipeline or a model of it.
+    """
+    index = DiffusionPipeline.load_config(source)
+    name = index["_class_name"]
+    cls = _class_named(name)
+    if not any(issubclass(cls, family.pipelines) for family in FAMILIES):
+        raise UnsupportedPipelineError(f"{name} is not supported. Supported pipelines: {_known()}.")
+    parts: dict[str, Any] = {}
+    for name in inspect.signature(cls.__init__).parameters:
+        given = index.get(name)
+        if isinstance(given, list | tuple) and len(given) == 2:
+            library, class_name = given
+            parts[name] = _without_weights(source, name, class_name) if library == "diffusers" else None
+        elif name in index:
+            parts[name] = given
+    return cls(**parts)
+
+
+def _without_weights(source: str, name: str, class_name: str) -> Any:
+    cls = _class_named(class_name)
+    if not issubclass(cls, ModelMixin | SchedulerMixin):
+        return cls()
+    config = cls.load_config(source, subfolder=name)
+    if issubclass(cls, SchedulerMixin):
+        return cls.from_config(config)
+    with torch.device("meta"):
+        return cls.from_config(config)
+
+
+def _class_named(name: str) -> Any:
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise UnsupportedPipelineError(
+            f"diffusers {diffusers.__version__} has no {name}: a newer one may. Supported pipelines: {_known()}."
+        )
+    return found
+
+
+def _known() -> str:
+    return ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)

@@ -67,6 +67,7 @@ class StepResult:
         replayed: Whether captured graphs computed all of it.
         blocks_skipped: TeaCache skipped the transformer's blocks.
         ran_model: Whether the model ran, blocks or no blocks.
+        companion: What a model run predicted of a second output, see ``Family.companion``; None where there is none.
     """
 
     output: Any
@@ -76,3 +77,4 @@ class StepResult:
     replayed: bool
     blocks_skipped: bool = False
     ran_model: bool = True
+    companion: torch.Tensor | None = None

@@ -2,7 +2,7 @@
 
 from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
 from .model_state import wrapped_forward
-from .parallel import agree_on_multiple
+from .parallel import agree_on_multiple, divided
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
@@ -20,6 +20,7 @@ __all__ = [
     "TeaCacheDefaults",
     "Trunk",
     "agree_on_multiple",
+    "divided",
     "installed",
     "make_runner",
     "polynomial",

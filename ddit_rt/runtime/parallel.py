@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,20 @@ def agreed(multiple: int, group: Any, device: torch.device) -> int:
     chosen = torch.tensor(multiple, device=device)
     distributed.broadcast(chosen, src=distributed.get_global_rank(group, 0), group=group)
     return int(chosen)
+
+
+def divided(module: nn.Module, inputs: Any) -> Any:
+    """A call's inputs with coarse grids that divide among the ranks that share the module's sequence, if any do.
+
+    Args:
+        module: The transformer.
+        inputs: Of its call; a dataclass that has a ``geometry``.
+    """
+    group = sequence_ranks(module)
+    if group is None:
+        return inputs
+    ranks = distributed.get_world_size(group)
+    return replace(inputs, geometry=replace(inputs.geometry, ranks=ranks))
 
 
 def undividable(tokens: int, group: Any) -> str:

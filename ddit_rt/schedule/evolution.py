@@ -225,14 +225,15 @@ class LatentEvolution:
         self.current, self._pending = self._pending, None
 
     def end_step(
-        self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, int] | None
+        self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, ...] | None
     ) -> dict[int, float]:
         """Closes a step and launches the decision for the next one.
 
         Args:
             increment: Of the latent, float32; None if the evolution is not watched.
             patch: The model's patch size in latent pixels; None if no step follows.
-            packed: Token grid of packed increments.
+            packed: Token grid of packed increments (B, N, values): (rows, columns), or with frames (F, rows, columns),
+                where a token is one latent pixel.
 
         Returns:
             The step's σ_k, long there, since they were launched before its model run; empty while the history filled.
@@ -241,6 +242,12 @@ class LatentEvolution:
         self.current = None
         if increment is None:
             return patch_std
+        grid: tuple[int, int] | None = None
+        if increment.ndim == 3 and packed is not None:
+            if len(packed) == 3:
+                increment = increment.unflatten(1, packed).movedim(-1, 1)
+            else:
+                grid = (packed[0], packed[1])
         self._history.push(increment)
         if self._history.full and patch is not None:
             increments = self._history.increments
@@ -251,7 +258,7 @@ class LatentEvolution:
                 self._multiples,
                 patch,
                 self._quantile,
-                packed if increments[0].ndim == 3 else None,
+                grid,
                 self._backend,
                 self._threshold,
                 self._host,

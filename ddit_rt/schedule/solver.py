@@ -13,7 +13,7 @@ many steps would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -110,7 +110,7 @@ class FlowSolver:
         self._exact = converged or not self._euler
         self._ours = converged
         self._runs: list[_Run] = []  # the last two, oldest first
-        self._source = 0
+        self._source: Hashable = None
         # since the last of them: increments made; Σ h, Σ h·x and Σ h·x², x = σ - σ_run where they looked; skipped?
         self._made: torch.Tensor | None = None
         self._moments = (0.0, 0.0, 0.0)
@@ -122,7 +122,7 @@ class FlowSolver:
         self,
         index: int,
         ran: Ran,
-        source: int,
+        source: Hashable,
         output: torch.Tensor,
         sample: torch.Tensor,
         scheduler_step: Callable[[torch.Tensor], tuple[Any, torch.Tensor]],
@@ -132,7 +132,8 @@ class FlowSolver:
         Args:
             index: Of the step, from 0.
             ran: What ``output`` comes from.
-            source: Which transformer; no line is drawn from one to another.
+            source: What makes up the prediction: which transformer, and with which guidance. No line is drawn from one
+                to another.
             output: Prediction with guidance applied, any float dtype, the shape of ``sample``.
             sample: Latent before the step.
             scheduler_step: Runs the scheduler from a latent; its result, and the float32 increment.
@@ -149,11 +150,12 @@ class FlowSolver:
             self._runs, self._source = [], source
         if ran is Ran.FULL:
             latent = self._corrected(latent, sigma, output)
+        if ran is not Ran.SKIPPED or not self._runs:
+            # guidance that ends on a skipped step leaves a forecast to start from
+            self._begin_gap(_Run(sigma, output.detach().float(), ran is not Ran.FULL))
         if ran is Ran.SKIPPED:
             self._skipped = True
             self._ours |= not self._euler
-        else:
-            self._begin_gap(_Run(sigma, output.detach().float(), ran is Ran.COARSE))
         h = following - sigma
         place = sigma + h / 2 if self._exact else sigma
         if self._ours:

@@ -106,6 +106,31 @@ def test_bad_input_is_named(arguments: list[str], error: type[Exception], names:
     assert not list(tmp_path.iterdir())
 
 
+def test_inspect_lists_what_is_supported() -> None:
+    listed = {family["family"]: family for family in json.loads(run("inspect", "--supported", "--json"))}
+    assert "FluxPipeline" in listed["flux"]["pipelines"]
+    assert listed["flux2"]["limits"]
+    assert "FluxPipeline" in run("inspect", "--supported")
+    with pytest.raises(ConfigError, match="--supported"):
+        RUNNER.invoke(app, ["inspect"], catch_exceptions=False)
+
+
+def test_inspect_refuses_a_variant_that_cannot_be_coarse(tmp_path: Path) -> None:
+    for name, config in (("scheduler", {}), ("transformer", {"patch_size": [2, 2, 2], "num_layers": 1})):
+        (tmp_path / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (tmp_path / name / file).write_text(json.dumps(config))
+    index = {
+        "_class_name": "WanPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        **{name: [None, None] for name in ("vae", "tokenizer", "text_encoder")},
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedPipelineError, match=r"\(2, 2, 2\)"):
+        RUNNER.invoke(app, ["inspect", str(tmp_path)], catch_exceptions=False)
+
+
 def test_inspect_refuses_an_unknown_pipeline(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline", "_diffusers_version": "0.42.1"}')
     with pytest.raises(UnsupportedPipelineError, match="KolorsPipeline"):

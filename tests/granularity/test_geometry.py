@@ -72,3 +72,17 @@ def test_a_compiled_model_packs_in_one_graph():
 def test_coarse_centres_are_the_means_of_the_fine_coordinates_they_cover(count, multiple):
     full = torch.arange(count * multiple, dtype=torch.float32)
     assert torch.equal(coarse_centres(count, multiple), full.reshape(count, multiple).mean(1))
+
+
+def test_coarse_grids_are_padded_to_divide_among_ranks():
+    wan = Geometry(16, 21, 60, 104, 2, ranks=4)
+    assert wan.tokens(1) == 21 * 30 * 52  # as the model has it
+    assert wan.grid(2) == (16, 26)  # 15 x 26 would be 8190 tokens
+    assert wan.padding(2) == (4, 0)
+    for ranks in (2, 3, 4, 8):
+        geometry = Geometry(4, 1, 36, 20, 2, ranks)
+        for multiple in (2, 4):
+            rows, columns = geometry.grid(multiple)
+            assert geometry.tokens(multiple) % ranks == 0
+            assert rows * 2 * multiple >= 36
+            assert columns * 2 * multiple >= 20

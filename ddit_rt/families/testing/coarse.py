@@ -106,7 +106,7 @@ def geometry(specimen: Specimen) -> None:
     for height, width in (specimen.size, specimen.odd):
         caught = first_call(specimen, height=height, width=width)
         found = caught.call.geometry
-        frames = caught.family.frames(specimen.arguments(height=height, width=width))
+        frames = caught.family.frames_of(specimen.arguments(height=height, width=width))
         assert caught.family.geometry(caught.pipe, height, width, frames) == found
         assert tuple(caught.call.latent.shape[1:]) == (found.channels, found.frames, found.height, found.width)
 
@@ -120,7 +120,8 @@ def cost(specimen: Specimen) -> None:
         sides = (side * call.geometry.patch for side in call.geometry.grid(multiple))
         low = torch.zeros(*call.latent.shape[:3], *sides)
         inputs = (caught.module, caught.module.forward, call, low, 0.5, multiple, True)
-        found = call.latent.shape[0] * caught.family.flops(caught.module, call.geometry, multiple, call.text_tokens)
+        beside = caught.family.tokens_beside(call, multiple, True)
+        found = call.latent.shape[0] * caught.family.flops(caught.module, call.geometry, multiple, beside)
         counted = counted_flops(partial(caught.family.run_low, *inputs))
         assert math.isclose(found, counted, rel_tol=0.05), f"{multiple}p: {found:.4g} for {counted:.4g}"
 

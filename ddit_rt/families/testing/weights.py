@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+from packaging import version
 from peft import LoraConfig
 
 from ...granularity import load_adapter, save_adapter
@@ -118,6 +120,8 @@ def model_offload(specimen: Specimen) -> None:
 @check("group offload", "enable_group_offload() on the transformer before and after accelerate()")
 def group_offload(specimen: Specimen) -> None:
     cpu = torch.device("cpu")
+    if torch.accelerator.current_accelerator() is None and version.parse(diffusers.__version__).release < (0, 40):
+        raise NotRun(f"diffusers {diffusers.__version__} offloads groups on an accelerator only")
     _stays(
         specimen,
         lambda pipe: _transformer(pipe).enable_group_offload(cpu, cpu, offload_type="leaf_level"),
@@ -148,17 +152,26 @@ def layerwise_casting(specimen: Specimen) -> None:
 
 @check("int8 weights", "torchao's int8 weight-only quantisation of the blocks")
 def int8_weights(specimen: Specimen) -> None:
+    _quantised(specimen, "Int8WeightOnlyConfig")
+
+
+@check("fp8 weights", "torchao's float8 weight-only quantisation of the blocks")
+def fp8_weights(specimen: Specimen) -> None:
+    _quantised(specimen, "Float8WeightOnlyConfig")
+
+
+def _quantised(specimen: Specimen, setting: str) -> None:
+    """The linear layers between embedding and de-embedding in torchao's tensors, full steps and coarse ones."""
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao import quantization
     except ImportError:
         raise NotRun("torchao is not installed") from None
     pipe = specimen.make()
-    family, module = family_of(pipe), _transformer(pipe)
-    kept = family.projection_names
-    quantize_(
-        module,
-        Int8WeightOnlyConfig(),
-        lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.startswith(kept),
+    ends = family_of(pipe).projection_names
+    quantization.quantize_(
+        _transformer(pipe),
+        getattr(quantization, setting)(),
+        lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.startswith(ends),
     )
     _as_itself(specimen, pipe, "naive")
 
