@@ -24,6 +24,8 @@ _FILES = {
     "qwen": ("QwenImage",),
     "sd3": ("SD3",),
     "wan": ("Wan",),
+    "wan_animate": ("WanAnimate",),
+    "wan_vace": ("WanVACE",),
 }
 """File -> its families, in the order in which they are asked."""
 

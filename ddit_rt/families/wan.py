@@ -1,4 +1,8 @@
-"""Wan 2.1 and 2.2: latents (B, C, F, H, W), patches of 1 x 2 x 2, rotary positions made inside, timestep = 1000 σ."""
+"""Wan 2.1 and 2.2: latents (B, C, F, H, W), patches of 1 x 2 x 2, rotary positions made inside, timestep = 1000 σ.
+
+TI2V-5B is told a timestep per token. From a picture it makes the first latent frame clean: its tokens have timestep 0,
+and what the model predicts there is thrown away. Coarse steps give it the means of the clean frame as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel, WanVideoToVideoPipeline
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from ..errors import UnsupportedPipelineError
+from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import (
     Geometry,
     PatchEmbedding,
@@ -47,8 +51,8 @@ TEACACHE_14B = TeaCacheDefaults(
 class Wan(Family):
     name = "wan"
     transformer_class = WanTransformer3DModel
-    pipelines = (WanPipeline, WanImageToVideoPipeline)
-    components = ("transformer", "transformer_2")
+    pipelines: ClassVar[tuple[type, ...]] = (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline)
+    components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
     distill_optimizer = "adamw"
@@ -58,20 +62,26 @@ class Wan(Family):
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        if arguments["timestep"].ndim != 1:
-            raise NotCoarseError("a timestep per token is not supported on coarse tokens")
         hidden = arguments["hidden_states"]
         channels = module.config.out_channels
         latent, condition = hidden[:, :channels], hidden[:, channels:]
         frames, height, width = hidden.shape[2:]
         geometry = Geometry(channels, frames, height, width, module.config.patch_size[1])
+        if arguments["timestep"].ndim == 2:
+            _check_times(_frame_times(arguments["timestep"], geometry))
         return ModelInputs(
             arguments, latent, condition if condition.shape[1] else None, geometry, self.text_tokens(arguments)
         )
 
+    def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        # the first tokens may be those of a clean frame
+        times: torch.Tensor = arguments["timestep"]
+        return times[0].amax()
+
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        image = arguments.get("encoder_hidden_states_image")
-        return int(arguments["encoder_hidden_states"].shape[1] + (0 if image is None else image.shape[1]))
+        text, image = arguments["encoder_hidden_states"], arguments.get("encoder_hidden_states_image")
+        # a first and a last picture lie behind each other in the batch
+        return int(text.shape[1] + (0 if image is None else image.shape[0] * image.shape[1] // text.shape[0]))
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         return bool(call["guidance_scale"] > 1)
@@ -85,12 +95,22 @@ class Wan(Family):
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
-        arguments = _coarse_arguments(call, sigma)
-        hidden = low.to(call.latent.dtype)
+        clean = means(call.latent, call.geometry, multiple)
+        hidden = _with_clean_frames(call, low.to(call.latent.dtype), clean)
         if call.condition is not None:
-            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
-            hidden = torch.cat([hidden, condition], dim=1)
-        return {**arguments, "hidden_states": hidden}
+            hidden = torch.cat([hidden, means(call.condition, call.geometry, multiple)], dim=1)
+        return {**self.coarse_arguments(call, sigma, multiple), "hidden_states": hidden}
+
+    def coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int) -> dict[str, Any]:
+        """The arguments beside the latent for coarse tokens; as for :meth:`low_arguments`."""
+        times = call.arguments["timestep"].float()
+        per_token = times.ndim == 2
+        # σ' of a coarse step lies between the scheduler's (often whole) timesteps
+        level = bands.noise_level(times[:, 0] if per_token else times, sigma * self.time_scale)
+        if per_token:
+            noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
+            level = (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
+        return {**call.arguments, "timestep": level, "return_dict": False}
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
@@ -119,7 +139,7 @@ class Wan(Family):
         geometry = call.geometry
         side = multiple * geometry.patch
         rows, columns = geometry.grid(multiple)
-        pixels = latent.to(call.latent.dtype)
+        pixels = _with_clean_frames(call, latent.to(call.latent.dtype), pad_to_grid(call.latent, geometry, multiple))
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
 
@@ -137,12 +157,18 @@ class Wan(Family):
         # Only the shape of hidden_states reaches the trunk: a latent whose p x p grid is the coarse grid. The
         # transformer's own un-patchify knows p alone, so its result is left aside.
         shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
-        arguments = {**_coarse_arguments(call, sigma), "hidden_states": pixels.new_empty(shape)}
+        arguments = {**self.coarse_arguments(call, sigma, multiple), "hidden_states": pixels.new_empty(shape)}
         with swapped(module, patch_embedding=embed, proj_out=deembed), self.placed(module, call, multiple, native):
             forward(**arguments)
         return unpatchify(patches[0], side, geometry.frames, rows, columns)
 
     def trunk(self, module: nn.Module) -> Trunk:
+        if _has_time_per_token(module.config):
+            raise ConfigError(
+                "TeaCache has no published coefficients for Wan 2.2 TI2V-5B: use one of diffusers' caches, as in "
+                "cache=FirstBlockCacheConfig()."
+            )
+
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
             # the time embedding, or its projection to the blocks' modulation
             embedder = module.condition_embedder
@@ -161,13 +187,18 @@ class Wan(Family):
         config = module.config
         width = config.num_attention_heads * config.attention_head_dim
         video = geometry.tokens(multiple)
+        blocks = config.num_layers * self.block_flops(config, video, text_tokens)
+        ends = video * geometry.patch**2 * (config.in_channels + config.out_channels) * width
+        text = text_tokens * (config.text_dim * width + width**2)
+        times = video if _has_time_per_token(config) else 1
+        return blocks + 2.0 * (ends + text + times * (config.freq_dim + 7 * width) * width)
+
+    def block_flops(self, config: Any, video: int, text_tokens: int) -> float:
+        """Floating-point operations of one block per sample, for ``video`` and ``text_tokens`` tokens."""
+        width = config.num_attention_heads * config.attention_head_dim
         # per token: self-attention 4 d², cross-attention query and output 2 d², feed-forward; per text token: 2 d²
         linear = video * (6 * width**2 + 2 * width * config.ffn_dim) + text_tokens * 2 * width**2
-        attention = 2 * video * (video + text_tokens) * width
-        area = geometry.patch**2
-        ends = video * area * (config.in_channels + config.out_channels) * width
-        text = text_tokens * (config.text_dim * width + width**2)
-        return 2.0 * (config.num_layers * (linear + attention) + ends + text + 7 * width**2)
+        return 2.0 * (linear + 2 * video * (video + text_tokens) * width)
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         config = (pipe.transformer or pipe.transformer_2).config
@@ -178,11 +209,6 @@ class Wan(Family):
         return Geometry(config.out_channels, latent_frames, height // side * patch, width // side * patch, patch)
 
     def check_pipeline(self, pipe: Any) -> None:
-        if pipe.config.get("expand_timesteps"):
-            raise UnsupportedPipelineError(
-                "Wan 2.2 TI2V-5B gives every token its own timestep (expand_timesteps=True), which coarse tokens "
-                "cannot carry yet. Supported: Wan 2.1 text- and image-to-video, Wan 2.2 A14B."
-            )
         for name in self.components:
             module = getattr(pipe, name, None)
             size = tuple(module.config.patch_size) if module is not None else (1, 2, 2)
@@ -192,13 +218,48 @@ class Wan(Family):
                 )
 
 
-def _coarse_arguments(call: ModelInputs, sigma: Scalar) -> dict[str, Any]:
-    arguments = dict(call.arguments)
-    timestep = arguments["timestep"]
-    # σ' of a coarse step lies between the scheduler's (often whole) timesteps
-    arguments["timestep"] = bands.noise_level(timestep.float(), sigma * Wan.time_scale)
-    arguments["return_dict"] = False
-    return arguments
+def means(pixels: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
+    """(B, C, F, H, W) -> (B, C, F, H/k, W/k): means over k x k pixels, H and W padded to the grid."""
+    return bands.down(pad_to_grid(pixels, geometry, multiple), multiple)
+
+
+def _has_time_per_token(config: Any) -> bool:
+    """Whether a transformer is told a timestep per token: TI2V-5B's is, known by the latents of its VAE alone."""
+    return bool(config.in_channels == config.out_channels == 48)
+
+
+def _frame_times(times: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """A timestep per token (B, N) by latent frames, (B, F, N/F)."""
+    return times.unflatten(1, (geometry.frames, -1))
+
+
+def _check_times(times: torch.Tensor) -> None:
+    """Whether coarse tokens can carry the timesteps (B, F, N/F) of a call: whole frames are clean, or noisy alike.
+
+    It waits for the device, once a call.
+
+    Raises:
+        NotCoarseError: with what is otherwise.
+    """
+    alike = (times == times.amax((1, 2), keepdim=True)) | (times == 0)
+    whole = times == times[:, :, :1]
+    one_level, whole_frames = torch.stack([alike.all(), whole.all()]).tolist()
+    if not one_level:
+        raise NotCoarseError("its tokens have several noise levels")
+    if not whole_frames:
+        raise NotCoarseError("clean and noisy tokens in one frame")
+
+
+def _with_clean_frames(call: ModelInputs, latent: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """A latent for a coarse run (B, C or more, F, ...), in which frames without noise are those of ``clean``.
+
+    The others are a flow-matching state of another scale; further channels stay as they are.
+    """
+    if call.arguments["timestep"].ndim != 2:
+        return latent
+    noisy = _frame_times(call.arguments["timestep"], call.geometry)[:, None, :, :1, None] > 0
+    channels = call.geometry.channels
+    return torch.cat([torch.where(noisy, latent[:, :channels], clean), latent[:, channels:]], dim=1)
 
 
 def _rope(
