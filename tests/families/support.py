@@ -1,6 +1,7 @@
-"""Writes the support table of docs/models.md from what the conformity kit finds: `python tests/families/support.py [SPECIMEN ...]`.
+"""Writes the support table of docs/models.md from what the conformity kit finds.
 
-The findings are kept in docs/models.json. test_support.py holds both to the specimens and checks that there are.
+`python tests/families/support.py [SPECIMEN ...]`. Findings are kept in docs/models.json; test_support.py
+holds both to the specimens and checks that there are.
 """
 
 from __future__ import annotations
