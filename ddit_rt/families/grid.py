@@ -1,0 +1,165 @@
+"""Transformers that take latents (B, C, F, H, W) as they are, embed them by a convolution and make positions inside.
+
+Wan and its kin. Patches are 1 x p x p, condition channels follow the latent's, and the rotary tables come from a child
+called ``rope`` that looks at nothing but the shape of the latent.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from einops import rearrange
+from torch import nn
+
+from ..granularity import (
+    Geometry,
+    PatchEmbedding,
+    PatchProjections,
+    Scalar,
+    bands,
+    pad_to_grid,
+    patchify,
+    swapped,
+    unpatchify,
+)
+from .base import Family, ModelInputs, raw_sample
+from .weights import stored
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines."""
+
+
+class GridFamily(Family):
+    """A family whose transformer sees the latent's grid and flattens it to tokens itself."""
+
+    channels_first: ClassVar[bool] = False
+    """Whether the values of a de-embedded token are ordered (channel, row, column), not (row, column, channel)."""
+
+    @abstractmethod
+    def patch(self, config: Any) -> int:
+        """Side p of the transformer's patches."""
+
+    @abstractmethod
+    def centred_rope(self, module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
+        """What ``rope`` gives for coarse tokens at the centres of the full patches that each covers."""
+
+    def coarse_time(self, call: ModelInputs, sigma: Scalar) -> torch.Tensor:
+        """The time argument at the noise level of a coarse step, which lies between the scheduler's timesteps."""
+        return bands.noise_level(call.arguments[self.time_argument].float(), self.time_of(sigma))
+
+    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
+        hidden = arguments[self.latent_argument]
+        config: Any = module.config
+        latent, condition = hidden[:, : config.out_channels], hidden[:, config.out_channels :]
+        frames, height, width = hidden.shape[2:]
+        geometry = Geometry(config.out_channels, frames, height, width, self.patch(config))
+        given = condition if condition.shape[1] else None
+        return ModelInputs(arguments, latent, given, geometry, self.text_tokens(arguments))
+
+    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
+        return raw_sample(raw)
+
+    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
+        return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
+
+    def low_arguments(
+        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+    ) -> dict[str, Any]:
+        hidden = low.to(call.latent.dtype)
+        if call.condition is not None:
+            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
+            hidden = torch.cat([hidden, condition], dim=1)
+        return self._coarse_arguments(call, hidden, sigma)
+
+    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
+        return raw[0]
+
+    def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
+        if native:
+            return nullcontext()
+        tables = self.centred_rope(module, call.geometry, multiple, call.latent.device)
+        return swapped(module, rope=lambda _: tables)
+
+    def projections(self, module: nn.Module) -> PatchProjections:
+        embed, deembed = (module.get_submodule(name) for name in self.projection_names)
+        weight, bias = stored(deembed), stored(deembed, "bias")
+        if self.channels_first:
+            pixels = self.patch(module.config) ** 2
+            weight, bias = (rearrange(rows, "(c s) ... -> (s c) ...", s=pixels) for rows in (weight, bias))
+        return PatchProjections(stored(embed)[:, :, 0], stored(embed, "bias"), weight, bias)
+
+    def run_patches(
+        self,
+        module: nn.Module,
+        forward: Any,
+        call: ModelInputs,
+        latent: torch.Tensor,
+        sigma: Scalar,
+        embedding: PatchEmbedding,
+        multiple: int,
+        native: bool,
+    ) -> torch.Tensor:
+        geometry = call.geometry
+        side = multiple * geometry.patch
+        rows, columns = geometry.grid(multiple)
+        pixels = latent.to(call.latent.dtype)
+        if call.condition is not None:
+            pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
+
+        def embed(_: torch.Tensor) -> torch.Tensor:
+            # the transformer flattens (B, d, F, rows, columns) to tokens
+            tokens = embedding.tokens(patchify(pixels, side))
+            return tokens.transpose(1, 2).unflatten(2, (geometry.frames, rows, columns))
+
+        patches: list[torch.Tensor] = []
+
+        def deembed(tokens: torch.Tensor) -> torch.Tensor:
+            patches.append(embedding.patches(tokens))
+            return patches[0]
+
+        # Only the shape of the latent reaches the trunk: one whose p x p grid is the coarse grid. The transformer's
+        # own un-patchify knows p alone, so its result is left aside.
+        shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
+        arguments = self._coarse_arguments(call, pixels.new_empty(shape), sigma)
+        ends = dict(zip(self.projection_names, (embed, deembed)))
+        with swapped(module, **ends), self.placed(module, call, multiple, native):
+            forward(**arguments)
+        return unpatchify(patches[0], side, geometry.frames, rows, columns)
+
+    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
+        modules = (getattr(pipe, name, None) for name in self.components)
+        config = next(module for module in modules if module is not None).config
+        patch = self.patch(config)
+        latent_frames = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+        side = pipe.vae_scale_factor_spatial * patch
+        return Geometry(config.out_channels, latent_frames, height // side * patch, width // side * patch, patch)
+
+    def _coarse_arguments(self, call: ModelInputs, hidden: torch.Tensor, sigma: Scalar) -> dict[str, Any]:
+        given = {self.latent_argument: hidden, self.time_argument: self.coarse_time(call, sigma)}
+        return {**call.arguments, **given, "return_dict": False}
+
+
+def spread(tables: Sequence[Rotary]) -> Rotary:
+    """Rotary tables of single axes as those of a grid's tokens.
+
+    Args:
+        tables: Per axis, cosines and sines (n, d).
+
+    Returns:
+        (N, D): N the product of all n, the last axis fastest; D the sum of all d.
+    """
+    sizes = [len(cosines) for cosines, _ in tables]
+
+    def joined(part: int) -> torch.Tensor:
+        views = []
+        for axis, table in enumerate(tables):
+            shape = [n if place == axis else 1 for place, n in enumerate(sizes)]
+            views.append(table[part].view(*shape, -1).expand(*sizes, -1))
+        return torch.cat(views, dim=-1).flatten(0, -2)
+
+    return joined(0), joined(1)
