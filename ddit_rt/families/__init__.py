@@ -13,7 +13,13 @@ from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
 
-_FILES = {"flux": ("Flux",), "flux2": ("Flux2",), "wan": ("Wan",)}
+_FILES = {
+    "flux": ("Flux",),
+    "flux2": ("Flux2",),
+    "hunyuan_video15": ("HunyuanVideo15",),
+    "wan": ("Wan",),
+    "z_image": ("ZImage",),
+}
 """File -> its families, in the order in which they are asked."""
 
 

@@ -56,7 +56,7 @@ class Family(ABC):
     projection_names: ClassVar[tuple[str, str]]
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
-    """What σ is multiplied with to give the transformer's ``timestep``; see :meth:`time_of`."""
+    """What σ is multiplied with to give the transformer's ``timestep``, unless :meth:`time_of` says otherwise."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
@@ -67,6 +67,8 @@ class Family(ABC):
     """The argument that holds the noise level."""
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
+    graph_obstacle: ClassVar[str] = ""
+    """Why CUDA graphs cannot capture the transformer's forward; empty where they can."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Checks of :mod:`ddit_rt.families.testing` that the family cannot pass -> why, in one line."""
 
@@ -183,8 +185,12 @@ class Family(ABC):
         projections = self.projections(module)
         shape = projections.embed_weight.shape
         if own is not None:
-            own = own.reshape(shape) if own.numel() == shape.numel() else None
+            own = self.embed_layout(own, shape) if own.numel() == shape.numel() else None
         return ModelFacts(self.name, projections, self.linear_layers(module), own)
+
+    def embed_layout(self, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """The embedding's weight as the model keeps it, in canonical layout (d, C_in, p, p), which is ``shape``."""
+        return weight.reshape(shape)
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
