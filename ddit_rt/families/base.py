@@ -118,6 +118,10 @@ class Family(ABC):
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
 
+    def canonical(self, module: nn.Module, call: ModelInputs, output: torch.Tensor) -> torch.Tensor:
+        """A prediction as the scheduler gets it, in canonical layout (B, C, F, H, W)."""
+        return self.output(module, call, (output,))
+
     @abstractmethod
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
@@ -276,6 +280,10 @@ class Family(ABC):
         return None
 
 
-def raw_sample(raw: Any) -> torch.Tensor:
-    """The tensor in what a transformer's forward returns, a tuple or a diffusers output."""
+def raw_sample(raw: Any) -> Any:
+    """The prediction in what a transformer's forward returns, a tuple or a diffusers output.
+
+    Returns:
+        A tensor; a list of one per sample of a transformer that takes latents so.
+    """
     return raw[0] if isinstance(raw, tuple) else raw.sample

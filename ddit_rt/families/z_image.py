@@ -79,13 +79,13 @@ class ZImage(Family):
         shapes = {tuple(latent.shape) for latent in latents}
         if len(shapes) > 1:
             raise NotCoarseError(f"latents of several sizes in one call: {sorted(shapes)}")
-        patch, frames = arguments.get("patch_size", PATCH), arguments.get("f_patch_size", 1)
-        if (patch, frames) != (PATCH, 1):
-            raise NotCoarseError(
-                f"patch_size={patch}, f_patch_size={frames}: coarse patches are defined for {PATCH}, 1"
-            )
+        patches = (arguments.get("patch_size", PATCH), arguments.get("f_patch_size", 1))
+        if patches != (PATCH, 1):
+            raise NotCoarseError(f"patches of (side, frames) {patches}: coarse ones are defined for ({PATCH}, 1)")
         latent = torch.stack(latents)
-        return ModelInputs(arguments, latent, None, Geometry(*latent.shape[1:], PATCH), self.text_tokens(arguments))
+        channels, frames, height, width = latent.shape[1:]
+        geometry = Geometry(channels, frames, height, width, PATCH)
+        return ModelInputs(arguments, latent, None, geometry, self.text_tokens(arguments))
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
         return -torch.stack(list(raw_sample(raw)))
@@ -93,6 +93,10 @@ class ZImage(Family):
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         sample = list((-prediction).unbind(0))
         return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+
+    def canonical(self, module: nn.Module, call: ModelInputs, output: torch.Tensor) -> torch.Tensor:
+        # negated already, and without the frame
+        return output.unsqueeze(2)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool

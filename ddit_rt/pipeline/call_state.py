@@ -41,7 +41,8 @@ class CallState:
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
         policy: As given.
-        source: Which transformer the current step's prediction comes from, by id.
+        source: Tells predictions apart that no line is drawn between: those of another transformer, or of another
+            latent, as where a doubled batch is all that there is of guidance.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -195,7 +196,7 @@ class CallState:
             self.cache_states.clear()
             self._histories.clear()
         self._evolution.begin_step()
-        self.source = id(base)
+        self.source = hash((id(base), self._shape))
         history = self.history(base, 0)
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"

@@ -132,7 +132,7 @@ class FlowSolver:
         Args:
             index: Of the step, from 0.
             ran: What ``output`` comes from.
-            source: Which transformer; no line is drawn from one to another.
+            source: Of ``output``; no line is drawn from one to another.
             output: Prediction with guidance applied, any float dtype, the shape of ``sample``.
             sample: Latent before the step.
             scheduler_step: Runs the scheduler from a latent; its result, and the float32 increment.

@@ -14,7 +14,7 @@ from diffusers import (
 from ddit_rt.families.testing import Specimen, randomise
 
 
-def z_image(cls: Any = ZImagePipeline) -> Any:
+def z_image(cls: Any = ZImagePipeline, **config: Any) -> Any:
     """16 x 16 pixels are a token."""
     transformer = ZImageTransformer2DModel(
         in_channels=4,
@@ -26,6 +26,7 @@ def z_image(cls: Any = ZImagePipeline) -> Any:
         cap_feat_dim=12,
         axes_dims=[4, 6, 6],
         axes_lens=[128, 16, 16],
+        **config,
     )
     vae = AutoencoderKL(
         block_out_channels=(4, 4, 4, 4),
