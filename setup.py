@@ -49,8 +49,8 @@ setup(
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",
-        "diffusers>=0.42",
-        "transformers>=4.51",
+        "diffusers>=0.37",
+        "transformers>=5.13",
         "peft>=0.17",
         "safetensors>=0.4",
         "huggingface_hub>=0.30",

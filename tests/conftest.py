@@ -8,6 +8,9 @@ from hypothesis import settings
 # what is fitted in tests is kept in a place of their own, and they find nothing that was fitted before
 os.environ["DDIT_RT_CACHE"] = tempfile.mkdtemp(prefix="ddit_rt-tests-")
 
+# importing pipelines makes transformers warn of image processors; a test of what a command prints may be the first to
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # workers side by side, and what they start: a thread each, or they wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -17,6 +17,7 @@ _FILES = {
     "flux": ("Flux",),
     "flux2": ("Flux2",),
     "hunyuan_video15": ("HunyuanVideo15",),
+    "qwen": ("QwenImage",),
     "wan": ("Wan",),
     "z_image": ("ZImage",),
 }
@@ -30,7 +31,7 @@ def _families_here() -> list[Family]:
         try:
             module = importlib.import_module(f".{file}", __name__)
         except ImportError as error:
-            if error.name != "diffusers":
+            if (error.name or "").split(".")[0] != "diffusers":
                 raise
             continue
         found += [getattr(module, name)() for name in names]

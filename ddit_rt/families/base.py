@@ -12,6 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from torch import nn
 
@@ -278,6 +279,11 @@ class Family(ABC):
             UnsupportedPipelineError: with the reason.
         """
         return None
+
+
+def present(*names: str) -> tuple[type, ...]:
+    """The pipeline classes of these names that the installed diffusers has."""
+    return tuple(getattr(diffusers, name) for name in names if hasattr(diffusers, name))
 
 
 def raw_sample(raw: Any) -> Any:

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
-from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModelOutput
+from diffusers import Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers import transformer_flux2
 from torch import nn
 
 from ..granularity import Geometry
-from .base import ModelInputs, NotCoarseError
+from .base import ModelInputs, NotCoarseError, present
 from .packed import PositionIdFamily
 
 
 class Flux2(PositionIdFamily):
     name = "flux2"
     transformer_class = Flux2Transformer2DModel
-    pipelines = (Flux2Pipeline, Flux2KleinPipeline, Flux2KleinInpaintPipeline)
+    pipelines = present("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
     projection_names = ("x_embedder", "proj_out")
-    output_class = Flux2Transformer2DModelOutput
+    # before diffusers 0.40 it had none of its own
+    output_class = getattr(transformer_flux2, "Flux2Transformer2DModelOutput", Transformer2DModelOutput)
     time_scale = 1.0
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out)"

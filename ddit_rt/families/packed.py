@@ -48,6 +48,10 @@ class PackedFamily(Family):
             NotCoarseError: they lie on no grid.
         """
 
+    def frames(self, module: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """How many such grids the latent has, one after the other in the sequence."""
+        return 1
+
     @abstractmethod
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
         """The arguments that hold positions, for coarse tokens; as for :meth:`low_arguments`."""
@@ -55,10 +59,10 @@ class PackedFamily(Family):
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         tokens = arguments[self.latent_argument]
         rows, columns = self.grid(arguments)
-        count = rows * columns
-        pixels = _unpacked(tokens[:, :count], rows, columns)
-        channels = self._channels(module)
-        geometry = Geometry(channels, 1, rows * PATCH, columns * PATCH, PATCH)
+        frames = self.frames(module, arguments)
+        geometry = Geometry(self._channels(module), frames, rows * PATCH, columns * PATCH, PATCH)
+        count, channels = geometry.tokens(1), geometry.channels
+        pixels = _unpacked(tokens[:, :count], frames, rows, columns)
         condition = pixels[:, channels:] if pixels.shape[1] > channels else None
         references = tokens[:, count:] if tokens.shape[1] > count else None
         beside = 0 if references is None else references.shape[1]
@@ -66,11 +70,12 @@ class PackedFamily(Family):
         return ModelInputs(arguments, pixels[:, :channels], condition, geometry, text_tokens, references)
 
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
-        return geometry.grid(1)
+        # frames one below the other: where a coarse patch does not divide their rows, some lie across two
+        rows, columns = geometry.grid(1)
+        return geometry.frames * rows, columns
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
-        rows, columns = call.geometry.grid(1)
-        return _unpacked(raw_sample(raw)[:, : rows * columns], rows, columns)
+        return _prediction(call.geometry, raw_sample(raw), 1)
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         sample = _packed(prediction)
@@ -93,8 +98,7 @@ class PackedFamily(Family):
         return self._coarse_arguments(call, tokens, sigma, multiple, native)
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
-        rows, columns = call.geometry.grid(multiple)
-        return _unpacked(raw[0][:, : rows * columns], rows, columns)
+        return _prediction(call.geometry, raw[0], multiple)
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = (module.get_submodule(name) for name in self.projection_names)
@@ -122,7 +126,7 @@ class PackedFamily(Family):
         native: bool,
     ) -> torch.Tensor:
         rows, columns = call.geometry.grid(multiple)
-        count, references = rows * columns, call.references
+        count, references = call.geometry.tokens(multiple), call.references
         pixels = latent.to(call.latent.dtype)
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, call.geometry, multiple)], dim=1)
@@ -143,7 +147,7 @@ class PackedFamily(Family):
         arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
         with swapped(module, **{embed_name: embed, deembed_name: deembed}), self.placed(module, call, multiple, native):
             raw = forward(**arguments)
-        return unpatchify(raw[0], multiple * PATCH, 1, rows, columns)
+        return unpatchify(raw[0], multiple * PATCH, call.geometry.frames, rows, columns)
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         # compressed by the VAE, then made even for packing
@@ -230,12 +234,17 @@ def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _unpacked(tokens: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """(B, rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, 1, 2·rows, 2·columns)."""
-    layout = "b (h w) (c p q) -> b c 1 (h p) (w q)"
-    return rearrange(tokens, layout, h=rows, w=columns, p=PATCH, q=PATCH)
+def _prediction(geometry: Geometry, tokens: torch.Tensor, multiple: int) -> torch.Tensor:
+    """The latent's part of a sequence at ``multiple``, (B, N, C·2·2) -> (B, C, F, H/k, W/k)."""
+    return _unpacked(tokens[:, : geometry.tokens(multiple)], geometry.frames, *geometry.grid(multiple))
+
+
+def _unpacked(tokens: torch.Tensor, frames: int, rows: int, columns: int) -> torch.Tensor:
+    """(B, frames·rows·columns, C·2·2) as FluxPipeline packs them -> (B, C, F, 2·rows, 2·columns)."""
+    layout = "b (f h w) (c p q) -> b c f (h p) (w q)"
+    return rearrange(tokens, layout, f=frames, h=rows, w=columns, p=PATCH, q=PATCH)
 
 
 def _packed(latent: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`_unpacked`."""
-    return rearrange(latent, "b c 1 (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
+    return rearrange(latent, "b c f (h p) (w q) -> b (f h w) (c p q)", p=PATCH, q=PATCH)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -21,6 +22,7 @@ from diffusers import (
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
+from packaging import version
 from torch import nn
 
 from ..errors import UnsupportedPipelineError
@@ -40,6 +42,7 @@ from .weights import stored
 PATCH = 2
 SEQUENCE = 32
 """Sequences are padded to multiples of it, a picture's and a caption's each."""
+_WAITS = version.parse(diffusers.__version__).release < (0, 40)
 _ENDS = f"{PATCH}-1"  # patches over one frame; the transformer can hold ends for several sizes
 
 
@@ -54,8 +57,10 @@ class ZImage(Family):
         "feed-forward": r"(layers|noise_refiner)\.\d+\.feed_forward\.w[123]",
         "attention": r"(layers|noise_refiner)\.\d+\.attention\.(to_[qkv]|to_out\.0)",
     }
+    graph_obstacle = "diffusers before 0.40 waits for the device to put padding into its place" if _WAITS else ""
     limits: ClassVar[dict[str, str]] = {
         "first-block cache": "diffusers has no caches for ZImageTransformer2DModel",
+        **({"graphs": graph_obstacle} if graph_obstacle else {}),
     }
 
     def time_of(self, sigma: Scalar) -> Scalar:

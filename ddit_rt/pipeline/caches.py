@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,12 +111,14 @@ class StepCaches:
             inner: Its forward.
             ordinal: Of the transformer's call within the step.
         """
-        step, sigma, steps = call.index, call.sigma, call.steps
+        known = {"step_index": call.index, "sigma": call.sigma, "num_inference_steps": call.steps}
+        if "step_index" not in inspect.signature(base.cache_context).parameters:  # before diffusers 0.41
+            known = {}
 
         def at(multiple: int, probe: bool) -> Callable[..., Any]:
             def in_context(*args: Any, **kwargs: Any) -> Any:
                 name = f"call{ordinal}@{multiple}{'-probe' if probe else ''}"
-                with base.cache_context(name, step_index=step, sigma=sigma, num_inference_steps=steps):  # type: ignore[operator]
+                with base.cache_context(name, **known):  # type: ignore[operator]
                     return inner(*args, **kwargs)
 
             return in_context

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+from packaging import version
 from peft import LoraConfig
 
 from ...granularity import load_adapter, save_adapter
@@ -118,6 +120,8 @@ def model_offload(specimen: Specimen) -> None:
 @check("group offload", "enable_group_offload() on the transformer before and after accelerate()")
 def group_offload(specimen: Specimen) -> None:
     cpu = torch.device("cpu")
+    if torch.accelerator.current_accelerator() is None and version.parse(diffusers.__version__).release < (0, 40):
+        raise NotRun(f"diffusers {diffusers.__version__} offloads groups on an accelerator only")
     _stays(
         specimen,
         lambda pipe: _transformer(pipe).enable_group_offload(cpu, cpu, offload_type="leaf_level"),
