@@ -85,7 +85,9 @@ def test_guidance_that_ends_in_mid_run_begins_anew_with_half_the_batch(
     normalization: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, sources = z_image(), []
-    guided = {**z_image_call(guided=True), "cfg_truncation": 0.3, "cfg_normalization": normalization}
+    levels = torch.linspace(1, 1 / 8, 8).tolist()
+    options = {"sigmas": levels, "cfg_truncation": 0.3, "cfg_normalization": normalization}
+    guided = {**z_image_call(guided=True), **options}
     plain = run(pipe, **guided)
     with accelerated(pipe, threshold=0):
         assert torch.equal(run(pipe, **{**guided, "generator": torch.Generator().manual_seed(1)}), plain)
