@@ -18,6 +18,7 @@ TEST = [
     "psutil>=5.9",
     "scikit-image>=0.24",
     "import-linter>=2.17",
+    "torchao>=0.15",
 ]
 
 setup(

@@ -14,10 +14,16 @@ from .fresh import fresh_adapter
 from .identity import fingerprint
 
 _FILES = {
+    "dit": ("DiT",),
     "flux": ("Flux",),
     "flux2": ("Flux2",),
+    "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
     "hunyuan_video15": ("HunyuanVideo15",),
+    "krea2": ("Krea2",),
+    "ltx2": ("LTX2",),
+    "pixart": ("PixArt",),
     "qwen": ("QwenImage",),
+    "sd3": ("SD3",),
     "wan": ("Wan",),
     "z_image": ("ZImage",),
 }

@@ -58,6 +58,10 @@ class Family(ABC):
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``, unless :meth:`time_of` says otherwise."""
+    variance_preserving: ClassVar[bool] = False
+    """Whether its models may predict noise or v of a variance-preserving process, and not a flow only. Wherever a
+    family is told σ, such a model's timestep of training in thousandths is meant, and latents and predictions are the
+    model's own."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
@@ -66,6 +70,12 @@ class Family(ABC):
     """The argument that holds the latent."""
     time_argument: ClassVar[str] = "timestep"
     """The argument that holds the noise level."""
+    companion_scheduler: ClassVar[str] = ""
+    """Name, in the pipeline's ``__call__``, of the scheduler that steps the companion; empty where there is none.
+
+    The companion is a second output that the transformer makes in the same run, as the sound of a video. It is never
+    coarsened; see :meth:`companion`.
+    """
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
     graph_obstacle: ClassVar[str] = ""
@@ -86,8 +96,17 @@ class Family(ABC):
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the text condition, and of others beside it, that the blocks see."""
 
-    def packing(self, geometry: Geometry) -> tuple[int, int] | None:
-        """The token grid, if the scheduler steps packed tokens (B, N, C·p·p) instead of latents."""
+    def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
+        """Tokens beside the latent's that the blocks see at ``multiple``; arguments as for :meth:`low_arguments`."""
+        return call.text_tokens
+
+    def packing(self, geometry: Geometry) -> tuple[int, ...] | None:
+        """The token grid, if the scheduler steps packed tokens instead of latents.
+
+        Returns:
+            (rows, columns) of tokens (B, rows·columns, C·p·p); (F, rows, columns) of tokens (B, F·rows·columns, C) that
+            are one latent pixel each.
+        """
         return None
 
     def time_of(self, sigma: Scalar) -> Scalar:
@@ -123,6 +142,14 @@ class Family(ABC):
         """A prediction as the scheduler gets it, in canonical layout (B, C, F, H, W)."""
         return self.output(module, call, (output,))
 
+    def companion(self, raw: Any) -> torch.Tensor | None:
+        """The companion's prediction in the raw result of any run, at whatever multiple; None where there is none."""
+        return None
+
+    def accompanied(self, raw: Any, companion: torch.Tensor) -> Any:
+        """What :meth:`wrap` made, with the companion's prediction."""
+        raise NotImplementedError(f"{self.name} has no companion")
+
     @abstractmethod
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
@@ -145,6 +172,13 @@ class Family(ABC):
         """Context in which a transformer that makes its positions inside places coarse tokens; as for `low_arguments`.
 
         A smaller latent gets the smaller picture's positions by itself.
+        """
+        return nullcontext()
+
+    def capturable(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which the transformer computes the same and can be captured in a graph, where its own code cannot.
+
+        What cannot be captured is values that come from the host, or go there.
         """
         return nullcontext()
 
@@ -260,8 +294,8 @@ class Family(ABC):
             ConfigError: nothing is published of TeaCache for this model.
         """
         raise ConfigError(
-            f"TeaCache has no published coefficients for {type(module).__name__}: use one of diffusers' caches, as in "
-            "cache=FirstBlockCacheConfig()."
+            f"TeaCache has no published coefficients for {type(module).__name__}: leave cache=None, or take one of "
+            "diffusers' caches that knows it."
         )
 
     @abstractmethod

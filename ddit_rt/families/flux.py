@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
-from ..granularity import Geometry
 from ..runtime import TeaCacheDefaults, Trunk
-from .base import ModelInputs, NotCoarseError
-from .packed import PositionIdFamily
+from .streams import TwoStreamFamily
 
 TEACACHE = TeaCacheDefaults(
     "flux", 0.4, (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 )  # published for FLUX.1-dev
 
 
-class Flux(PositionIdFamily):
+class Flux(TwoStreamFamily):
     name = "flux"
     transformer_class = FluxTransformer2DModel
     pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
-    projection_names = ("x_embedder", "proj_out")
-    time_scale = 1.0
-    layer_groups: ClassVar[dict[str, str]] = {
-        "feed-forward": r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
-        r"|single_transformer_blocks\.\d+\.proj_(mlp|out)",
-        "attention": r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
-    }
-    shared_arguments = frozenset({"txt_ids", "img_ids"})
-
-    def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
-            if arguments.get(name) is not None:
-                raise NotCoarseError(f"{name} has one residual per full token")
-        return super().parse(module, arguments)
-
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
@@ -57,17 +38,7 @@ class Flux(PositionIdFamily):
         blocks = ("transformer_blocks", "single_transformer_blocks")
         return Trunk(TEACACHE, module.x_embedder, blocks, module.norm_out, lambda tokens: tokens, signal)
 
-    def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
-        config = module.config
-        width = config.num_attention_heads * config.attention_head_dim
-        image = geometry.tokens(multiple)
-        total = image + text_tokens
-        layers = config.num_layers + config.num_single_layers
-        # per token 12 d² in both kinds of block: attention 4 d², feed-forward 8 d² (single: 3 + 4 + 5)
-        blocks = layers * 12 * width**2 * total
-        attention = layers * 2 * total**2 * width
-        modulation = (config.num_layers * 12 + config.num_single_layers * 3 + 2) * width**2
-        embedders = 2 if config.guidance_embeds else 1
-        modulation += embedders * (256 + width) * width + (config.pooled_projection_dim + width) * width
-        ends = image * 2 * config.in_channels * width + text_tokens * config.joint_attention_dim * width
-        return 2.0 * (blocks + attention + modulation + ends)
+    def modulation(self, config: Any, width: int) -> float:
+        pooled = (config.pooled_projection_dim + width) * width
+        guidance = (256 + width) * width if config.guidance_embeds else 0
+        return super().modulation(config, width) + pooled + guidance

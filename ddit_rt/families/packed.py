@@ -2,7 +2,7 @@
 
 Embedding and de-embedding are linear layers; a token's values are ordered (channel, row, column). Condition channels
 follow the latent's in every token, and tokens of reference pictures follow the latent's in the sequence: these are
-embedded as they are, while the latent's grid is coarsened.
+embedded as they are, while the latent's grid is coarsened, unless they have to lie where the latent's do.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class PackedFamily(Family):
 
     output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
     """What the transformer returns unless told to return a tuple."""
+    references_share_grid: ClassVar[bool] = False
+    """Whether a reference has as many tokens as the latent, each at its counterpart's place: where coarse tokens take a
+    small picture's places, the reference becomes that small, as it is beside a small picture."""
 
     @abstractmethod
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -66,8 +69,15 @@ class PackedFamily(Family):
         condition = pixels[:, channels:] if pixels.shape[1] > channels else None
         references = tokens[:, count:] if tokens.shape[1] > count else None
         beside = 0 if references is None else references.shape[1]
+        if self.references_share_grid and beside not in (0, count):
+            raise NotCoarseError(f"a reference of {beside} tokens does not lie on the picture's grid of {count}")
         text_tokens = self.text_tokens(arguments) + beside
         return ModelInputs(arguments, pixels[:, :channels], condition, geometry, text_tokens, references)
+
+    def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
+        if not self._shrinks(call, native):
+            return call.text_tokens
+        return call.text_tokens - call.geometry.tokens(1) + call.geometry.tokens(multiple)
 
     def packing(self, geometry: Geometry) -> tuple[int, int] | None:
         # frames one below the other: where a coarse patch does not divide their rows, some lie across two
@@ -93,8 +103,9 @@ class PackedFamily(Family):
             condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
             pixels = torch.cat([pixels, condition], dim=1)
         tokens = _packed(pixels)
-        if call.references is not None:
-            tokens = torch.cat([tokens, call.references], dim=1)
+        references = self._coarse_references(call, multiple, native)
+        if references is not None:
+            tokens = torch.cat([tokens, references], dim=1)
         return self._coarse_arguments(call, tokens, sigma, multiple, native)
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
@@ -126,7 +137,7 @@ class PackedFamily(Family):
         native: bool,
     ) -> torch.Tensor:
         rows, columns = call.geometry.grid(multiple)
-        count, references = call.geometry.tokens(multiple), call.references
+        count, references = call.geometry.tokens(multiple), self._coarse_references(call, multiple, native)
         pixels = latent.to(call.latent.dtype)
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, call.geometry, multiple)], dim=1)
@@ -159,6 +170,18 @@ class PackedFamily(Family):
         config: Any = module.config
         return int(config.get("out_channels") or config.in_channels) // PATCH**2
 
+    def _shrinks(self, call: ModelInputs, native: bool) -> bool:
+        """Whether references become as small as the latent in a coarse run."""
+        return self.references_share_grid and native and call.references is not None
+
+    def _coarse_references(self, call: ModelInputs, multiple: int, native: bool) -> torch.Tensor | None:
+        """Tokens of references beside coarse ones."""
+        if call.references is None or not self._shrinks(call, native):
+            return call.references
+        geometry = call.geometry
+        pixels = _unpacked(call.references, geometry.frames, *geometry.grid(1))
+        return _packed(bands.down(pad_to_grid(pixels, geometry, multiple), multiple))
+
     def _coarse_arguments(
         self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
@@ -178,18 +201,30 @@ class PositionIdFamily(PackedFamily):
 
     ids_argument: ClassVar[str] = "img_ids"
 
+    def leading_ids(self, arguments: Mapping[str, Any]) -> int:
+        """Rows of ids before the latent's, which belong to other tokens."""
+        return 0
+
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         ids = arguments[self.ids_argument]
         known = getattr(ids, "_ddit_grid", None)
         if known is None:
             # once per ids tensor, since it waits for the device
-            known = _grid_of(ids[0] if ids.ndim == 3 else ids, arguments[self.latent_argument].shape[1])
+            own = (ids[0] if ids.ndim == 3 else ids)[self.leading_ids(arguments) :].detach().float().cpu()
+            known = _grid_of(own, arguments[self.latent_argument].shape[1])
+            count = known[0] * known[1]
+            if self.references_share_grid and not torch.equal(own[count:, 1:3], own[: len(own) - count, 1:3]):
+                raise NotCoarseError("a reference has other positions than the picture")
             ids._ddit_grid = known
         return known
 
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        full = call.arguments[self.ids_argument]
-        return {self.ids_argument: coarse_ids(full, call.geometry, multiple, native)}
+        ids, begin, count = call.arguments[self.ids_argument], self.leading_ids(call.arguments), call.geometry.tokens(1)
+        pictures = [ids[..., begin:, :]]
+        if self._shrinks(call, native):
+            pictures = [ids[..., begin : begin + count, :], ids[..., begin + count :, :]]
+        coarse = [coarse_ids(picture, call.geometry, multiple, native) for picture in pictures]
+        return {self.ids_argument: torch.cat([ids[..., :begin, :].to(coarse[0].dtype), *coarse], dim=-2)}
 
 
 def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bool) -> torch.Tensor:
@@ -224,7 +259,6 @@ def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
     Raises:
         NotCoarseError: they lie on no grid.
     """
-    ids = ids.detach().float().cpu()
     count = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
     placed = ids[:count, 1:3] - ids[0, 1:3]
     rows, columns = (int(n) + 1 for n in placed[-1].clamp(min=0).tolist())

@@ -30,18 +30,22 @@ from ..schedule import (
     FittedSchedule,
     FlowSolver,
     Report,
+    check_process,
     check_reference,
+    follows_the_flow,
     make_policy,
+    noise_of_call,
     solves_the_flow,
     step_with_increment,
 )
 from .caches import StepCaches
 from .call_state import CallBar, CallState
-from .caller import NOBODY, arguments_of_call, calling_pipeline
-from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
+from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
+from .checks import check_finite, check_merge, check_not_compiled, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
+from .stepping import solved_step
 from .targets import KeptSchedules
 from .transformer_call import TransformerCall
 
@@ -115,10 +119,10 @@ class AcceleratedPipeline:
 
         Raises:
             UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
-                place, or the scheduler does not predict a flow.
+                place, or the scheduler's steps are of no known process.
             ConfigError: a cache is to be enabled where there is one, or one is on that coarse steps cannot go with.
         """
-        check_scheduler(self.pipe.scheduler)
+        check_process(self.pipe.scheduler, self.family.variance_preserving)
         check_not_compiled(self._modules)
         self._caches.check(self.config.may_be_coarse)
         for owner in (*self._modules.values(), self.pipe.scheduler):
@@ -152,7 +156,7 @@ class AcceleratedPipeline:
     def _attach_scheduler(self) -> None:
         """Follows the pipeline's scheduler, which users exchange at will."""
         scheduler = self.pipe.scheduler
-        check_scheduler(scheduler)
+        check_process(scheduler, self.family.variance_preserving)
         check_unshared(scheduler)
         for patch in self._scheduler_patches:
             patch.remove()
@@ -206,7 +210,10 @@ class AcceleratedPipeline:
     def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
+        call = self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
+        noise = noise_of_call(self._scheduler, arguments_of_call())
+        if noise:
+            call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
         self._report = Report(self._local.call.records, self.config.to_dict(), kept=kept)
 
     def _end_call(self) -> None:
@@ -236,9 +243,28 @@ class AcceleratedPipeline:
         arguments = arguments_of_call()
         kept = self._kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
         self._begin_call(caller, kept)
-        if caller != NOBODY:
-            place_levels(self._scheduler, self._local.call.policy, arguments)
+        call: CallState = self._local.call
+        schedulers = [self._scheduler, *self._follow_companion(call)]
+        if caller != NOBODY and not call.obstacle:
+            for scheduler in schedulers:
+                place_levels(scheduler, call.policy, arguments)
         return result
+
+    def _follow_companion(self, call: CallState) -> list[Any]:
+        """Follows the scheduler by which the pipeline's call steps a second output, a copy that it makes for itself.
+
+        Without it the two would run apart: moved noise levels would reach one of them only.
+        """
+        name = self.family.companion_scheduler
+        if not name:
+            return []
+        scheduler = local_of_call(name)
+        if scheduler is None or not solves_the_flow(scheduler):
+            call.obstacle = f"the call has no {name} that can be followed"
+            return []
+        # the copy ends with the call, and its patch with it
+        MethodPatch(scheduler, "step", partial(self._on_companion_step, call, scheduler)).ensure_outermost()
+        return [scheduler]
 
     def _on_progress_bar(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """The loop of a pipeline call lies inside its progress bar, which closes however the loop ends."""
@@ -298,6 +324,7 @@ class AcceleratedPipeline:
             if call.index == 0:
                 call.start(self._scheduler, family, arguments[family.time_argument])
                 call.solver = self._solver(call)
+                call.companion_solver = self._solver(call) if family.companion_scheduler else None
                 check_finite(inputs)
             executed = "eager" if executor.graphs is None else "graph"
             call.begin_step(base, family, inputs, obstacle, executed)
@@ -316,18 +343,25 @@ class AcceleratedPipeline:
             call.steps,
             record.sigma,
             call.level(device),
+            call.process_on(device),
             inner,
             caches.contexts(call, base, inner, ordinal) if cached else None,
             (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
         )
-        # guidance that begins in mid-run has a second call without a full step, where the first call has one
-        lost = ordinal > 0 and call.lost(history)
+        # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
+        # difference of the two counts for guidance, so that the second may lean on no less than the first.
+        behind = self._path.anchors > 0 and bool(call.history(base, 0).anchors) and not history.anchors
+        lost = ordinal > 0 and (behind or call.lost(history))
         if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
             result = executor.full(transformer_call)
+            if ordinal > 0 and multiple != 1 and not record.note:
+                record.note = f"call {ordinal + 1} of the step had no full one to start from, and ran full"
             # the last step has no successor to remember for
             if inputs is not None and call.remembers and not result.blocks_skipped:
                 history.add_full(executor.anchor(transformer_call, result.output))
+                if result.companion is not None:
+                    history.add_companion(record.sigma, result.companion)
         elif multiple == SKIP or not self._path.calls_model:
             result = executor.skipped(transformer_call, history, multiple)
         else:
@@ -335,6 +369,8 @@ class AcceleratedPipeline:
             if not result.blocks_skipped:
                 assert result.prediction is not None
                 history.add_run(record.sigma, result.prediction)
+                if result.companion is not None:
+                    history.add_companion(record.sigma, result.companion)
         call.add(result)
         return result.output
 
@@ -342,7 +378,7 @@ class AcceleratedPipeline:
         """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""
         if not (self.config.corrector and self.config.approximates and call.sigmas):
             return None
-        if not solves_the_flow(self._scheduler):
+        if call.obstacle or not follows_the_flow(self._scheduler):
             return None
         reference = getattr(call.policy, "reference", self.config.reference)
         return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
@@ -351,20 +387,23 @@ class AcceleratedPipeline:
         call = self._current_call(calling_pipeline())
         if call is None or call.record is None:
             return inner(*args, **kwargs)
-        names = ("model_output", "timestep", "sample")
-        given = {**dict(zip(names, args)), **kwargs}
-        rest = args[len(names) :]
         increment = None
         if self._watches or call.solver is not None:
-            output, timestep, sample = (given.pop(name) for name in names)
-            if rest:  # all by name, so that the latent can come last
-                given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
+            output, timestep, sample, given = _given_to_step(inner, args, kwargs)
             step: Callable[..., Any] = step_with_increment
             own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+            made = (call.index, call.ran, call.source)
             if call.solver is None:
                 result, increment = own_step(sample)
+            elif call.process is None:
+                result, increment = call.solver.step(*made, output, sample, own_step)
             else:
-                result, increment = call.solver.step(call.index, call.ran, call.source, output, sample, own_step)
+
+                def step_from(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+                    return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
+
+                levels = call.levels_around
+                result, increment = solved_step(call.solver, call.process, levels, made, output, sample, step_from)
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)
@@ -373,6 +412,28 @@ class AcceleratedPipeline:
             if self._report is not None and self._report.steps is call.records:
                 self._report.complete = True
         return result
+
+    def _on_companion_step(self, call: CallState, scheduler: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """The step of a second output, after that of the latent: it was full, coarse or skipped as that one was."""
+        if call.companion_solver is None or call.stepped is None:
+            return inner(*args, **kwargs)
+        output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+        step: Callable[..., Any] = step_with_increment
+        own_step = partial(step, inner, scheduler, output, timestep, **given)
+        return call.companion_solver.step(*call.stepped, output, sample, own_step)[0]
+
+
+def _given_to_step(
+    inner: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, Any, torch.Tensor, dict[str, Any]]:
+    """Model output, timestep and latent of a call of a scheduler's ``step``, and the rest by name."""
+    names = ("model_output", "timestep", "sample")
+    given = {**dict(zip(names, args)), **kwargs}
+    rest = args[len(names) :]
+    output, timestep, sample = (given.pop(name) for name in names)
+    if rest:  # all by name, so that the latent can come last
+        given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
+    return output, timestep, sample, given
 
 
 def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:

@@ -64,6 +64,11 @@ class StepCaches:
                     f"{name} has {found} on, which works at one token count only. Call pipe.{name}.disable_cache() "
                     f"first, set multiples=(1,), or take cache='teacache' or one of {', '.join(CACHE_CONFIGS)}."
                 )
+            if self._foreign and not hasattr(module, "enable_cache"):
+                raise ConfigError(
+                    f"cache={self._setting!r}: diffusers has no caches for {type(unwrap_module(module)).__name__}. "
+                    "Leave cache=None."
+                )
             if self._foreign and module.is_cache_enabled:
                 raise ConfigError(
                     f"cache={self._setting!r}: {name} has a cache already. Call pipe.{name}.disable_cache() first, "
@@ -79,7 +84,10 @@ class StepCaches:
                 )
         elif self._foreign:
             for module in self._modules.values():
-                module.enable_cache(self._setting)  # type: ignore[operator]
+                try:
+                    module.enable_cache(self._setting)  # type: ignore[operator]
+                except ValueError as error:  # of blocks that a cache does not know
+                    raise ConfigError(f"cache={self._setting!r}: {error} Leave cache=None.") from error
 
     def disable(self) -> None:
         """Takes off what :meth:`enable` put on."""

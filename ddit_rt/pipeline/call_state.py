@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import CoarsePath, PredictionHistory
+from ..granularity import CoarsePath, PredictionHistory, VariancePreserving
 from ..runtime import CacheState, agree_on_multiple
-from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView
+from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .process import process_of
 from .transformer_call import StepResult
 
 
@@ -40,9 +42,13 @@ class CallState:
         cache_states: (transformer, call of the step, multiple) -> what TeaCache remembers.
         bar: The pipeline's progress bar; None until it is there.
         solver: Moves the latent; None leaves that to the scheduler.
+        companion_solver: The same for the latent of a second output, which another scheduler steps.
+        obstacle: Why all steps have to be full, if so.
+        stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
-        source: Tells predictions apart that no line is drawn between: those of another transformer, or of another
-            latent, as where a doubled batch is all that there is of guidance.
+        process: Of the call's latents; None for a flow's.
+        source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
+            whether guidance doubles the batch, and how many calls there are.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -57,16 +63,19 @@ class CallState:
         self.cache_states: dict[tuple[int, int, int], CacheState] = {}
         self.bar: CallBar | None = None
         self.solver: FlowSolver | None = None
-        self.source = 0
+        self.companion_solver: FlowSolver | None = None
+        self.obstacle = ""
+        self.stepped: tuple[int, Ran, Hashable] | None = None
         self._config = config
         self.policy = policy
         self._path = path
         self._spacing = Spacing()
+        self._base = 0
         self._evolution = LatentEvolution(
             config.order, config.multiples, config.quantile, config.backend, config.threshold
         )
         self._patch: int | None = None
-        self._packed: tuple[int, int] | None = None
+        self._packed: tuple[int, ...] | None = None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -76,6 +85,7 @@ class CallState:
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
+        self.process: VariancePreserving | None = None
         self._histories: dict[tuple[int, int], PredictionHistory] = {}
 
     # -- where the call is ----------------------------------------------------------------------------------------
@@ -92,18 +102,20 @@ class CallState:
         Raises:
             ScheduleError: the policy cannot serve so many steps.
         """
-        timesteps, sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
-        begin = scheduler.begin_index or 0
+        timesteps, sigmas = scheduler.timesteps.tolist(), levels_of(scheduler)
+        told = getattr(scheduler, "begin_index", None)
+        begin = told or 0
         value, precision = _value(given)
         fits = [i for i, t in enumerate(timesteps) if _same(value, _argument(family, t), precision)]
         if begin not in fits:
-            begin = fits[0] if len(fits) == 1 and scheduler.begin_index is None else None
+            begin = fits[0] if len(fits) == 1 and told is None else None
         if begin is None:
             self.steps = len(timesteps)
             self._unplaced = f"it cannot be told which of the scheduler's timesteps the transformer's {value:g} is"
             return
         self._timesteps = [float(t) for t in timesteps[begin:]]
-        self._sigmas = [float(sigma) for sigma in sigmas[begin:]]
+        self._sigmas = sigmas[begin:]
+        self.process = process_of(scheduler)
         self.steps = len(self._timesteps)
         self.policy.start(self.steps)
 
@@ -135,6 +147,10 @@ class CallState:
         return self._sigmas
 
     @property
+    def source(self) -> Hashable:
+        return self._base, self._shape, self.calls
+
+    @property
     def ran(self) -> Ran:
         """What the current step's prediction comes from."""
         assert self.record is not None
@@ -147,12 +163,24 @@ class CallState:
         """Noise level of the current step; NaN where it cannot be told."""
         return self._sigmas[self.index] if self.index < len(self._timesteps) else math.nan
 
+    @property
+    def levels_around(self) -> tuple[float, float]:
+        """Noise levels before and after the current step."""
+        return self._sigmas[self.index], self._sigmas[self.index + 1]
+
     def level(self, device: torch.device) -> torch.Tensor:
         """σ of the current step where the latents are, a 0-dim tensor."""
         if self._levels is None or self._levels.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._levels = torch.tensor(self._sigmas or [math.nan], dtype=dtype, device=device)
         return self._levels[min(self.index, len(self._levels) - 1)]
+
+    def process_on(self, device: torch.device) -> VariancePreserving | None:
+        """The process of the call's latents, with its levels where they are."""
+        if self.process is not None and self.process.levels.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self.process = replace(self.process, levels=self.process.levels.to(device, dtype))
+        return self.process
 
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:
         """Memory of the ``ordinal``-th call per step of ``module``."""
@@ -186,8 +214,8 @@ class CallState:
         Raises:
             ScheduleError: the policy chose what cannot be run.
         """
-        self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
-        note = self._unplaced or obstacle
+        self.remembers = self._may_coarsen and not self._unplaced and not self.obstacle and self.index + 1 < self.steps
+        note = self._unplaced or self.obstacle or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
@@ -196,11 +224,13 @@ class CallState:
             self.cache_states.clear()
             self._histories.clear()
         self._evolution.begin_step()
-        self.source = hash((id(base), self._shape))
+        self._base = id(base)
         history = self.history(base, 0)
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
         multiple = self._choose(bool(note), len(history.recent))
+        if multiple == 1 and self._is_clean():
+            note = note or "a latent without noise has nothing for coarse steps to divide"
         if self.index == 0 and multiple > 1 and self._path.needs_anchor:
             coarse = self._config.coarse
             raise ScheduleError(f"schedule[0]={multiple}: coarse={coarse!r} needs a full first step (1).")
@@ -233,10 +263,14 @@ class CallState:
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if must_be_full or (multiple == SKIP and not runs):
+        if must_be_full or (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
             multiple = 1
         spacing.add(multiple)
         return multiple
+
+    def _is_clean(self) -> bool:
+        """Whether a flow's latent has no noise left, as in the last step of some pipelines, which goes nowhere."""
+        return self._may_coarsen and self.process is None and self.sigma == 0
 
     def add(self, result: StepResult) -> None:
         """Takes a transformer call's result into the record.
@@ -261,6 +295,7 @@ class CallState:
         """
         record = self.record
         assert record is not None and self._stop is not None
+        self.stepped = (self.index, self.ran, self.source)
         self.index += 1
         self.calls = 0
         self.record = None

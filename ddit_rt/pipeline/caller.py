@@ -39,6 +39,12 @@ def arguments_of_call() -> dict[str, Any]:
     }
 
 
+def local_of_call(name: str) -> Any:
+    """What the pipeline call that runs on this thread keeps under a local name; None where there is no such name."""
+    frame = _frame()
+    return None if frame is None else frame.f_locals.get(name)
+
+
 def _frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import SKIP
 from ..families import Family, ModelInputs
 from ..granularity import (
     Anchor,
@@ -26,6 +27,7 @@ from ..granularity import (
     PatchEmbedding,
     PredictionHistory,
     Scalar,
+    VariancePreserving,
 )
 from ..runtime import GraphRunner
 from .transformer_call import CallModels, StepResult, TransformerCall
@@ -96,14 +98,20 @@ class StepExecutor:
         if call.inputs is None:
             return StepResult(raw, None, 0.0, 0.0, done.replayed, done.blocks_skipped)
         cost = self._flops(call, call.inputs, 1)
-        return StepResult(raw, None, 0.0 if done.blocks_skipped else cost, cost, done.replayed, done.blocks_skipped)
+        spent = 0.0 if done.blocks_skipped else cost
+        companion = self._family.companion(raw)
+        return StepResult(raw, None, spent, cost, done.replayed, done.blocks_skipped, companion=companion)
 
     def anchor(self, call: TransformerCall, raw: Any) -> Anchor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        models = CallModels(*self._models(call, inputs, _forwards(call, probe=True)), call)
-        return Anchor(call.sigma, inputs.latent, self._family.output(call.base, inputs, raw), models)
+        reached = self._models(call, inputs, call.process, _forwards(call, probe=True))
+        models = CallModels(reached.low, reached.tokens, call)
+        state, prediction = self._state(call, inputs), self._family.output(call.base, inputs, raw)
+        if call.process is not None:
+            prediction = call.process.velocity(prediction.float(), state, call.sigma)
+        return Anchor(call.sigma, state, prediction, models)
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
@@ -116,41 +124,78 @@ class StepExecutor:
                 anchor.residuals[multiple] = self._probe(anchor, multiple, done)
                 flops += self._flops(call, inputs, multiple)
 
-        def run(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
-            here = replace(inputs, **given["inputs"])
-            models = Models(*self._models(call, here, at))
+        def run(at: Forwards, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+            companions: list[torch.Tensor] = []
+            here, process = replace(inputs, **given["inputs"]), _process(call, given)
+            models = self._models(call, here, process, self._watched(at, companions))
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            return path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            latent = here.latent.float()
+            state = latent if process is None else process.state(latent, given["level"])
+            prediction = path.predict(known, state, given["level"], multiple, here.geometry, models)
+            return prediction, *companions[-1:]
 
         given = {
             "inputs": self._tensors_of(inputs),
             "level": call.level,
+            "training levels": None if call.process is None else call.process.levels,
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
-        prediction = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
+        prediction, *companions = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
         if not done.blocks_skipped:
             flops += self._flops(call, inputs, multiple)
-        return self._result(call, inputs, prediction, flops, done)
+        return self._result(call, inputs, prediction, next(iter(companions), None), flops, done)
 
     def skipped(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A step without a model call: by the path if it makes none at ``multiple``, else by a line."""
         inputs = call.inputs
         assert inputs is not None
-        if multiple > 1:
-            models = Models(_no_model, _no_model)
-            prediction = self.path.predict(history, inputs.latent, call.sigma, multiple, inputs.geometry, models)
-        else:
-            prediction = history.forecast(call.sigma)
-        result = self._result(call, inputs, prediction, 0.0, _Execution())
+
+        def foretold(known: PredictionHistory) -> torch.Tensor:
+            if multiple == SKIP:
+                return known.forecast(call.sigma)
+            models, state = Models(_no_model, _no_model), self._state(call, inputs)
+            return self.path.predict(known, state, call.sigma, multiple, inputs.geometry, models)
+
+        companion = None if history.companion is None else foretold(history.companion)
+        result = self._result(call, inputs, foretold(history), companion, 0.0, _Execution())
         return replace(result, ran_model=False)
 
     def _result(
-        self, call: TransformerCall, inputs: ModelInputs, prediction: torch.Tensor, flops: float, done: _Execution
+        self,
+        call: TransformerCall,
+        inputs: ModelInputs,
+        prediction: torch.Tensor,
+        companion: torch.Tensor | None,
+        flops: float,
+        done: _Execution,
     ) -> StepResult:
-        output = self._family.wrap(call.base, inputs, prediction.to(inputs.latent.dtype))
-        return StepResult(output, prediction, flops, self._flops(call, inputs, 1), done.replayed, done.blocks_skipped)
+        dtype = inputs.latent.dtype
+        own = prediction
+        if call.process is not None:
+            own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
+        output = self._family.wrap(call.base, inputs, own.to(dtype))
+        if companion is not None:
+            output = self._family.accompanied(output, companion.to(dtype))
+        full = self._flops(call, inputs, 1)
+        return StepResult(output, prediction, flops, full, done.replayed, done.blocks_skipped, companion=companion)
+
+    def _watched(self, at: Forwards, companions: list[torch.Tensor]) -> Forwards:
+        """The same forwards; what their results hold of a companion goes into ``companions``."""
+
+        def watched(multiple: int) -> Callable[..., Any]:
+            inner = at(multiple)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                raw = inner(*args, **kwargs)
+                found = self._family.companion(raw)
+                companions.extend([] if found is None else [found])
+                return raw
+
+            return forward
+
+        return watched
 
     def _probe(self, anchor: Anchor, multiple: int, done: _Execution) -> torch.Tensor:
         """What the coarse model misses at an earlier full step."""
@@ -162,10 +207,14 @@ class StepExecutor:
         forwards = _forwards(call, probe=True)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
-            models = Models(*self._models(call, replace(inputs, **given["inputs"]), forwards))
+            models = self._models(call, replace(inputs, **given["inputs"]), _process(call, given), forwards)
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
-        given = {"inputs": self._tensors_of(inputs), "anchor": _tensors_of_anchor(anchor, multiple)}
+        given = {
+            "inputs": self._tensors_of(inputs),
+            "training levels": None if call.process is None else call.process.levels,
+            "anchor": _tensors_of_anchor(anchor, multiple),
+        }
         return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
 
     def _through_cache(
@@ -207,7 +256,8 @@ class StepExecutor:
         if self.graphs is None:
             done.replayed = False
             return function(given)
-        result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
+        with self._family.capturable(call.base):
+            result, replayed = self.graphs.run(modules, label, function, given, call.obstacle)
         done.replayed &= replayed
         return result
 
@@ -222,8 +272,10 @@ class StepExecutor:
             self.graphs.refresh(embedding)
         return call.base, embedding
 
-    def _models(self, call: TransformerCall, inputs: ModelInputs, at: Forwards) -> tuple[Any, Any]:
-        """How a path runs the model on a low latent, and on coarse tokens, by the forwards of ``at``."""
+    def _models(
+        self, call: TransformerCall, inputs: ModelInputs, process: VariancePreserving | None, at: Forwards
+    ) -> Models:
+        """How a path runs the model on a low state, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, call.base, self._native
 
         def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
@@ -235,7 +287,8 @@ class StepExecutor:
                 forward = at(multiple)
                 return family.run_patches(base, forward, inputs, latent, level, embedding, multiple, native).float()
 
-        return low, tokens
+        own = Models(low, tokens)
+        return own if process is None else process.models(own, inputs.geometry.channels)
 
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
         if self.path.adapter is not None:
@@ -274,15 +327,22 @@ class StepExecutor:
 
     def _flops(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> float:
         """FLOP of one model run."""
-        key = (id(call.base), inputs.geometry, multiple, inputs.text_tokens)
+        beside = self._family.tokens_beside(inputs, multiple, self._native)
+        key = (id(call.base), inputs.geometry, multiple, beside)
         if key not in self._costs:
-            flops = self._family.flops(call.base, inputs.geometry, multiple, inputs.text_tokens)
+            flops = self._family.flops(call.base, inputs.geometry, multiple, beside)
             adapter = self.path.adapter
             if adapter is not None and multiple > 1:
                 tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
-                flops += adapter.flops(multiple, tokens, inputs.text_tokens, merged)
+                flops += adapter.flops(multiple, tokens, beside, merged)
             self._costs[key] = flops
         return inputs.latent.shape[0] * self._costs[key]
+
+    def _state(self, call: TransformerCall, inputs: ModelInputs) -> torch.Tensor:
+        """The call's latent as a flow state; a flow's own stays in its dtype."""
+        if call.process is None:
+            return inputs.latent
+        return call.process.state(inputs.latent.float(), call.sigma)
 
     def _tensors_of(self, inputs: ModelInputs) -> dict[str, Any]:
         """A call's inputs without the tokens that the latent was read from."""
@@ -296,6 +356,11 @@ def _forwards(call: TransformerCall, probe: bool) -> Forwards:
     """Multiple -> the transformer's forward as the call reaches it."""
     in_context = call.in_context
     return lambda multiple: call.inner if in_context is None else in_context(multiple, probe)
+
+
+def _process(call: TransformerCall, given: dict[str, Any]) -> VariancePreserving | None:
+    """The call's process, which reads the levels that are given to a graph."""
+    return None if call.process is None else replace(call.process, levels=given["training levels"])
 
 
 def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:

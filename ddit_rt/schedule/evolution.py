@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ddit_kernels.evolve import evolve
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 
 class EvolutionHistory:
@@ -58,8 +58,8 @@ def step_with_increment(
     """Runs ``scheduler.step`` and returns its result with the float32 increment of the latent.
 
     In float32 the result is the scheduler's own, bit for bit. In lower precision the Euler increment is computed from
-    the sigmas and the result is again the scheduler's own; other schedulers run their arithmetic in float32, and only
-    the new sample is cast back.
+    the sigmas and the result is again the scheduler's own. DDIM remembers nothing, so its step is made twice, once for
+    either. Other schedulers run their arithmetic in float32, and only the new sample is cast back.
 
     Args:
         step: The scheduler's own (unpatched) bound ``step``.
@@ -79,11 +79,14 @@ def step_with_increment(
     half = {torch.float16, torch.bfloat16}
     dtype = model_output.dtype if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else sample.dtype
     if dtype in half:
+        own, own_sample = model_output, sample
         model_output, sample = model_output.float(), sample.float()
     result = step(model_output, timestep, sample, *args, **kwargs)
     new = latent_of(result)
     increment = new.float() - sample.float()
-    if dtype in half:
+    if dtype in half and isinstance(scheduler, DDIMScheduler) and not kwargs.get("eta"):
+        result = step(own, timestep, own_sample, *args, **kwargs)
+    elif dtype in half:
         result = with_latent(result, new.to(dtype))
     return result, increment
 
@@ -225,14 +228,15 @@ class LatentEvolution:
         self.current, self._pending = self._pending, None
 
     def end_step(
-        self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, int] | None
+        self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, ...] | None
     ) -> dict[int, float]:
         """Closes a step and launches the decision for the next one.
 
         Args:
             increment: Of the latent, float32; None if the evolution is not watched.
             patch: The model's patch size in latent pixels; None if no step follows.
-            packed: Token grid of packed increments.
+            packed: Token grid of packed increments (B, N, values): (rows, columns), or with frames (F, rows, columns),
+                where a token is one latent pixel.
 
         Returns:
             The step's σ_k, long there, since they were launched before its model run; empty while the history filled.
@@ -241,6 +245,12 @@ class LatentEvolution:
         self.current = None
         if increment is None:
             return patch_std
+        grid: tuple[int, int] | None = None
+        if increment.ndim == 3 and packed is not None:
+            if len(packed) == 3:
+                increment = increment.unflatten(1, packed).movedim(-1, 1)
+            else:
+                grid = (packed[0], packed[1])
         self._history.push(increment)
         if self._history.full and patch is not None:
             increments = self._history.increments
@@ -251,7 +261,7 @@ class LatentEvolution:
                 self._multiples,
                 patch,
                 self._quantile,
-                packed if increments[0].ndim == 3 else None,
+                grid,
                 self._backend,
                 self._threshold,
                 self._host,

@@ -13,15 +13,16 @@ many steps would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ..errors import ConfigError
 from .evolution import latent_of, with_latent
+from .noise import noise_setting, predicts_flow, preserves_variance
 
 _SOLVERS_OF_THE_FLOW = (
     "FlowMatchEulerDiscreteScheduler",
@@ -41,28 +42,30 @@ class Ran(Enum):
     SKIPPED = "a forecast"
 
 
-def predicts_flow(scheduler: Any) -> bool:
-    """Whether a scheduler takes its model output for a flow (velocity), from σ = 1 to 0."""
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or (
-        # without flow sigmas, σ is that of a variance-exploding process
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    return bool(flow) and not config.get("invert_sigmas") and hasattr(scheduler, "sigmas")
-
-
-def noise_setting(scheduler: Any) -> str:
-    """The setting by which a scheduler adds noise in its steps, as in ``stochastic_sampling=True``; empty if none."""
-    config = scheduler.config
-    if config.get("stochastic_sampling"):
-        return "stochastic_sampling=True"
-    kind = config.get("algorithm_type")
-    return f"algorithm_type={kind!r}" if str(kind).startswith("sde") else ""
-
-
 def solves_the_flow(scheduler: Any) -> bool:
     """Whether a scheduler's steps approximate dz/dσ = v and add no noise, so that a gap can be integrated for it."""
-    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not noise_setting(scheduler)
+    known = type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and predicts_flow(scheduler)
+    return known and not noise_setting(scheduler)
+
+
+def follows_the_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's steps approximate dz/dσ = v once they are written in flow terms.
+
+    Those of a variance-preserving process do; DDIM's are Euler's. Not where it changes what the model predicts, or
+    where its timesteps are spaced so that a step leads elsewhere than where the next one begins.
+
+    Args:
+        scheduler: With the call's timesteps set.
+    """
+    if not preserves_variance(scheduler):
+        return solves_the_flow(scheduler)
+    config = scheduler.config
+    if config.get("clip_sample") or config.get("thresholding"):
+        return False
+    if not isinstance(scheduler, DDIMScheduler):
+        return True
+    steps = scheduler.timesteps[:-1] - scheduler.timesteps[1:]
+    return bool((steps == config.num_train_timesteps // scheduler.num_inference_steps).all())
 
 
 def check_reference(reference: str, scheduler: Any) -> None:
@@ -73,8 +76,9 @@ def check_reference(reference: str, scheduler: Any) -> None:
     """
     if reference == "converged" and not solves_the_flow(scheduler):
         raise ConfigError(
-            f"reference='converged': {type(scheduler).__name__} adds noise or is unknown, its steps converge to no "
-            f"picture. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)}, or reference='plain'."
+            f"reference='converged': {type(scheduler).__name__} adds noise, predicts no flow or is unknown: no "
+            f"converged picture is known. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)} with a model that predicts a "
+            "flow, or reference='plain'."
         )
 
 
@@ -94,7 +98,7 @@ class FlowSolver:
     from the first skipped step on its steps are taken over by ours, of second order too; its counters go on.
 
     Args:
-        scheduler: Of the pipeline; :func:`solves_the_flow`.
+        scheduler: Of the pipeline; :func:`follows_the_flow`.
         sigmas: Noise levels of the call's S steps and the one after them.
         converged: Aim at the converged picture instead of the scheduler's own.
 
@@ -106,11 +110,11 @@ class FlowSolver:
     def __init__(self, scheduler: Any, sigmas: Sequence[float], converged: bool) -> None:
         self.missed: torch.Tensor | None = None
         self._sigmas = sigmas
-        self._euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._euler = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, DDIMScheduler))
         self._exact = converged or not self._euler
         self._ours = converged
         self._runs: list[_Run] = []  # the last two, oldest first
-        self._source = 0
+        self._source: Hashable = None
         # since the last of them: increments made; Σ h, Σ h·x and Σ h·x², x = σ - σ_run where they looked; skipped?
         self._made: torch.Tensor | None = None
         self._moments = (0.0, 0.0, 0.0)
@@ -122,7 +126,7 @@ class FlowSolver:
         self,
         index: int,
         ran: Ran,
-        source: int,
+        source: Hashable,
         output: torch.Tensor,
         sample: torch.Tensor,
         scheduler_step: Callable[[torch.Tensor], tuple[Any, torch.Tensor]],
@@ -132,7 +136,8 @@ class FlowSolver:
         Args:
             index: Of the step, from 0.
             ran: What ``output`` comes from.
-            source: Of ``output``; no line is drawn from one to another.
+            source: What makes up the prediction: which transformer, and with which guidance. No line is drawn from one
+                to another.
             output: Prediction with guidance applied, any float dtype, the shape of ``sample``.
             sample: Latent before the step.
             scheduler_step: Runs the scheduler from a latent; its result, and the float32 increment.
@@ -149,11 +154,12 @@ class FlowSolver:
             self._runs, self._source = [], source
         if ran is Ran.FULL:
             latent = self._corrected(latent, sigma, output)
+        if ran is not Ran.SKIPPED or not self._runs:
+            # guidance that ends on a skipped step leaves a forecast to start from
+            self._begin_gap(_Run(sigma, output.detach().float(), ran is not Ran.FULL))
         if ran is Ran.SKIPPED:
             self._skipped = True
             self._ours |= not self._euler
-        else:
-            self._begin_gap(_Run(sigma, output.detach().float(), ran is Ran.COARSE))
         h = following - sigma
         place = sigma + h / 2 if self._exact else sigma
         if self._ours:

@@ -62,9 +62,14 @@ def record_trajectory(pipe: Any, seed: int, **arguments: Any) -> Trajectory:
 
     Raises:
         UnsupportedPipelineError: no family knows the pipeline, or it calls its transformer in a way that coarse tokens
-            cannot carry.
+            cannot carry, or the transformer makes more than a picture.
     """
     family = family_of(pipe)
+    if family.companion_scheduler:
+        raise UnsupportedPipelineError(
+            f"no schedule can be fitted to {type(pipe).__name__}: a trajectory holds one output, and its transformer "
+            "makes two. Give schedule=, or speedup=, which needs no fit."
+        )
     first: list[tuple[nn.Module, ModelInputs]] = []
 
     def keep_call(call: StreamCall) -> Any:

@@ -93,7 +93,7 @@ def test_guidance_that_ends_in_mid_run_begins_anew_with_half_the_batch(
         assert torch.equal(run(pipe, **{**guided, "generator": torch.Generator().manual_seed(1)}), plain)
     step = FlowSolver.step
 
-    def see(self: Any, index: int, ran: Any, source: int, *args: Any) -> Any:
+    def see(self: Any, index: int, ran: Any, source: Any, *args: Any) -> Any:
         sources.append(source)
         return step(self, index, ran, source, *args)
 
@@ -106,6 +106,16 @@ def test_guidance_that_ends_in_mid_run_begins_anew_with_half_the_batch(
     assert made.schedule == [1, 1, 2, 4, 2, 1, 2, 1]
     assert [source == sources[0] for source in sources] == [True] * 5 + [False] * 3
     assert made.steps[4].full_flops == 2 * made.steps[5].full_flops
+
+
+def test_a_last_step_without_noise_is_full() -> None:
+    """Pipelines of older versions of diffusers end with one."""
+    pipe = z_image()
+    with accelerated(pipe, schedule=[1, 1, 2, 2, 2], coarse="band-split"):
+        found = run(pipe, sigmas=torch.linspace(1, 0, 5).tolist(), num_inference_steps=5)
+        last = report(pipe).steps[-1]
+    assert torch.isfinite(found).all()
+    assert (last.sigma, last.multiple) == (0.0, 1) and "without noise" in last.note
 
 
 def test_guidance_in_every_step() -> None:

@@ -1,5 +1,7 @@
 """The latent's way over skipped steps: exact where the prediction is a line or a parabola, else the scheduler's own."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
@@ -36,7 +38,10 @@ def plain(scheduler, field, latent=None, steps=STEPS):
 
 
 def solved(scheduler, field, kinds, converged=False, latent=None, sources=None):
-    """A run with a prediction at the steps that ``kinds`` says, and the last one again at the others."""
+    """A run with a prediction at the steps that ``kinds`` says, and the last one again at the others.
+
+    Another source has a prediction of its own at once, also at a skipped step.
+    """
     scheduler.set_timesteps(STEPS)
     sigmas = scheduler.sigmas.tolist()
     solver = FlowSolver(scheduler, sigmas, converged)
@@ -44,7 +49,7 @@ def solved(scheduler, field, kinds, converged=False, latent=None, sources=None):
     output = None
     for index, timestep in enumerate(scheduler.timesteps):
         kind = kinds[index]
-        if kind is not Ran.SKIPPED:
+        if kind is not Ran.SKIPPED or (sources and sources[index] != sources[index - 1]):
             output = field(latent.float(), sigmas[index]).to(latent.dtype)
 
         def own(sample, output=output, timestep=timestep):
@@ -139,6 +144,25 @@ def test_no_line_leads_from_one_transformer_to_another():
     kinds = [Ran.FULL if i in (0, 1, switch, switch + 1) else Ran.SKIPPED for i in range(STEPS)]
     latent, _ = solved(scheduler, field, kinds, sources=sources)
     torch.testing.assert_close(latent, plain(SCHEDULERS["euler"](), field), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+@pytest.mark.parametrize("converged", [True, False])
+def test_a_source_may_change_on_a_skipped_step(name, converged):
+    """As where guidance ends amid skipped steps: its line is not followed beyond them."""
+
+    def field(latent, sigma):
+        return torch.full(SHAPE, 1.0 if sigma > 0.6 else 7.0)
+
+    scheduler = SCHEDULERS[name]()
+    scheduler.set_timesteps(STEPS)
+    sources = [1 if sigma > 0.6 else 2 for sigma in scheduler.sigmas.tolist()[:-1]]
+    switch = sources.index(2)
+    kinds = [Ran.SKIPPED if switch - 3 < i < switch + 3 else Ran.FULL for i in range(STEPS)]
+    levels = scheduler.sigmas.tolist()
+    wanted = noise() + sum((b - a) * (1.0 if a > 0.6 else 7.0) for a, b in pairwise(levels))
+    latent, _ = solved(scheduler, field, kinds, converged, sources=sources)
+    torch.testing.assert_close(latent, wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

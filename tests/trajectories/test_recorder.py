@@ -35,9 +35,9 @@ def is_plain(pipe: Any) -> bool:
 
 
 def beyond_coarse(pipe: Any) -> Any:
-    """Position ids as of a second picture in the sequence, which coarse tokens cannot carry."""
+    """Position ids of every second row, which coarse tokens cannot carry."""
     own = pipe._prepare_latent_image_ids
-    pipe._prepare_latent_image_ids = lambda *a, **k: own(*a, **k) + torch.tensor([1.0, 0.0, 0.0])
+    pipe._prepare_latent_image_ids = lambda *a, **k: own(*a, **k) * torch.tensor([1.0, 2.0, 1.0])
     return pipe
 
 

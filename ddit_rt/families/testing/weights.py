@@ -152,17 +152,26 @@ def layerwise_casting(specimen: Specimen) -> None:
 
 @check("int8 weights", "torchao's int8 weight-only quantisation of the blocks")
 def int8_weights(specimen: Specimen) -> None:
+    _quantised(specimen, "Int8WeightOnlyConfig")
+
+
+@check("fp8 weights", "torchao's float8 weight-only quantisation of the blocks")
+def fp8_weights(specimen: Specimen) -> None:
+    _quantised(specimen, "Float8WeightOnlyConfig")
+
+
+def _quantised(specimen: Specimen, setting: str) -> None:
+    """The linear layers between embedding and de-embedding in torchao's tensors, full steps and coarse ones."""
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao import quantization
     except ImportError:
         raise NotRun("torchao is not installed") from None
     pipe = specimen.make()
-    family, module = family_of(pipe), _transformer(pipe)
-    kept = family.projection_names
-    quantize_(
-        module,
-        Int8WeightOnlyConfig(),
-        lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.startswith(kept),
+    ends = family_of(pipe).projection_names
+    quantization.quantize_(
+        _transformer(pipe),
+        getattr(quantization, setting)(),
+        lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.startswith(ends),
     )
     _as_itself(specimen, pipe, "naive")
 

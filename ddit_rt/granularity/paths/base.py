@@ -34,7 +34,10 @@ class Models:
 
 @dataclass
 class Anchor:
-    """A full step: its latent, the model's prediction there (both as the pipeline had them), and σ."""
+    """A full step: its latent, the model's prediction there, and σ.
+
+    Of a flow both are as the pipeline had them; else the flow state and velocity that they amount to, float32.
+    """
 
     sigma: bands.Scalar
     latent: torch.Tensor
@@ -50,10 +53,13 @@ class PredictionHistory:
     Attributes:
         anchors: The last two full steps.
         recent: σ and prediction (B, C, F, H, W) of the last two model runs, at whatever multiple.
+        companion: The same of a second output that rides along, as the sound of a video; it has no anchors. None where
+            there is none.
     """
 
     anchors: deque[Anchor] = field(default_factory=lambda: deque(maxlen=2))
     recent: deque[tuple[float, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=2))
+    companion: PredictionHistory | None = None
 
     @property
     def last(self) -> Anchor | None:
@@ -71,6 +77,11 @@ class PredictionHistory:
         if self.recent and self.recent[-1][0] == sigma:
             self.recent.pop()
         self.recent.append((sigma, prediction))
+
+    def add_companion(self, sigma: float, prediction: torch.Tensor) -> None:
+        """Adds what a model run predicted of the second output."""
+        self.companion = self.companion or PredictionHistory()
+        self.companion.add_run(sigma, prediction)
 
     def forecast(self, sigma: bands.Scalar, linear: bool = True) -> torch.Tensor:
         """The prediction to expect at ``sigma``, without a model run: the last one, or the line through the last two.
