@@ -25,6 +25,8 @@ _FILES = {
     "qwen": ("QwenImage",),
     "sd3": ("SD3",),
     "wan": ("Wan",),
+    "wan_animate": ("WanAnimate",),
+    "wan_vace": ("WanVACE",),
     "z_image": ("ZImage",),
 }
 """File -> its families, in the order in which they are asked."""

@@ -113,6 +113,11 @@ class Family(ABC):
         """The transformer's ``timestep`` at noise level ``sigma``."""
         return sigma * self.time_scale
 
+    def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """The ``timestep`` that a call tells the transformer for what is noisy in its first sample, a 0-dim tensor."""
+        times: torch.Tensor = arguments[self.time_argument]
+        return times.flatten()[0]
+
     @abstractmethod
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         """Whether a pipeline call runs the transformer for the prompt and for the negative prompt in every step.
@@ -301,6 +306,11 @@ class Family(ABC):
     @abstractmethod
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         """Floating-point operations of one forward per sample at ``multiple`` (2 per multiply-add)."""
+
+    def frames_of(self, call: Mapping[str, Any]) -> int:
+        """Frames that a pipeline call denoises together, from arguments as for :meth:`is_guided`; 1 for pictures."""
+        video = call.get("video")
+        return int(call.get("num_frames") or (len(video) if video is not None else 1))
 
     @abstractmethod
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:

@@ -1,4 +1,8 @@
-"""FLUX.1: packed tokens of 2 x 2 latent pixels, positions as an argument, timestep = σ."""
+"""FLUX.1 and its variants: packed tokens of 2 x 2 latent pixels, positions as an argument, timestep = σ.
+
+Fill and Control carry condition channels in every token, Kontext a reference picture's tokens behind the latent's, an
+IP-Adapter keys and values of its own in the double blocks.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from ..runtime import TeaCacheDefaults, Trunk
+from .base import present
 from .streams import TwoStreamFamily
 
 TEACACHE = TeaCacheDefaults(
@@ -20,7 +25,20 @@ TEACACHE = TeaCacheDefaults(
 class Flux(TwoStreamFamily):
     name = "flux"
     transformer_class = FluxTransformer2DModel
-    pipelines = (FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
+    pipelines = present(
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxKontextPipeline",
+        "FluxKontextInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxControlImg2ImgPipeline",
+        "FluxControlInpaintPipeline",
+        "FluxControlNetPipeline",
+        "FluxControlNetImg2ImgPipeline",
+        "FluxControlNetInpaintPipeline",
+    )
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))

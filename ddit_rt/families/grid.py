@@ -7,7 +7,7 @@ called ``rope`` that looks at nothing but the shape of the latent.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -33,6 +33,9 @@ from .weights import stored
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines."""
 
+Resize = Callable[[torch.Tensor], torch.Tensor]
+"""Pixels of the full grid -> those of a coarse run."""
+
 
 class GridFamily(Family):
     """A family whose transformer sees the latent's grid and flattens it to tokens itself."""
@@ -48,9 +51,24 @@ class GridFamily(Family):
     def centred_rope(self, module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
         """What ``rope`` gives for coarse tokens at the centres of the full patches that each covers."""
 
-    def coarse_time(self, call: ModelInputs, sigma: Scalar) -> torch.Tensor:
-        """The time argument at the noise level of a coarse step, which lies between the scheduler's timesteps."""
+    def coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int) -> dict[str, Any]:
+        """The arguments beside the latent for coarse tokens; as for :meth:`low_arguments`."""
+        times = {self.time_argument: self.coarse_time(call, sigma, multiple)}
+        return {**call.arguments, **times, "return_dict": False}
+
+    def coarse_time(self, call: ModelInputs, sigma: Scalar, multiple: int) -> torch.Tensor:
+        """The time argument of a coarse run: σ' lies between the scheduler's (often whole) timesteps."""
         return bands.noise_level(call.arguments[self.time_argument].float(), self.time_of(sigma))
+
+    def coarse_latent(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
+        """What the transformer gets in a coarse run.
+
+        Args:
+            call: The full call.
+            latent: (B, C or more, F, H', W'), to be coarsened or coarsened already.
+            resized: Brings the call's own latent to that size.
+        """
+        return latent
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         hidden = arguments[self.latent_argument]
@@ -70,11 +88,11 @@ class GridFamily(Family):
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
-        hidden = low.to(call.latent.dtype)
-        if call.condition is not None:
-            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
-            hidden = torch.cat([hidden, condition], dim=1)
-        return self._coarse_arguments(call, hidden, sigma)
+        def resized(pixels: torch.Tensor) -> torch.Tensor:
+            return means(pixels, call.geometry, multiple)
+
+        hidden = self._with_condition(call, low, resized)
+        return {**self.coarse_arguments(call, sigma, multiple), self.latent_argument: hidden}
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         return raw[0]
@@ -107,9 +125,11 @@ class GridFamily(Family):
         geometry = call.geometry
         side = multiple * geometry.patch
         rows, columns = geometry.grid(multiple)
-        pixels = latent.to(call.latent.dtype)
-        if call.condition is not None:
-            pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
+
+        def resized(own: torch.Tensor) -> torch.Tensor:
+            return pad_to_grid(own, geometry, multiple)
+
+        pixels = self._with_condition(call, latent, resized)
 
         def embed(_: torch.Tensor) -> torch.Tensor:
             # the transformer flattens (B, d, F, rows, columns) to tokens
@@ -125,7 +145,7 @@ class GridFamily(Family):
         # Only the shape of the latent reaches the trunk: one whose p x p grid is the coarse grid. The transformer's
         # own un-patchify knows p alone, so its result is left aside.
         shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
-        arguments = self._coarse_arguments(call, pixels.new_empty(shape), sigma)
+        arguments = {**self.coarse_arguments(call, sigma, multiple), self.latent_argument: pixels.new_empty(shape)}
         ends = dict(zip(self.projection_names, (embed, deembed)))
         with swapped(module, **ends), self.placed(module, call, multiple, native):
             forward(**arguments)
@@ -139,9 +159,14 @@ class GridFamily(Family):
         side = pipe.vae_scale_factor_spatial * patch
         return Geometry(config.out_channels, latent_frames, height // side * patch, width // side * patch, patch)
 
-    def _coarse_arguments(self, call: ModelInputs, hidden: torch.Tensor, sigma: Scalar) -> dict[str, Any]:
-        given = {self.latent_argument: hidden, self.time_argument: self.coarse_time(call, sigma)}
-        return {**call.arguments, **given, "return_dict": False}
+    def _with_condition(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
+        hidden = self.coarse_latent(call, latent.to(call.latent.dtype), resized)
+        return hidden if call.condition is None else torch.cat([hidden, resized(call.condition)], dim=1)
+
+
+def means(pixels: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
+    """(B, C, F, H, W) -> (B, C, F, H/k, W/k): means over k x k pixels, H and W padded to the grid."""
+    return bands.down(pad_to_grid(pixels, geometry, multiple), multiple)
 
 
 def spread(tables: Sequence[Rotary]) -> Rotary:

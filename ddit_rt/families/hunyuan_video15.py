@@ -55,8 +55,8 @@ class HunyuanVideo15(GridFamily):
     def patch(self, config: Any) -> int:
         return int(config.patch_size)
 
-    def coarse_time(self, call: ModelInputs, sigma: Scalar) -> torch.Tensor:
-        # the embedding of time is computed in the timestep's dtype, which has to be that of the weights
+    def coarse_time(self, call: ModelInputs, sigma: Scalar, multiple: int) -> torch.Tensor:
+        # time is embedded in the timestep's dtype, which has to be that of the weights
         return bands.noise_level(call.arguments["timestep"], self.time_of(sigma))
 
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:

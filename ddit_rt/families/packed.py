@@ -57,7 +57,7 @@ class PackedFamily(Family):
 
     @abstractmethod
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        """The arguments that hold positions, for coarse tokens; as for :meth:`low_arguments`."""
+        """The arguments that hold something per token, positions first of all; as for :meth:`low_arguments`."""
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
         tokens = arguments[self.latent_argument]
@@ -166,9 +166,9 @@ class PackedFamily(Family):
         return Geometry(self._channels(pipe.transformer), 1, height // side * PATCH, width // side * PATCH, PATCH)
 
     def _channels(self, module: nn.Module) -> int:
-        """Channels of the latent; the embedding may take more."""
-        config: Any = module.config
-        return int(config.get("out_channels") or config.in_channels) // PATCH**2
+        """Channels of the latent; the embedding may take more, and a control LoRA may widen it."""
+        deembed: Any = module.get_submodule(self.projection_names[1])
+        return int(deembed.out_features) // PATCH**2
 
     def _shrinks(self, call: ModelInputs, native: bool) -> bool:
         """Whether references become as small as the latent in a coarse run."""
@@ -251,6 +251,14 @@ def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bo
     offset[..., 2] += column
     latent = (full[..., :1, :].float() + offset.flatten(0, 1)).to(dtype)
     return torch.cat([latent, full[..., geometry.tokens(1) :, :].to(dtype)], dim=-2)
+
+
+def token_means(tokens: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
+    """(B, N, d) on the grid of a full step -> (B, N/k², d): the mean of the full tokens that a coarse one covers."""
+    rows, columns = geometry.grid(1)
+    plane = rearrange(tokens, "b (f h w) d -> b d f h w", h=rows, w=columns)
+    grid = Geometry(tokens.shape[-1], geometry.frames, rows, columns, 1, geometry.ranks)
+    return rearrange(bands.down(pad_to_grid(plane, grid, multiple), multiple), "b d f h w -> b (f h w) d")
 
 
 def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:

@@ -1,5 +1,9 @@
 """Transformers of FLUX's two kinds of block: double-stream ones, where text and picture have weights of their own and
-attend to each other, then single-stream ones for both, with attention and feed-forward side by side."""
+attend to each other, then single-stream ones for both, with attention and feed-forward side by side.
+
+A ControlNet adds one residual per token of the picture after every block; a coarse token gets the mean of those that it
+covers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ from torch import nn
 
 from ..granularity import Geometry
 from .base import ModelInputs, NotCoarseError
-from .packed import PositionIdFamily
+from .packed import PositionIdFamily, token_means
+
+_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
+"""What a ControlNet gives: lists of (B, N, d)."""
 
 
 class TwoStreamFamily(PositionIdFamily):
@@ -28,10 +35,22 @@ class TwoStreamFamily(PositionIdFamily):
     """Whether the feed-forward layers have a gate beside what it multiplies."""
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
-            if arguments.get(name) is not None:
-                raise NotCoarseError(f"{name} has one residual per full token")
-        return super().parse(module, arguments)
+        call = super().parse(module, arguments)
+        tokens = call.geometry.tokens(1)
+        for name in _RESIDUALS:
+            for residual in arguments.get(name) or ():
+                if residual.shape[1] != tokens:
+                    raise NotCoarseError(f"{name}: {residual.shape[1]} residuals for {tokens} tokens of the latent")
+        return call
+
+    def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        given = {name: call.arguments.get(name) for name in _RESIDUALS}
+        pooled = {
+            name: [token_means(residual, call.geometry, multiple) for residual in residuals]
+            for name, residuals in given.items()
+            if residuals is not None
+        }
+        return {**super().placed_arguments(call, multiple, native), **pooled}
 
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         return int(arguments["encoder_hidden_states"].shape[1])
@@ -49,7 +68,8 @@ class TwoStreamFamily(PositionIdFamily):
         # per token in both kinds of block: attention 4 d², feed-forward 8 d² (single: 3 + 4 + 5), gated 12 d²
         blocks = layers * (16 if self.gated else 12) * width**2 * total
         attention = layers * 2 * total**2 * width
-        ends = image * 2 * config.in_channels * width + text_tokens * config.joint_attention_dim * width
+        ends = image * (module.x_embedder.in_features + module.proj_out.out_features) * width  # type: ignore[operator]
+        ends += text_tokens * config.joint_attention_dim * width
         return 2.0 * (blocks + attention + ends + self.modulation(config, width))
 
     def modulation(self, config: Any, width: int) -> float:

@@ -1,4 +1,8 @@
-"""Wan 2.1 and 2.2: latents (B, C, F, H, W), patches of 1 x 2 x 2, rotary positions made inside, timestep = 1000 σ."""
+"""Wan 2.1 and 2.2: latents (B, C, F, H, W), patches of 1 x 2 x 2, rotary positions made inside, timestep = 1000 σ.
+
+TI2V-5B is told a timestep per token. From a picture it makes the first latent frame clean: its tokens have timestep 0,
+and what the model predicts there is thrown away. Coarse steps give it the means of the clean frame as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel, WanVideoToVideoPipeline
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import nn
 
-from ..errors import UnsupportedPipelineError
-from ..granularity import Geometry, coarse_centres
+from ..errors import ConfigError, UnsupportedPipelineError
+from ..granularity import Geometry, Scalar, bands, coarse_centres
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import ModelInputs, NotCoarseError
-from .grid import GridFamily, Rotary, spread
+from .grid import GridFamily, Resize, Rotary, spread
 
 # published for Wan 2.1 text-to-video, the second polynomial for the variant that computes the first five steps
 TEACACHE_1_3B = TeaCacheDefaults(
@@ -34,8 +38,8 @@ TEACACHE_14B = TeaCacheDefaults(
 class Wan(GridFamily):
     name = "wan"
     transformer_class = WanTransformer3DModel
-    pipelines = (WanPipeline, WanImageToVideoPipeline)
-    components = ("transformer", "transformer_2")
+    pipelines: ClassVar[tuple[type, ...]] = (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline)
+    components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
     distill_optimizer = "adamw"
@@ -45,24 +49,55 @@ class Wan(GridFamily):
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        if arguments["timestep"].ndim != 1:
-            raise NotCoarseError("a timestep per token is not supported on coarse tokens")
-        return super().parse(module, arguments)
+        call = super().parse(module, arguments)
+        if arguments["timestep"].ndim == 2:
+            _check_times(_frame_times(arguments["timestep"], call.geometry))
+        return call
 
     def patch(self, config: Any) -> int:
         return int(config.patch_size[1])
 
+    def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        # the first tokens may be those of a clean frame
+        times: torch.Tensor = arguments["timestep"]
+        return times[0].amax()
+
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        image = arguments.get("encoder_hidden_states_image")
-        return int(arguments["encoder_hidden_states"].shape[1] + (0 if image is None else image.shape[1]))
+        text, image = arguments["encoder_hidden_states"], arguments.get("encoder_hidden_states_image")
+        # a first and a last picture lie behind each other in the batch
+        return int(text.shape[1] + (0 if image is None else image.shape[0] * image.shape[1] // text.shape[0]))
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         return bool(call["guidance_scale"] > 1)
+
+    def coarse_time(self, call: ModelInputs, sigma: Scalar, multiple: int) -> torch.Tensor:
+        times = call.arguments["timestep"]
+        if times.ndim == 1:
+            return super().coarse_time(call, sigma, multiple)
+        noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
+        level = bands.noise_level(times[:, 0].float(), self.time_of(sigma))
+        return (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
+
+    def coarse_latent(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
+        # Frames without noise stay as they are; the others are a flow-matching state of another scale. Further channels
+        # than the latent's are an adapter's.
+        if call.arguments["timestep"].ndim != 2:
+            return latent
+        noisy = _frame_times(call.arguments["timestep"], call.geometry)[:, None, :, :1, None] > 0
+        channels = call.geometry.channels
+        clean = resized(call.latent)
+        return torch.cat([torch.where(noisy, latent[:, :channels], clean), latent[:, channels:]], dim=1)
 
     def centred_rope(self, module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
         return _rope(module, geometry, multiple, device)
 
     def trunk(self, module: nn.Module) -> Trunk:
+        if _has_time_per_token(module.config):
+            raise ConfigError(
+                "TeaCache has no published coefficients for Wan 2.2 TI2V-5B: use one of diffusers' caches, as in "
+                "cache=FirstBlockCacheConfig()."
+            )
+
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:
             # the time embedding, or its projection to the blocks' modulation
             embedder = module.condition_embedder
@@ -81,20 +116,20 @@ class Wan(GridFamily):
         config = module.config
         width = config.num_attention_heads * config.attention_head_dim
         video = geometry.tokens(multiple)
+        blocks = config.num_layers * self.block_flops(config, video, text_tokens)
+        ends = video * geometry.patch**2 * (config.in_channels + config.out_channels) * width
+        text = text_tokens * (config.text_dim * width + width**2)
+        times = video if _has_time_per_token(config) else 1
+        return blocks + 2.0 * (ends + text + times * (config.freq_dim + 7 * width) * width)
+
+    def block_flops(self, config: Any, video: int, text_tokens: int) -> float:
+        """Floating-point operations of one block per sample, for ``video`` and ``text_tokens`` tokens."""
+        width = config.num_attention_heads * config.attention_head_dim
         # per token: self-attention 4 d², cross-attention query and output 2 d², feed-forward; per text token: 2 d²
         linear = video * (6 * width**2 + 2 * width * config.ffn_dim) + text_tokens * 2 * width**2
-        attention = 2 * video * (video + text_tokens) * width
-        area = geometry.patch**2
-        ends = video * area * (config.in_channels + config.out_channels) * width
-        text = text_tokens * (config.text_dim * width + width**2)
-        return 2.0 * (config.num_layers * (linear + attention) + ends + text + 7 * width**2)
+        return 2.0 * (linear + 2 * video * (video + text_tokens) * width)
 
     def check_pipeline(self, pipe: Any) -> None:
-        if pipe.config.get("expand_timesteps"):
-            raise UnsupportedPipelineError(
-                "Wan 2.2 TI2V-5B gives every token its own timestep (expand_timesteps=True), which coarse tokens "
-                "cannot carry yet. Supported: Wan 2.1 text- and image-to-video, Wan 2.2 A14B."
-            )
         for name in self.components:
             module = getattr(pipe, name, None)
             size = tuple(module.config.patch_size) if module is not None else (1, 2, 2)
@@ -102,6 +137,33 @@ class Wan(GridFamily):
                 raise UnsupportedPipelineError(
                     f"{name} has patch size {size}; coarse patches are defined for (1, p, p)."
                 )
+
+
+def _has_time_per_token(config: Any) -> bool:
+    """Whether a transformer is told a timestep per token: TI2V-5B's is, known by the latents of its VAE alone."""
+    return bool(config.in_channels == config.out_channels == 48)
+
+
+def _frame_times(times: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """A timestep per token (B, N) by latent frames, (B, F, N/F)."""
+    return times.unflatten(1, (geometry.frames, -1))
+
+
+def _check_times(times: torch.Tensor) -> None:
+    """Whether coarse tokens can carry the timesteps (B, F, N/F) of a call: whole frames are clean, or noisy alike.
+
+    It waits for the device, once a call.
+
+    Raises:
+        NotCoarseError: with what is otherwise.
+    """
+    alike = (times == times.amax((1, 2), keepdim=True)) | (times == 0)
+    whole = times == times[:, :, :1]
+    one_level, whole_frames = torch.stack([alike.all(), whole.all()]).tolist()
+    if not one_level:
+        raise NotCoarseError("its tokens have several noise levels")
+    if not whole_frames:
+        raise NotCoarseError("clean and noisy tokens in one frame")
 
 
 def _rope(module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:

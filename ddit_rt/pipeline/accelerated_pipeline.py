@@ -97,6 +97,7 @@ class AcceleratedPipeline:
         self._watches = len(config.multiples) > 1 or config.skip_below > 0
         self._local = threading.local()
         self._report: Report | None = None
+        self._reported = 0
         self._scheduler: Any = None
         self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
@@ -210,11 +211,18 @@ class AcceleratedPipeline:
     def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
         self._caches.reset()
         self._executor.begin_call()
-        call = self._local.call = CallState(self.config, kept or self._policy, self._path, caller)
+        call = CallState(self.config, kept or self._policy, self._path, caller)
         noise = noise_of_call(self._scheduler, arguments_of_call())
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
-        self._report = Report(self._local.call.records, self.config.to_dict(), kept=kept)
+        self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
+        # a pipeline that works in segments sets its timesteps once more behind the last
+        if self._report is None or not self._report.complete or self._reported != caller[1]:
+            self._show_report(caller)
+
+    def _show_report(self, caller: tuple[Any, int]) -> None:
+        """The report of the call that has begun becomes the pipeline's."""
+        self._report, self._reported = self._local.report, caller[1]
 
     def _end_call(self) -> None:
         self._local.call = None
@@ -310,8 +318,10 @@ class AcceleratedPipeline:
     def _run(self, call: CallState, base: nn.Module, inner: Any, args: Any, kwargs: Any) -> Any:
         """Runs one transformer call of a step and remembers it."""
         family, executor, caches = self.family, self._executor, self._caches
-        arguments = {**dict(zip(family.argument_names, args)), **kwargs}
-        if call.record is None and call.is_stray(family, arguments[family.time_argument]):
+        # transformers and pipelines change the dictionaries they share, and a later probe repeats this call
+        bound = family.bind(args, kwargs)
+        arguments = {name: dict(value) if isinstance(value, dict) else value for name, value in bound.items()}
+        if call.record is None and call.is_stray(family, family.told_time(arguments)):
             return inner(*args, **kwargs)
         inputs, obstacle = None, caches.obstacles.get(id(base), "")
         try:
@@ -322,7 +332,8 @@ class AcceleratedPipeline:
             executor.refresh(base, inputs)
         if call.record is None:
             if call.index == 0:
-                call.start(self._scheduler, family, arguments[family.time_argument])
+                self._show_report(call.caller)
+                call.start(self._scheduler, family, family.told_time(arguments))
                 call.solver = self._solver(call)
                 call.companion_solver = self._solver(call) if family.companion_scheduler else None
                 check_finite(inputs)

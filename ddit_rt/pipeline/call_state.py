@@ -96,8 +96,8 @@ class CallState:
         Args:
             scheduler: With the call's timesteps set.
             family: Of the transformer.
-            given: The transformer's first timestep argument. It says where a call begins that runs the last of the
-                scheduler's timesteps only, as image- and video-to-video do, whether or not they tell the scheduler.
+            given: The timestep that the transformer is told first. It says where a call begins that runs the last of
+                the scheduler's timesteps only, as image- and video-to-video do, whether or not they tell the scheduler.
 
         Raises:
             ScheduleError: the policy cannot serve so many steps.
@@ -378,7 +378,7 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
 def _value(given: torch.Tensor) -> tuple[float, float]:
     """A timestep argument as a number, and the relative precision of its dtype."""
     precision = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
-    return float(given.flatten()[0]), precision
+    return float(given), precision
 
 
 def _argument(family: Family, timestep: float) -> float:

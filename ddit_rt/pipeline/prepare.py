@@ -93,12 +93,14 @@ def _arguments(
         if getattr(pipe, "text_encoder", None) is None:
             raise ConfigError("the text encoder is not loaded: pass prompt_embeds=... as the requests will have them.")
         arguments["prompt"] = ""
-    if "image" in known:
-        arguments["image"] = Image.new("RGB", (width, height))
+    for name in {"image", "control_image"} & known.keys():
+        arguments[name] = Image.new("RGB", (width, height))
     if "mask_image" in known:
         arguments["mask_image"] = Image.new("L", (width, height), 255)
     if "strength" in known:
         arguments["strength"] = 1.0  # less would run fewer steps
+    if "max_area" in known:
+        arguments["max_area"] = height * width  # Kontext scales other sizes to it
     return {**arguments, **call}
 
 

@@ -105,7 +105,7 @@ def key_of_call(
     height, width = arguments.get("height"), arguments.get("width")
     if "strength" in arguments or not height or not width:
         return None
-    geometry = family.geometry(pipe, height, width, arguments.get("num_frames") or 1)
+    geometry = family.geometry(pipe, height, width, family.frames_of(arguments))
     return CallKey.of(
         identity[0],
         scheduler,

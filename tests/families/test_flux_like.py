@@ -86,10 +86,11 @@ def test_chroma_computes_the_same_bits_where_it_can_be_captured(dtype):
     assert module.time_text_embed.forward == own
 
 
-def test_chroma_with_residuals_of_a_controlnet_runs_full():
+def test_chroma_with_residuals_of_another_grid_runs_full():
     caught = first_call(SPECIMENS["chroma"])
-    with pytest.raises(NotCoarseError, match="controlnet_single_block_samples"):
-        caught.family.parse(caught.module, {**caught.arguments, "controlnet_single_block_samples": [torch.zeros(1)]})
+    residuals = {"controlnet_single_block_samples": [torch.zeros(1, 3, 32)]}
+    with pytest.raises(NotCoarseError, match="controlnet_single_block_samples: 3 residuals"):
+        caught.family.parse(caught.module, {**caught.arguments, **residuals})
 
 
 @pytest.mark.parametrize("multiple", [2, 4])

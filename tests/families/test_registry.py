@@ -50,13 +50,6 @@ def test_another_transformer_class_is_refused():
         family_of(pipe)
 
 
-def test_wan_with_a_timestep_per_token_is_refused():
-    pipe = wan()
-    pipe.register_to_config(expand_timesteps=True)
-    with pytest.raises(UnsupportedPipelineError, match="expand_timesteps"):
-        family_of(pipe)
-
-
 def test_wan_with_patches_in_time_is_refused():
     pipe = wan()
     pipe.transformer.register_to_config(patch_size=(2, 2, 2))
@@ -88,11 +81,9 @@ def test_the_geometry_of_a_size_is_that_of_the_calls(name):
     assert family.geometry(pipe, height + 7, width + 7, 5) == parsed  # what does not fill a patch is cut off
 
 
-def test_flux_calls_that_carry_more_than_a_picture_run_fine():
+def test_flux_calls_whose_tokens_lie_on_no_grid_run_fine():
     pipe, module, arguments = caught("flux")
     family = family_of(pipe)
-    with pytest.raises(NotCoarseError, match="controlnet_block_samples"):
-        family.parse(module, {**arguments, "controlnet_block_samples": [torch.zeros(1)]})
     with pytest.raises(NotCoarseError, match="no plain grid"):
         family.parse(module, {**arguments, "img_ids": arguments["img_ids"].flip(0)})
 

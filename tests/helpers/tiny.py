@@ -29,9 +29,10 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def flux_transformer(guidance: bool = False, seed: int = 0) -> FluxTransformer2DModel:
+def flux_transformer(guidance: bool = False, seed: int = 0, in_channels: int = 16) -> FluxTransformer2DModel:
     model = FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=in_channels,
+        out_channels=16,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -100,21 +101,24 @@ def negative(inputs: dict[str, Any], scale: float = 3.0) -> dict[str, Any]:
     }
 
 
+WAN = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+"""Of a transformer."""
+
+
 def wan_transformer(seed: int = 0, in_channels: int = 4, image_dim: int | None = None) -> WanTransformer3DModel:
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=in_channels,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-        image_dim=image_dim,
-        added_kv_proj_dim=24 if image_dim else None,
-    )
+    added = 24 if image_dim else None
+    model = WanTransformer3DModel(**WAN | {"in_channels": in_channels}, image_dim=image_dim, added_kv_proj_dim=added)
     return randomise(model, seed)
 
 
@@ -156,15 +160,20 @@ def wan_inputs(batch: int = 1, height: int = 64, width: int = 96, frames: int = 
     }
 
 
+def wan_vae(channels: int = 4) -> torch.nn.Module:
+    zeros, ones = [0.0] * channels, [1.0] * channels
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=channels, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=zeros, latents_std=ones
+    )
+    return randomise(vae)
+
+
 def wan_image(image_dim: int | None = None) -> WanImageToVideoPipeline:
     """Image-to-video: 4 latent channels, 4 of the frame mask, 4 of the encoded image; ``image_dim`` as in Wan 2.1."""
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
     pipe = WanImageToVideoPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=randomise(vae),
+        vae=wan_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=wan_transformer(in_channels=12, image_dim=image_dim),
     )
@@ -201,6 +210,7 @@ def latents_of(pipe: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 __all__ = [
+    "WAN",
     "flux",
     "flux_inputs",
     "flux_transformer",
@@ -213,4 +223,5 @@ __all__ = [
     "wan_image",
     "wan_inputs",
     "wan_transformer",
+    "wan_vae",
 ]

@@ -105,7 +105,7 @@ def geometry(specimen: Specimen) -> None:
     for height, width in (specimen.size, specimen.odd):
         caught = first_call(specimen, height=height, width=width)
         found = caught.call.geometry
-        frames = specimen.arguments(height=height, width=width).get("num_frames", 1)
+        frames = caught.family.frames_of(specimen.arguments(height=height, width=width))
         assert caught.family.geometry(caught.pipe, height, width, frames) == found
         assert tuple(caught.call.latent.shape[1:]) == (found.channels, found.frames, found.height, found.width)
 

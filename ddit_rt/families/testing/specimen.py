@@ -127,14 +127,9 @@ def first_call(specimen: Specimen, **options: Any) -> Caught:
 
     with torch.no_grad(), suppress(_CaughtError), removed(module.register_forward_pre_hook(see, with_kwargs=True)):
         run(pipe, specimen.arguments(**options))
-    zero, one, given = (float(t) for t in (family.time_of(0.0), family.time_of(1.0), _first(family, seen[0])))
+    zero, one, given = (float(t) for t in (family.time_of(0.0), family.time_of(1.0), family.told_time(seen[0])))
     sigma = (given - zero) / (one - zero)
     return Caught(pipe, family, module, seen[0], family.parse(module, seen[0]), sigma)
-
-
-def _first(family: Family, arguments: dict[str, Any]) -> torch.Tensor:
-    times: torch.Tensor = arguments[family.time_argument]
-    return times.flatten()[0]
 
 
 @contextmanager
