@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ..families import Family, ModelInputs
 from ..granularity import Geometry, line
@@ -38,6 +39,7 @@ class Batch:
         target: The step to predict.
         memory: Earlier steps, oldest first, at most two.
         delta: Whether the loss is on the change since the last of them.
+        exact: Names of arguments that keep the precision they have.
     """
 
     call: ModelInputs
@@ -45,6 +47,7 @@ class Batch:
     target: Moment
     memory: list[Moment]
     delta: bool
+    exact: frozenset[str] = frozenset()
 
     def forecast(self) -> torch.Tensor:
         """The straight line through the two remembered predictions at the target, float32 (B, C, F, H, W)."""
@@ -62,16 +65,16 @@ class Batch:
 
         call = self.call
         arguments = {
-            # positions and timesteps keep the precision they have
-            name: value.to(device) if name in _EXACT or not isinstance(value, torch.Tensor) else cast(value)
+            name: pytree.tree_map((lambda tensor: tensor.to(device)) if name in self.exact else cast, value)
             for name, value in call.arguments.items()
         }
         condition = None if call.condition is None else cast(call.condition)
         fresh = ModelInputs(arguments, cast(call.latent), condition, call.geometry, call.text_tokens)
-        return Batch(fresh, self.multiple, moved(self.target), [moved(moment) for moment in self.memory], self.delta)
+        memory = [moved(moment) for moment in self.memory]
+        return Batch(fresh, self.multiple, moved(self.target), memory, self.delta, self.exact)
 
 
-_EXACT = frozenset({"timestep", "img_ids", "txt_ids"})
+_POSITIONS = frozenset({"img_ids", "txt_ids"})
 _START = 0.9  # σ above which a recording holds the beginning of a run
 
 
@@ -121,7 +124,8 @@ def draw(
         )
 
     target, *memory = (moment(place) for place in range(kept + 1))
-    return Batch(_call(picks, target.latent, family, patch), multiple, target, memory[::-1], delta)
+    exact = _POSITIONS | {family.time_argument}
+    return Batch(_call(picks, target.latent, family, patch), multiple, target, memory[::-1], delta, exact)
 
 
 def _step(shard: Shard, kept: int, config: DistillConfig, generator: torch.Generator) -> int:
@@ -141,11 +145,15 @@ def _call(
     picks: Sequence[tuple[Shard, int, int, list[int]]], latent: torch.Tensor, family: Family, patch: int
 ) -> ModelInputs:
     own = [shard.arguments(stream, index, family.shared_arguments) for shard, index, stream, _ in picks]
-    arguments = {
-        name: value if name in family.shared_arguments else torch.stack([one[name] for one in own])
-        for name, value in own[0].items()
-    }
+
+    def gathered(name: str) -> torch.Tensor | list[torch.Tensor]:
+        values = [one[name] for one in own]
+        if name in family.shared_arguments:
+            return values[0]
+        return values if name in picks[0][0].lists else torch.stack(values)
+
+    arguments = {name: gathered(name) for name in own[0]}
     conditions = [condition for shard, index, _, _ in picks if (condition := shard.condition(index)) is not None]
     geometry = Geometry(latent.shape[1], latent.shape[2], latent.shape[3], latent.shape[4], patch)
-    text_tokens = arguments["encoder_hidden_states"].shape[1]
-    return ModelInputs(arguments, latent, torch.stack(conditions) if conditions else None, geometry, text_tokens)
+    condition = torch.stack(conditions) if conditions else None
+    return ModelInputs(arguments, latent, condition, geometry, family.text_tokens(arguments))

@@ -16,10 +16,11 @@ from .packed import PackedFamily, PositionIdFamily
 from .streams import TwoStreamFamily
 
 _FILES = {
+    "dit": ("DiT",),
     "flux": ("Flux",),
     "flux2": ("Flux2",),
-    "dit": ("DiT",),
     "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
+    "hunyuan_video15": ("HunyuanVideo15",),
     "krea2": ("Krea2",),
     "ltx2": ("LTX2",),
     "pixart": ("PixArt",),
@@ -28,6 +29,7 @@ _FILES = {
     "wan": ("Wan",),
     "wan_animate": ("WanAnimate",),
     "wan_vace": ("WanVACE",),
+    "z_image": ("ZImage",),
 }
 """File -> its families, in the order in which they are asked."""
 

@@ -57,7 +57,7 @@ class Family(ABC):
     projection_names: ClassVar[tuple[str, str]]
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
-    """What σ is multiplied with to give the transformer's ``timestep``; see :meth:`time_of`."""
+    """What σ is multiplied with to give the transformer's ``timestep``, unless :meth:`time_of` says otherwise."""
     variance_preserving: ClassVar[bool] = False
     """Whether its models may predict noise or v of a variance-preserving process, and not a flow only. Wherever a
     family is told σ, such a model's timestep of training in thousandths is meant, and latents and predictions are the
@@ -78,6 +78,8 @@ class Family(ABC):
     """
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
+    graph_obstacle: ClassVar[str] = ""
+    """Why CUDA graphs cannot capture the transformer's forward; empty where they can."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Checks of :mod:`ddit_rt.families.testing` that the family cannot pass -> why, in one line."""
 
@@ -140,6 +142,10 @@ class Family(ABC):
     @abstractmethod
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
+
+    def canonical(self, module: nn.Module, call: ModelInputs, output: torch.Tensor) -> torch.Tensor:
+        """A prediction as the scheduler gets it, in canonical layout (B, C, F, H, W)."""
+        return self.output(module, call, (output,))
 
     def companion(self, raw: Any) -> torch.Tensor | None:
         """The companion's prediction in the raw result of any run, at whatever multiple; None where there is none."""
@@ -223,8 +229,12 @@ class Family(ABC):
         projections = self.projections(module)
         shape = projections.embed_weight.shape
         if own is not None:
-            own = own.reshape(shape) if own.numel() == shape.numel() else None
+            own = self.embed_layout(own, shape) if own.numel() == shape.numel() else None
         return ModelFacts(self.name, projections, self.linear_layers(module), own)
+
+    def embed_layout(self, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """The embedding's weight as the model keeps it, in canonical layout (d, C_in, p, p), which is ``shape``."""
+        return weight.reshape(shape)
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
@@ -320,6 +330,10 @@ def present(*names: str) -> tuple[type, ...]:
     return tuple(getattr(diffusers, name) for name in names if hasattr(diffusers, name))
 
 
-def raw_sample(raw: Any) -> torch.Tensor:
-    """The tensor in what a transformer's forward returns, a tuple or a diffusers output."""
+def raw_sample(raw: Any) -> Any:
+    """The prediction in what a transformer's forward returns, a tuple or a diffusers output.
+
+    Returns:
+        A tensor; a list of one per sample of a transformer that takes latents so.
+    """
     return raw[0] if isinstance(raw, tuple) else raw.sample

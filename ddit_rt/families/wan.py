@@ -7,31 +7,18 @@ and what the model predicts there is thrown away. Coarse steps give it the means
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel, WanVideoToVideoPipeline
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ..errors import ConfigError, UnsupportedPipelineError
-from ..granularity import (
-    Geometry,
-    PatchEmbedding,
-    PatchProjections,
-    Scalar,
-    bands,
-    coarse_centres,
-    pad_to_grid,
-    patchify,
-    swapped,
-    unpatchify,
-)
+from ..granularity import Geometry, Scalar, bands, coarse_centres
 from ..runtime import TeaCacheDefaults, Trunk
-from .base import Family, ModelInputs, NotCoarseError, raw_sample
-from .weights import stored
+from .base import ModelInputs, NotCoarseError
+from .grid import GridFamily, Resize, Rotary, spread
 
 # published for Wan 2.1 text-to-video, the second polynomial for the variant that computes the first five steps
 TEACACHE_1_3B = TeaCacheDefaults(
@@ -48,7 +35,7 @@ TEACACHE_14B = TeaCacheDefaults(
 )
 
 
-class Wan(Family):
+class Wan(GridFamily):
     name = "wan"
     transformer_class = WanTransformer3DModel
     pipelines: ClassVar[tuple[type, ...]] = (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline)
@@ -62,16 +49,13 @@ class Wan(Family):
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        hidden = arguments["hidden_states"]
-        channels = module.config.out_channels
-        latent, condition = hidden[:, :channels], hidden[:, channels:]
-        frames, height, width = hidden.shape[2:]
-        geometry = Geometry(channels, frames, height, width, module.config.patch_size[1])
+        call = super().parse(module, arguments)
         if arguments["timestep"].ndim == 2:
-            _check_times(_frame_times(arguments["timestep"], geometry))
-        return ModelInputs(
-            arguments, latent, condition if condition.shape[1] else None, geometry, self.text_tokens(arguments)
-        )
+            _check_times(_frame_times(arguments["timestep"], call.geometry))
+        return call
+
+    def patch(self, config: Any) -> int:
+        return int(config.patch_size[1])
 
     def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         # the first tokens may be those of a clean frame
@@ -86,81 +70,26 @@ class Wan(Family):
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         return bool(call["guidance_scale"] > 1)
 
-    def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
-        return raw_sample(raw)
+    def coarse_time(self, call: ModelInputs, sigma: Scalar, multiple: int) -> torch.Tensor:
+        times = call.arguments["timestep"]
+        if times.ndim == 1:
+            return super().coarse_time(call, sigma, multiple)
+        noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
+        level = bands.noise_level(times[:, 0].float(), self.time_of(sigma))
+        return (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
 
-    def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
-        return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
+    def coarse_latent(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
+        # Frames without noise stay as they are; the others are a flow-matching state of another scale. Further channels
+        # than the latent's are an adapter's.
+        if call.arguments["timestep"].ndim != 2:
+            return latent
+        noisy = _frame_times(call.arguments["timestep"], call.geometry)[:, None, :, :1, None] > 0
+        channels = call.geometry.channels
+        clean = resized(call.latent)
+        return torch.cat([torch.where(noisy, latent[:, :channels], clean), latent[:, channels:]], dim=1)
 
-    def low_arguments(
-        self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
-    ) -> dict[str, Any]:
-        clean = means(call.latent, call.geometry, multiple)
-        hidden = _with_clean_frames(call, low.to(call.latent.dtype), clean)
-        if call.condition is not None:
-            hidden = torch.cat([hidden, means(call.condition, call.geometry, multiple)], dim=1)
-        return {**self.coarse_arguments(call, sigma, multiple), "hidden_states": hidden}
-
-    def coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int) -> dict[str, Any]:
-        """The arguments beside the latent for coarse tokens; as for :meth:`low_arguments`."""
-        times = call.arguments["timestep"].float()
-        per_token = times.ndim == 2
-        # σ' of a coarse step lies between the scheduler's (often whole) timesteps
-        level = bands.noise_level(times[:, 0] if per_token else times, sigma * self.time_scale)
-        if per_token:
-            noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
-            level = (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
-        return {**call.arguments, "timestep": level, "return_dict": False}
-
-    def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
-        return raw[0]
-
-    def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
-        if native:
-            return nullcontext()
-        rope = _rope(module, call.geometry, multiple, call.latent.device)
-        return swapped(module, rope=lambda _: rope)
-
-    def projections(self, module: nn.Module) -> PatchProjections:
-        embed, deembed = module.patch_embedding, module.proj_out
-        return PatchProjections(stored(embed)[:, :, 0], stored(embed, "bias"), stored(deembed), stored(deembed, "bias"))
-
-    def run_patches(
-        self,
-        module: nn.Module,
-        forward: Any,
-        call: ModelInputs,
-        latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
-        multiple: int,
-        native: bool,
-    ) -> torch.Tensor:
-        geometry = call.geometry
-        side = multiple * geometry.patch
-        rows, columns = geometry.grid(multiple)
-        pixels = _with_clean_frames(call, latent.to(call.latent.dtype), pad_to_grid(call.latent, geometry, multiple))
-        if call.condition is not None:
-            pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
-
-        def embed(_: torch.Tensor) -> torch.Tensor:
-            # the transformer flattens (B, d, F, rows, columns) to tokens
-            tokens = embedding.tokens(patchify(pixels, side))
-            return tokens.transpose(1, 2).unflatten(2, (geometry.frames, rows, columns))
-
-        patches: list[torch.Tensor] = []
-
-        def deembed(tokens: torch.Tensor) -> torch.Tensor:
-            patches.append(embedding.patches(tokens))
-            return patches[0]
-
-        # Only the shape of hidden_states reaches the trunk: a latent whose p x p grid is the coarse grid. The
-        # transformer's own un-patchify knows p alone, so its result is left aside.
-        shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
-        arguments = {**self.coarse_arguments(call, sigma, multiple), "hidden_states": pixels.new_empty(shape)}
-        with swapped(module, patch_embedding=embed, proj_out=deembed), self.placed(module, call, multiple, native):
-            forward(**arguments)
-        return unpatchify(patches[0], side, geometry.frames, rows, columns)
+    def centred_rope(self, module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
+        return _rope(module, geometry, multiple, device)
 
     def trunk(self, module: nn.Module) -> Trunk:
         if _has_time_per_token(module.config):
@@ -200,14 +129,6 @@ class Wan(Family):
         linear = video * (6 * width**2 + 2 * width * config.ffn_dim) + text_tokens * 2 * width**2
         return 2.0 * (linear + 2 * video * (video + text_tokens) * width)
 
-    def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
-        config = (pipe.transformer or pipe.transformer_2).config
-        space = pipe.vae_scale_factor_spatial
-        patch = config.patch_size[1]
-        latent_frames = (frames - 1) // pipe.vae_scale_factor_temporal + 1
-        side = space * patch
-        return Geometry(config.out_channels, latent_frames, height // side * patch, width // side * patch, patch)
-
     def check_pipeline(self, pipe: Any) -> None:
         for name in self.components:
             module = getattr(pipe, name, None)
@@ -216,11 +137,6 @@ class Wan(Family):
                 raise UnsupportedPipelineError(
                     f"{name} has patch size {size}; coarse patches are defined for (1, p, p)."
                 )
-
-
-def means(pixels: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
-    """(B, C, F, H, W) -> (B, C, F, H/k, W/k): means over k x k pixels, H and W padded to the grid."""
-    return bands.down(pad_to_grid(pixels, geometry, multiple), multiple)
 
 
 def _has_time_per_token(config: Any) -> bool:
@@ -250,21 +166,7 @@ def _check_times(times: torch.Tensor) -> None:
         raise NotCoarseError("clean and noisy tokens in one frame")
 
 
-def _with_clean_frames(call: ModelInputs, latent: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """A latent for a coarse run (B, C or more, F, ...), in which frames without noise are those of ``clean``.
-
-    The others are a flow-matching state of another scale; further channels stay as they are.
-    """
-    if call.arguments["timestep"].ndim != 2:
-        return latent
-    noisy = _frame_times(call.arguments["timestep"], call.geometry)[:, None, :, :1, None] > 0
-    channels = call.geometry.channels
-    return torch.cat([torch.where(noisy, latent[:, :channels], clean), latent[:, channels:]], dim=1)
-
-
-def _rope(
-    module: nn.Module, geometry: Geometry, multiple: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rope(module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
     """Rotary cosines and sines (1, N, 1, head dim) at the centres of the coarse patches on the full grid."""
     rope = module.rope
     rows, columns = geometry.grid(multiple)
@@ -273,18 +175,10 @@ def _rope(
         (rope.h_dim, coarse_centres(rows, multiple, device)),
         (rope.w_dim, coarse_centres(columns, multiple, device)),
     )
-    tables = [
-        get_1d_rotary_pos_embed(dim, centres, 10000.0, use_real=True, freqs_dtype=torch.float64)
-        for dim, centres in axes
-    ]
-    shape = (geometry.frames, rows, columns)
-
-    def spread(part: int) -> torch.Tensor:
-        views = []
-        for axis, table in enumerate(tables):
-            view = [1, 1, 1, -1]
-            view[axis] = shape[axis]
-            views.append(table[part].view(view).expand(*shape, -1))
-        return torch.cat(views, dim=-1).reshape(1, -1, 1, sum(dim for dim, _ in axes))
-
-    return spread(0), spread(1)
+    cosines, sines = spread(
+        [
+            get_1d_rotary_pos_embed(dim, centres, 10000.0, use_real=True, freqs_dtype=torch.float64)
+            for dim, centres in axes
+        ]
+    )
+    return cosines[None, :, None], sines[None, :, None]

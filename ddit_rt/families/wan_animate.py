@@ -15,7 +15,8 @@ from torch import nn
 
 from ..granularity import Geometry, Scalar
 from .base import Family, ModelInputs
-from .wan import Wan, means
+from .grid import means
+from .wan import Wan
 
 
 class WanAnimate(Wan):

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..granularity import Geometry, Scalar
 from .base import Family, ModelInputs, NotCoarseError
-from .wan import Wan, means
+from .grid import means
+from .wan import Wan
 
 
 class WanVACE(Wan):

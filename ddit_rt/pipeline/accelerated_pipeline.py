@@ -357,7 +357,7 @@ class AcceleratedPipeline:
             call.process_on(device),
             inner,
             caches.contexts(call, base, inner, ordinal) if cached else None,
-            _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",
+            (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
         )
         # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The

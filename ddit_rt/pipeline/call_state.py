@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,7 +48,8 @@ class CallState:
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
         process: Of the call's latents; None for a flow's.
-        source: What the current step's prediction comes from: the transformer, by id, and how many of its calls.
+        source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
+            whether guidance doubles the batch, and how many calls there are.
     """
 
     def __init__(self, config: DDiTConfig, policy: Policy, path: CoarsePath, caller: tuple[Any, int]) -> None:
@@ -65,7 +66,7 @@ class CallState:
         self.solver: FlowSolver | None = None
         self.companion_solver: FlowSolver | None = None
         self.obstacle = ""
-        self.stepped: tuple[int, Ran, tuple[int, int]] | None = None
+        self.stepped: tuple[int, Ran, Hashable] | None = None
         self._config = config
         self.policy = policy
         self._path = path
@@ -147,8 +148,8 @@ class CallState:
         return self._sigmas
 
     @property
-    def source(self) -> tuple[int, int]:
-        return self._base, self.calls
+    def source(self) -> Hashable:
+        return self._base, self._shape, self.calls
 
     @property
     def ran(self) -> Ran:
@@ -229,6 +230,8 @@ class CallState:
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
         multiple = self._choose(bool(note), len(history.recent))
+        if multiple == 1 and self._is_clean():
+            note = note or "a latent without noise has nothing for coarse steps to divide"
         if self.index == 0 and multiple > 1 and self._path.needs_anchor:
             coarse = self._config.coarse
             raise ScheduleError(f"schedule[0]={multiple}: coarse={coarse!r} needs a full first step (1).")
@@ -262,10 +265,14 @@ class CallState:
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if multiple == SKIP and not runs:
+        if (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
             multiple = 1
         spacing.add(multiple)
         return multiple
+
+    def _is_clean(self) -> bool:
+        """Whether a flow's latent has no noise left, as in the last step of some pipelines, which goes nowhere."""
+        return self._may_coarsen and self.process is None and self.sigma == 0
 
     def add(self, result: StepResult) -> None:
         """Takes a transformer call's result into the record.

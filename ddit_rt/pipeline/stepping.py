@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ def solved_step(
     solver: FlowSolver,
     process: VariancePreserving,
     levels: tuple[float, float],
-    made: tuple[int, Ran, tuple[int, int]],
+    made: tuple[int, Ran, Hashable],
     output: torch.Tensor,
     sample: torch.Tensor,
     scheduler_step: SchedulerStep,

@@ -45,7 +45,7 @@ class StreamCall:
         module: That transformer, without what wraps it.
         arguments: What it was called with, by name.
         inputs: The arguments as the family reads them, with the latent in canonical layout; None if ``parse`` is off.
-        prediction: What it returned, in the pipeline's own layout and dtype.
+        prediction: What it returned, in the pipeline's own layout and dtype: a tensor, or a list of one per sample.
     """
 
     step: int
@@ -54,7 +54,7 @@ class StreamCall:
     module: nn.Module
     arguments: Mapping[str, Any]
     inputs: ModelInputs | None
-    prediction: torch.Tensor
+    prediction: Any
 
 
 @dataclass(frozen=True)

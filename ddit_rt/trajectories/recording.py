@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
@@ -31,15 +32,15 @@ class Recording:
         sigmas: float32 (S + 1,): noise levels, the one after the last step included.
         latents: float32 (S, B, C, F, H, W), as the transformer got them.
         predictions: Per stream, the transformer's own (before guidance), shape and dtype of ``latents``.
-        arguments: Per stream, the transformer's other tensor arguments by name.
+        arguments: Per stream, the transformer's other tensor arguments by name; a list holds one tensor per sample.
         condition: (B, C', F, H, W) un-noised channels, or None.
-        captions: B texts.
+        captions: Texts of the call; B of them, unless guidance doubles the batch.
     """
 
     sigmas: torch.Tensor
     latents: torch.Tensor
     predictions: list[torch.Tensor]
-    arguments: list[dict[str, torch.Tensor]]
+    arguments: list[dict[str, torch.Tensor | list[torch.Tensor]]]
     condition: torch.Tensor | None
     captions: list[str]
 
@@ -48,7 +49,10 @@ class Recording:
         state = {"sigmas": self.sigmas, "latents": self.latents.to(dtype)}
         for stream, (prediction, arguments) in enumerate(zip(self.predictions, self.arguments)):
             state[f"predictions.{stream}"] = prediction.to(dtype)
-            state |= {f"arguments.{stream}.{name}": tensor for name, tensor in arguments.items()}
+            for name, value in arguments.items():
+                key = f"arguments.{stream}.{name}"
+                one_each = isinstance(value, list)
+                state |= {f"{key}.{i}": one for i, one in enumerate(value)} if one_each else {key: value}
         if self.condition is not None:
             state["condition"] = self.condition.to(dtype)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,12 @@ class Recording:
 
 
 class Shard:
-    """A recording on disk, read piece by piece."""
+    """A recording on disk, read piece by piece.
+
+    Attributes:
+        sigmas, steps, batch, streams: Noise levels, and how many steps, samples and streams there are.
+        lists: Names of arguments that are lists of one tensor per sample.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt").__enter__()
@@ -67,10 +76,11 @@ class Shard:
         self.sigmas: torch.Tensor = self._file.get_tensor("sigmas")
         self.steps, self.batch = self._file.get_slice("latents").get_shape()[:2]
         self.streams = sum(name.startswith("predictions.") for name in names)
+        keys = [name.split(".") for name in names if name.startswith("arguments.")]
         self._arguments = [
-            {name.split(".", 2)[2]: name for name in names if name.startswith(f"arguments.{stream}.")}
-            for stream in range(self.streams)
+            list(dict.fromkeys(key[2] for key in keys if key[1] == str(stream))) for stream in range(self.streams)
         ]
+        self.lists = frozenset(key[2] for key in keys if len(key) > 3)
         self._conditioned = "condition" in names
 
     def latent(self, step: int, index: int) -> torch.Tensor:
@@ -87,10 +97,14 @@ class Shard:
 
     def arguments(self, stream: int, index: int, shared: frozenset[str]) -> dict[str, torch.Tensor]:
         """The transformer's other arguments: a sample's own, those named in ``shared`` whole."""
-        return {
-            name: self._file.get_tensor(key) if name in shared else self._file.get_slice(key)[index : index + 1][0]
-            for name, key in self._arguments[stream].items()
-        }
+
+        def read(name: str) -> torch.Tensor:
+            key = f"arguments.{stream}.{name}"
+            if name in self.lists:
+                return self._file.get_tensor(f"{key}.{index}")
+            return self._file.get_tensor(key) if name in shared else self._file.get_slice(key)[index : index + 1][0]
+
+        return {name: read(name) for name in self._arguments[stream]}
 
     def _piece(self, name: str, step: int, index: int) -> torch.Tensor:
         return self._file.get_slice(name)[step : step + 1, index : index + 1][0, 0].float()
@@ -117,17 +131,18 @@ def record(
             cannot carry, or calls it more often in some steps than in others.
     """
     sole_transformer(pipe, family)
-    arguments: list[dict[str, torch.Tensor]] = []
+    arguments: list[dict[str, Any]] = []
     conditions: list[torch.Tensor | None] = []
+    batches: list[int] = []
 
     def keep_call(call: StreamCall) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The step's latent, once, and the prediction."""
         inputs = call.inputs
         assert inputs is not None  # the recorder parses
         if call.step == 0:
-            tensors = {name: value for name, value in call.arguments.items() if isinstance(value, torch.Tensor)}
-            tensors.pop(family.latent_argument)
-            arguments.append({name: value.detach().cpu() for name, value in tensors.items()})
+            kept = {name: value for name, value in call.arguments.items() if _holds_tensors(value)}
+            del kept[family.latent_argument]
+            arguments.append(pytree.tree_map(lambda tensor: tensor.detach().cpu(), kept))
             conditions.append(None if inputs.condition is None else inputs.condition.cpu())
         latent = inputs.latent.float().cpu() if call.stream == 0 else None
         return latent, family.output(call.module, inputs, (call.prediction,)).float().cpu()
@@ -140,6 +155,12 @@ def record(
             )
         latent = step.calls[0][0]
         assert latent is not None  # it is there for stream 0
+        batches.append(len(latent))
+        if len(latent) != batches[0]:
+            raise UnsupportedPipelineError(
+                f"this call cannot be distilled: step {step.index} gives the transformer {len(latent)} samples, step 0 "
+                f"did {batches[0]}. Keep guidance on, or off, for the whole run."
+            )
         return latent, [prediction for _, prediction in step.calls]
 
     try:
@@ -155,6 +176,11 @@ def record(
         conditions[0],
         list(captions),
     )
+
+
+def _holds_tensors(value: Any) -> bool:
+    values = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, torch.Tensor) for one in values)
 
 
 def sole_transformer(pipe: Any, family: Family) -> Any:

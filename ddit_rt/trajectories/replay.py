@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch.utils import _pytree as pytree
 
 from ..errors import ConfigError
 from ..granularity import Adapter, bands, crop_to_latent, line, pad_to_grid
@@ -111,7 +112,8 @@ def last_latent_with_error(pipe: Any, trajectory: Trajectory, index: int, error:
         nonlocal stream
         if step > index:
             return proceed()
-        prediction = trajectory.predictions[step][stream].to(arguments[family.latent_argument].device)
+        device = pytree.tree_leaves(arguments[family.latent_argument])[0].device
+        prediction = pytree.tree_map(lambda tensor: tensor.to(device), trajectory.predictions[step][stream])
         stream += 1
         return Transformer2DModelOutput(sample=prediction) if arguments.get("return_dict", True) else (prediction,)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedPipelineError
 from ..families import Family, ModelInputs, NotCoarseError, family_of
@@ -24,7 +25,8 @@ class Trajectory:
         outputs: S predictions as the scheduler got them, guidance applied, float32.
         latents: S latents as the scheduler returned them, the pipeline's dtype.
         transformers: Which transformer made each step, as its place among the pipeline's.
-        predictions: Per step and stream, what the transformer returned, the pipeline's dtype.
+        predictions: Per step and stream, what the transformer returned, the pipeline's dtype: a tensor, or a list of
+            one per sample.
         family, module, inputs: A transformer, its family, and what it was first given: how to read ``outputs``.
         arguments: Of the pipeline, prompt included.
         seed: Of the noise, which a CPU generator drew.
@@ -34,7 +36,7 @@ class Trajectory:
     outputs: list[torch.Tensor]
     latents: list[torch.Tensor]
     transformers: list[int]
-    predictions: list[list[torch.Tensor]]
+    predictions: list[list[Any]]
     family: Family
     module: nn.Module
     inputs: ModelInputs
@@ -47,7 +49,7 @@ class Trajectory:
 
     def canonical(self, output: torch.Tensor) -> torch.Tensor:
         """A prediction in the pipeline's layout as float32 (B, C, F, H, W)."""
-        return self.family.output(self.module, self.inputs, (output,)).float()
+        return self.family.canonical(self.module, self.inputs, output).float()
 
 
 def record_trajectory(pipe: Any, seed: int, **arguments: Any) -> Trajectory:
@@ -70,13 +72,13 @@ def record_trajectory(pipe: Any, seed: int, **arguments: Any) -> Trajectory:
         )
     first: list[tuple[nn.Module, ModelInputs]] = []
 
-    def keep_call(call: StreamCall) -> torch.Tensor:
+    def keep_call(call: StreamCall) -> Any:
         if not first:
             assert call.inputs is not None  # the recorder parses
             first.append((call.module, call.inputs))
-        return call.prediction.cpu()
+        return pytree.tree_map(torch.Tensor.cpu, call.prediction)
 
-    def keep_step(step: Step[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int, list[torch.Tensor]]:
+    def keep_step(step: Step[Any]) -> tuple[torch.Tensor, torch.Tensor, int, list[Any]]:
         return step.output.float().cpu(), step.next_latents.cpu(), step.transformer, step.calls
 
     try:

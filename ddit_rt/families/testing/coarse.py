@@ -152,7 +152,10 @@ def _latents_of_run(
     seen: list[torch.Tensor] = []
 
     def see(_: Any, args: Any, kwargs: Any) -> None:
-        seen.append(family.parse(module, family.bind(args, kwargs)).latent.clone())
+        latent = family.parse(module, family.bind(args, kwargs)).latent
+        # with guidance a step may see its latent twice
+        if not seen or not torch.equal(latent, seen[-1]):
+            seen.append(latent.clone())
 
     settings = settings or {"threshold": 0}
     with removed(module.register_forward_pre_hook(see, with_kwargs=True)), accelerated(pipe, **settings):
