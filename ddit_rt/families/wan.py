@@ -108,8 +108,9 @@ class Wan(Family):
         # σ' of a coarse step lies between the scheduler's (often whole) timesteps
         level = bands.noise_level(times[:, 0] if per_token else times, sigma * self.time_scale)
         if per_token:
-            noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
-            level = (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
+            rows, columns = call.geometry.grid(multiple)
+            noisy = _frame_times(times, call.geometry)[:, :, :1] > 0
+            level = (noisy * level[:, None, None]).expand(-1, -1, rows * columns).flatten(1)
         return {**call.arguments, "timestep": level, "return_dict": False}
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
