@@ -16,9 +16,11 @@ from .identity import fingerprint
 _FILES = {
     "flux": ("Flux",),
     "flux2": ("Flux2",),
+    "dit": ("DiT",),
     "flux_like": ("Chroma", "LongCatImage", "OvisImage"),
     "krea2": ("Krea2",),
     "ltx2": ("LTX2",),
+    "pixart": ("PixArt",),
     "qwen": ("QwenImage",),
     "sd3": ("SD3",),
     "wan": ("Wan",),

@@ -58,6 +58,10 @@ class Family(ABC):
     """Names of the embedding and the de-embedding in the transformer."""
     time_scale: ClassVar[float]
     """What σ is multiplied with to give the transformer's ``timestep``; see :meth:`time_of`."""
+    variance_preserving: ClassVar[bool] = False
+    """Whether its models may predict noise or v of a variance-preserving process, and not a flow only. Wherever a
+    family is told σ, such a model's timestep of training in thousandths is meant, and latents and predictions are the
+    model's own."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()

@@ -29,6 +29,7 @@ from .paths import (
     path_names,
     register_path,
 )
+from .process import VariancePreserving
 from .projections import PatchEmbedding, PatchProjections
 from .swap import swapped
 
@@ -48,6 +49,7 @@ __all__ = [
     "PathOptions",
     "PredictionHistory",
     "Scalar",
+    "VariancePreserving",
     "bands",
     "check_fit",
     "coarse_centres",

@@ -30,18 +30,22 @@ from ..schedule import (
     FittedSchedule,
     FlowSolver,
     Report,
+    check_process,
     check_reference,
+    follows_the_flow,
     make_policy,
+    noise_of_call,
     solves_the_flow,
     step_with_increment,
 )
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
-from .checks import check_finite, check_merge, check_not_compiled, check_scheduler, check_unshared
+from .checks import check_finite, check_merge, check_not_compiled, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
+from .stepping import solved_step
 from .targets import KeptSchedules
 from .transformer_call import TransformerCall
 
@@ -116,10 +120,10 @@ class AcceleratedPipeline:
 
         Raises:
             UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
-                place, or the scheduler does not predict a flow.
+                place, or the scheduler's steps are of no known process.
             ConfigError: a cache is to be enabled where there is one, or one is on that coarse steps cannot go with.
         """
-        check_scheduler(self.pipe.scheduler)
+        check_process(self.pipe.scheduler, self.family.variance_preserving)
         check_not_compiled(self._modules)
         self._caches.check(self.config.may_be_coarse)
         for owner in (*self._modules.values(), self.pipe.scheduler):
@@ -153,7 +157,7 @@ class AcceleratedPipeline:
     def _attach_scheduler(self) -> None:
         """Follows the pipeline's scheduler, which users exchange at will."""
         scheduler = self.pipe.scheduler
-        check_scheduler(scheduler)
+        check_process(scheduler, self.family.variance_preserving)
         check_unshared(scheduler)
         for patch in self._scheduler_patches:
             patch.remove()
@@ -208,6 +212,9 @@ class AcceleratedPipeline:
         self._caches.reset()
         self._executor.begin_call()
         call = CallState(self.config, kept or self._policy, self._path, caller)
+        noise = noise_of_call(self._scheduler, arguments_of_call())
+        if noise:
+            call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
         self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
         # a pipeline that works in segments sets its timesteps once more behind the last
         if self._report is None or not self._report.complete or self._reported != caller[1]:
@@ -347,6 +354,7 @@ class AcceleratedPipeline:
             call.steps,
             record.sigma,
             call.level(device),
+            call.process_on(device),
             inner,
             caches.contexts(call, base, inner, ordinal) if cached else None,
             _capture_obstacle(base, inner, cached) if executor.graphs is not None else "",
@@ -381,7 +389,7 @@ class AcceleratedPipeline:
         """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""
         if not (self.config.corrector and self.config.approximates and call.sigmas):
             return None
-        if not solves_the_flow(self._scheduler):
+        if call.obstacle or not follows_the_flow(self._scheduler):
             return None
         reference = getattr(call.policy, "reference", self.config.reference)
         return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
@@ -392,11 +400,21 @@ class AcceleratedPipeline:
             return inner(*args, **kwargs)
         increment = None
         if self._watches or call.solver is not None:
-            output, sample, own_step = _own_step(inner, self._scheduler, args, kwargs)
+            output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+            step: Callable[..., Any] = step_with_increment
+            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+            made = (call.index, call.ran, call.source)
             if call.solver is None:
                 result, increment = own_step(sample)
+            elif call.process is None:
+                result, increment = call.solver.step(*made, output, sample, own_step)
             else:
-                result, increment = call.solver.step(call.index, call.ran, call.source, output, sample, own_step)
+
+                def step_from(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+                    return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
+
+                levels = call.levels_around
+                result, increment = solved_step(call.solver, call.process, levels, made, output, sample, step_from)
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)
@@ -410,22 +428,23 @@ class AcceleratedPipeline:
         """The step of a second output, after that of the latent: it was full, coarse or skipped as that one was."""
         if call.companion_solver is None or call.stepped is None:
             return inner(*args, **kwargs)
-        output, sample, own_step = _own_step(inner, scheduler, args, kwargs)
+        output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+        step: Callable[..., Any] = step_with_increment
+        own_step = partial(step, inner, scheduler, output, timestep, **given)
         return call.companion_solver.step(*call.stepped, output, sample, own_step)[0]
 
 
-def _own_step(
-    inner: Any, scheduler: Any, args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], tuple[Any, torch.Tensor]]]:
-    """Model output and latent of a call of a scheduler's ``step``, and that step from any latent."""
+def _given_to_step(
+    inner: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, Any, torch.Tensor, dict[str, Any]]:
+    """Model output, timestep and latent of a call of a scheduler's ``step``, and the rest by name."""
     names = ("model_output", "timestep", "sample")
     given = {**dict(zip(names, args)), **kwargs}
     rest = args[len(names) :]
     output, timestep, sample = (given.pop(name) for name in names)
     if rest:  # all by name, so that the latent can come last
         given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
-    step: Callable[..., Any] = step_with_increment
-    return output, sample, partial(step, inner, scheduler, output, timestep, **given)
+    return output, timestep, sample, given
 
 
 def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:

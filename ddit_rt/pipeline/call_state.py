@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import CoarsePath, PredictionHistory
+from ..granularity import CoarsePath, PredictionHistory, VariancePreserving
 from ..runtime import CacheState, agree_on_multiple
-from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView
+from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .process import process_of
 from .transformer_call import StepResult
 
 
@@ -44,6 +46,7 @@ class CallState:
         obstacle: Why all steps have to be full, if so.
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
+        process: Of the call's latents; None for a flow's.
         source: What the current step's prediction comes from: the transformer, by id, and how many of its calls.
     """
 
@@ -81,6 +84,7 @@ class CallState:
         self._sigmas: list[float] = []
         self._timesteps: list[float] = []
         self._levels: torch.Tensor | None = None
+        self.process: VariancePreserving | None = None
         self._histories: dict[tuple[int, int], PredictionHistory] = {}
 
     # -- where the call is ----------------------------------------------------------------------------------------
@@ -97,18 +101,20 @@ class CallState:
         Raises:
             ScheduleError: the policy cannot serve so many steps.
         """
-        timesteps, sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
-        begin = scheduler.begin_index or 0
+        timesteps, sigmas = scheduler.timesteps.tolist(), levels_of(scheduler)
+        told = getattr(scheduler, "begin_index", None)
+        begin = told or 0
         value, precision = _value(given)
         fits = [i for i, t in enumerate(timesteps) if _same(value, _argument(family, t), precision)]
         if begin not in fits:
-            begin = fits[0] if len(fits) == 1 and scheduler.begin_index is None else None
+            begin = fits[0] if len(fits) == 1 and told is None else None
         if begin is None:
             self.steps = len(timesteps)
             self._unplaced = f"it cannot be told which of the scheduler's timesteps the transformer's {value:g} is"
             return
         self._timesteps = [float(t) for t in timesteps[begin:]]
-        self._sigmas = [float(sigma) for sigma in sigmas[begin:]]
+        self._sigmas = sigmas[begin:]
+        self.process = process_of(scheduler)
         self.steps = len(self._timesteps)
         self.policy.start(self.steps)
 
@@ -156,12 +162,24 @@ class CallState:
         """Noise level of the current step; NaN where it cannot be told."""
         return self._sigmas[self.index] if self.index < len(self._timesteps) else math.nan
 
+    @property
+    def levels_around(self) -> tuple[float, float]:
+        """Noise levels before and after the current step."""
+        return self._sigmas[self.index], self._sigmas[self.index + 1]
+
     def level(self, device: torch.device) -> torch.Tensor:
         """σ of the current step where the latents are, a 0-dim tensor."""
         if self._levels is None or self._levels.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._levels = torch.tensor(self._sigmas or [math.nan], dtype=dtype, device=device)
         return self._levels[min(self.index, len(self._levels) - 1)]
+
+    def process_on(self, device: torch.device) -> VariancePreserving | None:
+        """The process of the call's latents, with its levels where they are."""
+        if self.process is not None and self.process.levels.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self.process = replace(self.process, levels=self.process.levels.to(device, dtype))
+        return self.process
 
     def history(self, module: nn.Module, ordinal: int) -> PredictionHistory:
         """Memory of the ``ordinal``-th call per step of ``module``."""
@@ -195,7 +213,7 @@ class CallState:
         Raises:
             ScheduleError: the policy chose what cannot be run.
         """
-        self.remembers = self._may_coarsen and not self._unplaced and self.index + 1 < self.steps
+        self.remembers = self._may_coarsen and not self._unplaced and not self.obstacle and self.index + 1 < self.steps
         note = self._unplaced or self.obstacle or obstacle
         if inputs is not None and self._shape != inputs.latent.shape:
             # a latent of another shape than before starts the evolution anew

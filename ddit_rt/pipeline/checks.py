@@ -12,7 +12,6 @@ from ..config import DDiTConfig
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import ModelInputs
 from ..granularity import CoarsePath
-from ..schedule import predicts_flow
 from .plain_state import accelerated_by
 
 
@@ -61,16 +60,3 @@ def check_finite(call: ModelInputs | None) -> None:
     """
     if call is not None and not bool(torch.isfinite(call.latent).all()):
         raise ConfigError("the latents hold NaN or Inf before the first step: check latents= or the input image.")
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Refuses schedulers whose model output is no flow (velocity) prediction with σ in [0, 1].
-
-    Raises:
-        UnsupportedPipelineError: with the setting that makes a scheduler usable.
-    """
-    if not predicts_flow(scheduler):
-        raise UnsupportedPipelineError(
-            f"{type(scheduler).__name__} does not predict a flow. Use a FlowMatch* scheduler, or one made with "
-            "from_config(pipe.scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
-        )

@@ -27,6 +27,7 @@ from ..granularity import (
     PatchEmbedding,
     PredictionHistory,
     Scalar,
+    VariancePreserving,
 )
 from ..runtime import GraphRunner
 from .transformer_call import CallModels, StepResult, TransformerCall
@@ -105,8 +106,12 @@ class StepExecutor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        models = CallModels(*self._models(call, inputs, _forwards(call, probe=True)), call)
-        return Anchor(call.sigma, inputs.latent, self._family.output(call.base, inputs, raw), models)
+        reached = self._models(call, inputs, call.process, _forwards(call, probe=True))
+        models = CallModels(reached.low, reached.tokens, call)
+        state, prediction = self._state(call, inputs), self._family.output(call.base, inputs, raw)
+        if call.process is not None:
+            prediction = call.process.velocity(prediction.float(), state, call.sigma)
+        return Anchor(call.sigma, state, prediction, models)
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
@@ -121,16 +126,19 @@ class StepExecutor:
 
         def run(at: Forwards, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
             companions: list[torch.Tensor] = []
-            here = replace(inputs, **given["inputs"])
-            models = Models(*self._models(call, here, self._watched(at, companions)))
+            here, process = replace(inputs, **given["inputs"]), _process(call, given)
+            models = self._models(call, here, process, self._watched(at, companions))
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            prediction = path.predict(known, here.latent.float(), given["level"], multiple, here.geometry, models)
+            latent = here.latent.float()
+            state = latent if process is None else process.state(latent, given["level"])
+            prediction = path.predict(known, state, given["level"], multiple, here.geometry, models)
             return prediction, *companions[-1:]
 
         given = {
             "inputs": self._tensors_of(inputs),
             "level": call.level,
+            "training levels": None if call.process is None else call.process.levels,
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
@@ -147,8 +155,8 @@ class StepExecutor:
         def foretold(known: PredictionHistory) -> torch.Tensor:
             if multiple == SKIP:
                 return known.forecast(call.sigma)
-            models = Models(_no_model, _no_model)
-            return self.path.predict(known, inputs.latent, call.sigma, multiple, inputs.geometry, models)
+            models, state = Models(_no_model, _no_model), self._state(call, inputs)
+            return self.path.predict(known, state, call.sigma, multiple, inputs.geometry, models)
 
         companion = None if history.companion is None else foretold(history.companion)
         result = self._result(call, inputs, foretold(history), companion, 0.0, _Execution())
@@ -164,7 +172,10 @@ class StepExecutor:
         done: _Execution,
     ) -> StepResult:
         dtype = inputs.latent.dtype
-        output = self._family.wrap(call.base, inputs, prediction.to(dtype))
+        own = prediction
+        if call.process is not None:
+            own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
+        output = self._family.wrap(call.base, inputs, own.to(dtype))
         if companion is not None:
             output = self._family.accompanied(output, companion.to(dtype))
         full = self._flops(call, inputs, 1)
@@ -196,10 +207,14 @@ class StepExecutor:
         forwards = _forwards(call, probe=True)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
-            models = Models(*self._models(call, replace(inputs, **given["inputs"]), forwards))
+            models = self._models(call, replace(inputs, **given["inputs"]), _process(call, given), forwards)
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
-        given = {"inputs": self._tensors_of(inputs), "anchor": _tensors_of_anchor(anchor, multiple)}
+        given = {
+            "inputs": self._tensors_of(inputs),
+            "training levels": None if call.process is None else call.process.levels,
+            "anchor": _tensors_of_anchor(anchor, multiple),
+        }
         return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
 
     def _through_cache(
@@ -257,8 +272,10 @@ class StepExecutor:
             self.graphs.refresh(embedding)
         return call.base, embedding
 
-    def _models(self, call: TransformerCall, inputs: ModelInputs, at: Forwards) -> tuple[Any, Any]:
-        """How a path runs the model on a low latent, and on coarse tokens, by the forwards of ``at``."""
+    def _models(
+        self, call: TransformerCall, inputs: ModelInputs, process: VariancePreserving | None, at: Forwards
+    ) -> Models:
+        """How a path runs the model on a low state, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, call.base, self._native
 
         def low(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
@@ -270,7 +287,8 @@ class StepExecutor:
                 forward = at(multiple)
                 return family.run_patches(base, forward, inputs, latent, level, embedding, multiple, native).float()
 
-        return low, tokens
+        own = Models(low, tokens)
+        return own if process is None else process.models(own, inputs.geometry.channels)
 
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
         if self.path.adapter is not None:
@@ -320,6 +338,12 @@ class StepExecutor:
             self._costs[key] = flops
         return inputs.latent.shape[0] * self._costs[key]
 
+    def _state(self, call: TransformerCall, inputs: ModelInputs) -> torch.Tensor:
+        """The call's latent as a flow state; a flow's own stays in its dtype."""
+        if call.process is None:
+            return inputs.latent
+        return call.process.state(inputs.latent.float(), call.sigma)
+
     def _tensors_of(self, inputs: ModelInputs) -> dict[str, Any]:
         """A call's inputs without the tokens that the latent was read from."""
         taken = self._family.latent_argument
@@ -332,6 +356,11 @@ def _forwards(call: TransformerCall, probe: bool) -> Forwards:
     """Multiple -> the transformer's forward as the call reaches it."""
     in_context = call.in_context
     return lambda multiple: call.inner if in_context is None else in_context(multiple, probe)
+
+
+def _process(call: TransformerCall, given: dict[str, Any]) -> VariancePreserving | None:
+    """The call's process, which reads the levels that are given to a graph."""
+    return None if call.process is None else replace(call.process, levels=given["training levels"])
 
 
 def _tensors_of_anchor(anchor: Anchor, multiple: int) -> tuple[Any, ...]:

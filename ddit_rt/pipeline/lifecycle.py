@@ -37,7 +37,7 @@ def accelerate(
     loading, ``set_adapters``, CPU offload and exchanging the scheduler also work afterwards.
 
     Args:
-        pipe: A FLUX or Wan pipeline (``UnsupportedPipelineError`` names the classes).
+        pipe: A supported pipeline (``UnsupportedPipelineError`` names the classes).
         adapter: Trained adapter (:func:`load_adapter`): path, hub id or the object; None runs coarse steps untrained.
         config: :class:`DDiTConfig`, a mapping of its fields, or the path of a YAML or JSON file of them.
         **overrides: Fields of :class:`DDiTConfig` by name.

@@ -59,7 +59,8 @@ def warmup(
             bar.update()
             return {}
 
-        arguments.setdefault("callback_on_step_end", tick)
+        if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
+            arguments.setdefault("callback_on_step_end", tick)
         pipe(**arguments)
     return reports[0]
 
@@ -77,18 +78,18 @@ def _arguments(
     pipe: Any, height: int, width: int, num_frames: int | None, steps: int, call: dict[str, Any]
 ) -> dict[str, Any]:
     known = inspect.signature(type(pipe).__call__).parameters
-    arguments = {
-        "height": height,
-        "width": width,
+    arguments: dict[str, Any] = {
         "num_inference_steps": steps,
         "output_type": "latent",
         "generator": torch.Generator().manual_seed(0),  # the global generators are not ours to advance
     }
+    if "height" in known:  # DiT's makes one size
+        arguments |= {"height": height, "width": width}
     if num_frames is not None:
         if "num_frames" not in known:
             raise ConfigError(f"num_frames={num_frames}: {type(pipe).__name__} makes pictures; leave it out.")
         arguments["num_frames"] = num_frames
-    if call.get("prompt") is None and call.get("prompt_embeds") is None:
+    if "prompt" in known and call.get("prompt") is None and call.get("prompt_embeds") is None:
         if getattr(pipe, "text_encoder", None) is None:
             raise ConfigError("the text encoder is not loaded: pass prompt_embeds=... as the requests will have them.")
         arguments["prompt"] = ""

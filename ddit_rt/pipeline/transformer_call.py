@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..families import ModelInputs
-from ..granularity import Models
+from ..granularity import Models, VariancePreserving
 from ..runtime import CacheState, TeaCache
 
 
@@ -27,8 +27,9 @@ class TransformerCall:
         inputs: What the family read in them; None if the call cannot run coarsely.
         step: Denoising step, from 0.
         steps: How many there are.
-        sigma: Noise level of the step.
+        sigma: Noise level of the step, a flow's.
         level: The same as a 0-dim tensor where the latents are: a captured graph can take it as an input.
+        process: What turns flow states and velocities into the model's latents and predictions; None for a flow.
         inner: The transformer's forward, as it was before it was patched.
         in_context: (multiple, probe?) -> the same in the context of diffusers' cache; None without such a cache.
         obstacle: Why its runs cannot be captured, if the caller knows a reason.
@@ -42,6 +43,7 @@ class TransformerCall:
     steps: int
     sigma: float
     level: torch.Tensor
+    process: VariancePreserving | None
     inner: Callable[..., Any]
     in_context: Callable[[int, bool], Callable[..., Any]] | None = None
     obstacle: str = ""

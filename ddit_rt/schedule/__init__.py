@@ -11,6 +11,15 @@ from .evolution import (
     with_latent,
 )
 from .fitted import FittedSchedule
+from .noise import (
+    check_process,
+    levels_of,
+    noise_of_call,
+    noise_setting,
+    predicts_flow,
+    preserves_variance,
+    training_levels,
+)
 from .placement import WARP, evaluation_steps, level_at, levels_of_steps, moved_levels, place_evaluations, schedule_of
 from .plots import COLOURS, plot_reports
 from .policies import make_policy
@@ -26,7 +35,7 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
-from .solver import FlowSolver, Ran, check_reference, noise_setting, predicts_flow, solves_the_flow
+from .solver import FlowSolver, Ran, check_reference, follows_the_flow, solves_the_flow
 from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
@@ -56,6 +65,7 @@ __all__ = [
     "TargetPolicy",
     "ThresholdPolicy",
     "cache_directory",
+    "check_process",
     "check_quality",
     "check_reference",
     "check_speedup",
@@ -63,20 +73,25 @@ __all__ = [
     "coarsest_below",
     "describe_scheduler",
     "evaluation_steps",
+    "follows_the_flow",
     "initial_steps",
     "latent_of",
     "level_at",
+    "levels_of",
     "levels_of_steps",
     "make_policy",
     "moved_levels",
+    "noise_of_call",
     "noise_setting",
     "one_in",
     "pattern",
     "place_evaluations",
     "plot_reports",
     "predicts_flow",
+    "preserves_variance",
     "schedule_of",
     "solves_the_flow",
     "step_with_increment",
+    "training_levels",
     "with_latent",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ddit_kernels.evolve import evolve
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 
 class EvolutionHistory:
@@ -58,8 +58,8 @@ def step_with_increment(
     """Runs ``scheduler.step`` and returns its result with the float32 increment of the latent.
 
     In float32 the result is the scheduler's own, bit for bit. In lower precision the Euler increment is computed from
-    the sigmas and the result is again the scheduler's own; other schedulers run their arithmetic in float32, and only
-    the new sample is cast back.
+    the sigmas and the result is again the scheduler's own. DDIM remembers nothing, so its step is made twice, once for
+    either. Other schedulers run their arithmetic in float32, and only the new sample is cast back.
 
     Args:
         step: The scheduler's own (unpatched) bound ``step``.
@@ -79,11 +79,14 @@ def step_with_increment(
     half = {torch.float16, torch.bfloat16}
     dtype = model_output.dtype if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else sample.dtype
     if dtype in half:
+        own, own_sample = model_output, sample
         model_output, sample = model_output.float(), sample.float()
     result = step(model_output, timestep, sample, *args, **kwargs)
     new = latent_of(result)
     increment = new.float() - sample.float()
-    if dtype in half:
+    if dtype in half and isinstance(scheduler, DDIMScheduler) and not kwargs.get("eta"):
+        result = step(own, timestep, own_sample, *args, **kwargs)
+    elif dtype in half:
         result = with_latent(result, new.to(dtype))
     return result, increment
 

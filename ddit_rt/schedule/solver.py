@@ -18,10 +18,11 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ..errors import ConfigError
 from .evolution import latent_of, with_latent
+from .noise import noise_setting, predicts_flow, preserves_variance
 
 _SOLVERS_OF_THE_FLOW = (
     "FlowMatchEulerDiscreteScheduler",
@@ -41,28 +42,30 @@ class Ran(Enum):
     SKIPPED = "a forecast"
 
 
-def predicts_flow(scheduler: Any) -> bool:
-    """Whether a scheduler takes its model output for a flow (velocity), from σ = 1 to 0."""
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or (
-        # without flow sigmas, σ is that of a variance-exploding process
-        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
-    )
-    return bool(flow) and not config.get("invert_sigmas") and hasattr(scheduler, "sigmas")
-
-
-def noise_setting(scheduler: Any) -> str:
-    """The setting by which a scheduler adds noise in its steps, as in ``stochastic_sampling=True``; empty if none."""
-    config = scheduler.config
-    if config.get("stochastic_sampling"):
-        return "stochastic_sampling=True"
-    kind = config.get("algorithm_type")
-    return f"algorithm_type={kind!r}" if str(kind).startswith("sde") else ""
-
-
 def solves_the_flow(scheduler: Any) -> bool:
     """Whether a scheduler's steps approximate dz/dσ = v and add no noise, so that a gap can be integrated for it."""
-    return type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and not noise_setting(scheduler)
+    known = type(scheduler).__name__ in _SOLVERS_OF_THE_FLOW and predicts_flow(scheduler)
+    return known and not noise_setting(scheduler)
+
+
+def follows_the_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's steps approximate dz/dσ = v once they are written in flow terms.
+
+    Those of a variance-preserving process do; DDIM's are Euler's. Not where it changes what the model predicts, or
+    where its timesteps are spaced so that a step leads elsewhere than where the next one begins.
+
+    Args:
+        scheduler: With the call's timesteps set.
+    """
+    if not preserves_variance(scheduler):
+        return solves_the_flow(scheduler)
+    config = scheduler.config
+    if config.get("clip_sample") or config.get("thresholding"):
+        return False
+    if not isinstance(scheduler, DDIMScheduler):
+        return True
+    steps = scheduler.timesteps[:-1] - scheduler.timesteps[1:]
+    return bool((steps == config.num_train_timesteps // scheduler.num_inference_steps).all())
 
 
 def check_reference(reference: str, scheduler: Any) -> None:
@@ -73,8 +76,9 @@ def check_reference(reference: str, scheduler: Any) -> None:
     """
     if reference == "converged" and not solves_the_flow(scheduler):
         raise ConfigError(
-            f"reference='converged': {type(scheduler).__name__} adds noise or is unknown, its steps converge to no "
-            f"picture. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)}, or reference='plain'."
+            f"reference='converged': {type(scheduler).__name__} adds noise, predicts no flow or is unknown: no "
+            f"converged picture is known. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)} with a model that predicts a "
+            "flow, or reference='plain'."
         )
 
 
@@ -94,7 +98,7 @@ class FlowSolver:
     from the first skipped step on its steps are taken over by ours, of second order too; its counters go on.
 
     Args:
-        scheduler: Of the pipeline; :func:`solves_the_flow`.
+        scheduler: Of the pipeline; :func:`follows_the_flow`.
         sigmas: Noise levels of the call's S steps and the one after them.
         converged: Aim at the converged picture instead of the scheduler's own.
 
@@ -106,7 +110,7 @@ class FlowSolver:
     def __init__(self, scheduler: Any, sigmas: Sequence[float], converged: bool) -> None:
         self.missed: torch.Tensor | None = None
         self._sigmas = sigmas
-        self._euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self._euler = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, DDIMScheduler))
         self._exact = converged or not self._euler
         self._ours = converged
         self._runs: list[_Run] = []  # the last two, oldest first

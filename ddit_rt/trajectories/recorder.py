@@ -27,7 +27,7 @@ from torch import nn
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, ModelInputs, denoisers, raw_sample
 from ..pipeline import restore
-from ..schedule import latent_of
+from ..schedule import latent_of, predicts_flow
 from .interception import intercepted
 
 KeptCall = TypeVar("KeptCall")
@@ -94,9 +94,18 @@ class Recorder:
         family: Of its transformers.
         parse: Read every call as its family does. A call that could not run on coarse tokens then ends the run, before
             the model runs.
+
+    Raises:
+        UnsupportedPipelineError: the model predicts noise or v; what is made of recordings is made of flows.
     """
 
     def __init__(self, pipe: Any, family: Family, parse: bool = True) -> None:
+        if not predicts_flow(pipe.scheduler):
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} with {type(pipe.scheduler).__name__} predicts no flow: its runs cannot be "
+                "recorded, so nothing can be fitted, calibrated or distilled for it yet. speedup=, quality=, "
+                "threshold= and schedule= need no recording."
+            )
         restore(pipe)
         self._pipe, self._family, self._parse = pipe, family, parse
 

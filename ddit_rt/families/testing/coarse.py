@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...granularity import bands
 from ...pipeline import accelerated
 from .. import denoisers, family_of
 from .checks import check
+from .levels import MULTIPLE, Course, courses
 from .specimen import Caught, Specimen, first_call, removed, run
 
 
@@ -52,21 +49,23 @@ def small_picture(specimen: Specimen) -> None:
 def band_limited(specimen: Specimen) -> None:
     """Euler steps of the low band are Euler steps of the small picture, between the noise levels σ' = sσ/k."""
     assert specimen.latents is not None
-    multiple, levels = 2, [1.0, 0.8, 0.5, 0.2, 0.0]
-    height, width = (side // multiple for side in specimen.size)
-    small = first_call(specimen, height=height, width=width).call.latent
-    noise = torch.randn(small.shape, generator=torch.Generator().manual_seed(5))
-    scales = [float(bands.low_scale(sigma, multiple)) for sigma in levels]
-    low_levels = [scale * sigma / multiple for scale, sigma in zip(scales, levels)]
-    given = {"steps": len(levels) - 1}
+    full, low = courses(specimen.make().scheduler)
+    given = {"steps": len(full.levels)}
+    height, width = (side // MULTIPLE for side in specimen.size)
     at = {**given, "height": height, "width": width}
-    wanted = _latents_of_run(specimen, low_levels, {**specimen.arguments(**at), "latents": specimen.latents(noise)})
-    upsampled = specimen.latents(bands.up(noise, multiple) / multiple)
-    arguments = {**specimen.arguments(**given), "latents": upsampled}
-    settings = {"schedule": [multiple] * given["steps"], "coarse": "band-split", "corrector": False}
-    found = _latents_of_run(specimen, levels, arguments, **settings)
-    for index, (one, other) in enumerate(zip(found, wanted)):
-        assert_close(one, bands.up(other.float(), multiple) / scales[index], 1e-3, f"step {index}")
+    shape = first_call(specimen, height=height, width=width).call.latent.shape
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+    def upsampled(index: int, small: torch.Tensor) -> torch.Tensor:
+        band = bands.up(low.state(small.float(), index), MULTIPLE) / bands.low_scale(full.levels[index], MULTIPLE)
+        return full.latent(band, index)
+
+    wanted = _latents_of_run(specimen, low, {**specimen.arguments(**at), "latents": specimen.latents(noise)})
+    arguments = {**specimen.arguments(**given), "latents": specimen.latents(upsampled(0, noise))}
+    settings = {"schedule": [MULTIPLE] * given["steps"], "coarse": "band-split", "corrector": False}
+    found = _latents_of_run(specimen, full, arguments, **settings)
+    for index, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        assert_close(one, upsampled(index, other), 1e-3, f"step {index}")
 
 
 @check("multiple one", "both ways of running coarsely are the model itself at multiple 1")
@@ -143,11 +142,11 @@ def _plain(caught: Caught) -> torch.Tensor:
 
 
 def _latents_of_run(
-    specimen: Specimen, levels: list[float], arguments: dict[str, Any], **settings: Any
+    specimen: Specimen, course: Course, arguments: dict[str, Any], **settings: Any
 ) -> list[torch.Tensor]:
-    """Latents (B, C, F, H, W) at the beginning of every step of a run by Euler's method between given levels."""
+    """Latents (B, C, F, H, W) at the beginning of every step of a run."""
     pipe = specimen.make()
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe.scheduler = course.scheduler
     family = family_of(pipe)
     module = next(iter(denoisers(pipe, family).values()))
     seen: list[torch.Tensor] = []
@@ -156,29 +155,6 @@ def _latents_of_run(
         seen.append(family.parse(module, family.bind(args, kwargs)).latent.clone())
 
     settings = settings or {"threshold": 0}
-    with (
-        removed(module.register_forward_pre_hook(see, with_kwargs=True)),
-        _at_levels(pipe.scheduler, levels),
-        accelerated(pipe, **settings),
-    ):
+    with removed(module.register_forward_pre_hook(see, with_kwargs=True)), accelerated(pipe, **settings):
         run(pipe, arguments)
     return seen
-
-
-@contextmanager
-def _at_levels(scheduler: Any, levels: list[float]) -> Iterator[None]:
-    """Within the context, the scheduler steps between these noise levels, whatever it is asked for."""
-    own = scheduler.set_timesteps
-
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        own(*args, **kwargs)
-        scheduler.sigmas = torch.tensor(levels)
-        scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
-
-    # pipelines look at the signature for the arguments they may give
-    set_timesteps.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
-    scheduler.set_timesteps = set_timesteps
-    try:
-        yield
-    finally:
-        del scheduler.set_timesteps

@@ -34,7 +34,10 @@ class Models:
 
 @dataclass
 class Anchor:
-    """A full step: its latent, the model's prediction there (both as the pipeline had them), and σ."""
+    """A full step: its latent, the model's prediction there, and σ.
+
+    Of a flow both are as the pipeline had them; else the flow state and velocity that they amount to, float32.
+    """
 
     sigma: bands.Scalar
     latent: torch.Tensor
