@@ -74,9 +74,11 @@ class Wan(GridFamily):
         times = call.arguments["timestep"]
         if times.ndim == 1:
             return super().coarse_time(call, sigma, multiple)
-        noisy = _frame_times(times, call.geometry)[:, :, 0] > 0
+        rows, columns = call.geometry.grid(multiple)
+        noisy = _frame_times(times, call.geometry)[:, :, :1] > 0
         level = bands.noise_level(times[:, 0].float(), self.time_of(sigma))
-        return (noisy * level[:, None]).repeat_interleave(call.geometry.tokens(multiple) // noisy.shape[1], dim=1)
+        # repeat_interleave may wait for the device, which a captured graph must not
+        return (noisy * level[:, None, None]).expand(-1, -1, rows * columns).flatten(1)
 
     def coarse_latent(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
         # Frames without noise stay as they are; the others are a flow-matching state of another scale. Further channels
