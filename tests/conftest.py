@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 # what is fitted in tests is kept in a place of their own, and they find nothing that was fitted before
@@ -17,3 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 settings.register_profile("ddit_rt", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("ddit_rt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also run the tests marked thorough")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        return
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if item not in set(thorough)]
+    config.hook.pytest_deselected(items=thorough)

@@ -12,6 +12,8 @@ from ..errors import UnsupportedPipelineError
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
+from .packed import PackedFamily, PositionIdFamily
+from .streams import TwoStreamFamily
 
 _FILES = {
     "dit": ("DiT",),
@@ -54,6 +56,9 @@ __all__ = [
     "Family",
     "ModelInputs",
     "NotCoarseError",
+    "PackedFamily",
+    "PositionIdFamily",
+    "TwoStreamFamily",
     "denoisers",
     "family_of",
     "fingerprint",

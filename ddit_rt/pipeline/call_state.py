@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import ScheduleError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath, PredictionHistory, VariancePreserving
 from ..runtime import CacheState, agree_on_multiple
-from ..schedule import FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
 from .process import process_of
 from .transformer_call import StepResult
 
@@ -253,7 +254,8 @@ class CallState:
     def _choose(self, must_be_full: bool, runs: int) -> int:
         """The multiple of the step that begins, 0 to skip it; ``runs`` as in :class:`StepView`."""
         multiple, spacing = 1, self._spacing
-        if self.index < len(self._timesteps):  # elsewhere there is nothing to choose
+        # elsewhere there is nothing to choose, and a policy that is asked may wait for the device
+        if self.index < len(self._timesteps) and not must_be_full:
             counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
             sigma = self._sigmas[self.index]
             view = StepView(self.index, self.steps, sigma, *counts, runs, self._evolution.current)
@@ -263,7 +265,7 @@ class CallState:
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if must_be_full or (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
+        if (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
             multiple = 1
         spacing.add(multiple)
         return multiple
@@ -301,9 +303,9 @@ class CallState:
         self.record = None
         self._replayed = True
         patch = self._patch if self.index < self.steps else None
-        record.patch_std = self._evolution.end_step(increment, patch, self._packed)
-        if any(map(math.isnan, record.patch_std.values())):
-            record.note = "the latent is not finite (NaN or Inf)"
+        evolution = self._evolution.end_step(increment, patch, self._packed)
+        if evolution is not None:
+            record.patch_std, record.note = evolution.wait, partial(_note, record.note, evolution)
         record.miss = None if self.solver is None else self.solver.missed
         record.elapsed = self._stop()
         self.records.append(record)
@@ -373,6 +375,11 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
         return lambda: took
 
     return stop_host
+
+
+def _note(note: str, evolution: Evolution) -> str:
+    finite = not any(map(math.isnan, evolution.wait().values()))
+    return note if finite else "the latent is not finite (NaN or Inf)"
 
 
 def _value(given: torch.Tensor) -> tuple[float, float]:

@@ -114,19 +114,30 @@ def _is_plain_euler(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     )
 
 
-class HostResults:
-    """Page-locked memory that the device writes its results to, and the events that say when; reused from step to step.
+class HostMemory:
+    """Page-locked memory that the device writes its results to, a row per decision; no row is used twice.
+
+    A decision and its σ_k share an allocation. It is given back when the last of them is forgotten, and PyTorch hands
+    it out again only behind the copy of the σ_k, so that no kernel still under way writes to somebody else's memory.
 
     Args:
         batch: Samples.
         sizes: Patch sizes.
     """
 
+    rows = 64  # allocating page-locked memory may wait for the device: seldom
+
     def __init__(self, batch: int, sizes: int) -> None:
-        self.decision = torch.empty(batch, dtype=torch.int32, pin_memory=True)
-        self.quantiles = torch.empty(batch, sizes, dtype=torch.float32, pin_memory=True)
-        self.decided = torch.cuda.Event()
-        self.measured = torch.cuda.Event()
+        self._batch, self._sizes = batch, sizes
+        self._left: list[torch.Tensor] = []
+
+    def row(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a decision, int32 (B,), and its σ_k, float32 (B, S), go."""
+        if not self._left:
+            width = self._batch * (1 + self._sizes)
+            self._left = list(torch.empty(self.rows, width, dtype=torch.float32, pin_memory=True))
+        row = self._left.pop()
+        return row[: self._batch].view(torch.int32), row[self._batch :].view(self._batch, self._sizes)
 
 
 class PendingEvolution:
@@ -143,7 +154,7 @@ class PendingEvolution:
         packed: Token grid of FLUX's packed layout, or None.
         backend: "auto", "triton" or "torch".
         threshold: τ.
-        host: Where results on CUDA go; whatever was launched into it before has to be read by now. None makes its own.
+        host: Where results on CUDA go; None makes its own.
     """
 
     def __init__(
@@ -155,45 +166,37 @@ class PendingEvolution:
         packed: tuple[int, int] | None,
         backend: str,
         threshold: float = 0.0,
-        host: HostResults | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         self._multiples = tuple(multiples)
         self._patch_std: dict[int, float] | None = None
         sizes = [k * patch for k in self._multiples]
-        on_device = increments[0].is_cuda
-        if on_device and host is None:
-            host = HostResults(increments[0].shape[0], len(sizes))
-        self._host = host if on_device else None
-        self._decision, quantiles = evolve(
-            increments,
-            sizes,
-            quantile,
-            threshold,
-            packed,
-            None if self._host is None else self._host.decision,
-            backend,
-        )
-        if self._host is not None:
-            self._host.decided.record()
-        self._quantiles = quantiles()
-        if self._host is not None:
-            self._quantiles = self._host.quantiles.copy_(self._quantiles, non_blocking=True)
-            self._host.measured.record()
+        self._decided = self._measured = None
+        if not increments[0].is_cuda:
+            self._decision, quantiles = evolve(increments, sizes, quantile, threshold, packed, None, backend)
+            self._quantiles = quantiles()
+            return
+        out, values = (host or HostMemory(increments[0].shape[0], len(sizes))).row()
+        self._decided, self._measured = torch.cuda.Event(), torch.cuda.Event()
+        self._decision, quantiles = evolve(increments, sizes, quantile, threshold, packed, out, backend)
+        self._decided.record()
+        self._quantiles = values.copy_(quantiles(), non_blocking=True)
+        self._measured.record()
 
     def decision(self) -> int:
         """The coarsest multiple whose σ_k is below τ, else 1: the finest that any sample of the batch asks for.
 
         A sample whose latent is not finite asks for 1.
         """
-        if self._host is not None:
-            self._host.decided.synchronize()
+        if self._decided is not None:
+            self._decided.synchronize()
         return min((1, *self._multiples)[index] for index in self._decision.tolist())
 
     def wait(self) -> dict[int, float]:
         """Multiple -> σ_k, the largest over the batch; NaN where any sample's latent is not finite."""
         if self._patch_std is None:
-            if self._host is not None:
-                self._host.measured.synchronize()
+            if self._measured is not None:
+                self._measured.synchronize()
             self._patch_std = dict(zip(self._multiples, self._quantiles.amax(dim=0).tolist()))
         return self._patch_std
 
@@ -216,7 +219,7 @@ class LatentEvolution:
         self._multiples, self._quantile, self._backend, self._threshold = multiples, quantile, backend, threshold
         self._history = EvolutionHistory(order)
         self._pending: PendingEvolution | None = None
-        self._host: HostResults | None = None
+        self._host: HostMemory | None = None
 
     def clear(self) -> None:
         """Forgets everything: the latent has another shape than before."""
@@ -229,8 +232,8 @@ class LatentEvolution:
 
     def end_step(
         self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, ...] | None
-    ) -> dict[int, float]:
-        """Closes a step and launches the decision for the next one.
+    ) -> PendingEvolution | None:
+        """Closes a step and launches the decision for the next one; waits for nothing.
 
         Args:
             increment: Of the latent, float32; None if the evolution is not watched.
@@ -239,12 +242,11 @@ class LatentEvolution:
                 where a token is one latent pixel.
 
         Returns:
-            The step's σ_k, long there, since they were launched before its model run; empty while the history filled.
+            The evolution up to the step that ends; None while the history filled.
         """
-        patch_std = {} if self.current is None else self.current.wait()
-        self.current = None
+        ended, self.current = self.current, None
         if increment is None:
-            return patch_std
+            return ended
         grid: tuple[int, int] | None = None
         if increment.ndim == 3 and packed is not None:
             if len(packed) == 3:
@@ -255,7 +257,7 @@ class LatentEvolution:
         if self._history.full and patch is not None:
             increments = self._history.increments
             if increments[0].is_cuda and self._host is None:
-                self._host = HostResults(increments[0].shape[0], len(self._multiples))
+                self._host = HostMemory(increments[0].shape[0], len(self._multiples))
             self._pending = PendingEvolution(
                 increments,
                 self._multiples,
@@ -266,4 +268,4 @@ class LatentEvolution:
                 self._threshold,
                 self._host,
             )
-        return patch_std
+        return ended

@@ -78,7 +78,10 @@ class Policy(Protocol):
         ...
 
     def choose(self, step: StepView) -> int:
-        """The multiple to run at, or 0 to skip the step: to forecast its prediction instead of calling the model."""
+        """The multiple to run at, or 0 to skip the step: to forecast its prediction instead of calling the model.
+
+        Not called for a step that has to be full whatever the policy says.
+        """
         ...
 
 

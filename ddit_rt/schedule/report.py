@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +15,43 @@ if TYPE_CHECKING:
     from .fitted import FittedSchedule
 
 
+Value = TypeVar("Value")
+
+
+class Late(Generic[Value]):
+    """A field of a dataclass that may be given a function in place of a value; it is called at the first reading.
+
+    Args:
+        default: Function that makes the field's default.
+    """
+
+    def __init__(self, default: Callable[[], Value]) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    @overload
+    def __get__(self, record: None, owner: type) -> Callable[[], Value]: ...
+
+    @overload
+    def __get__(self, record: object, owner: type) -> Value: ...
+
+    def __get__(self, record: object | None, owner: type) -> Value | Callable[[], Value]:
+        if record is None:
+            return self._default  # what dataclass takes for the default
+        value = record.__dict__[self._name]
+        if callable(value):
+            value = record.__dict__[self._name] = value()
+        return value  # type: ignore[no-any-return]
+
+    def __set__(self, record: object, value: Value | Callable[[], Value]) -> None:
+        record.__dict__[self._name] = value
+
+
 @dataclass
 class StepRecord:
-    """One denoising step.
+    """One denoising step. What the device still has to tell is waited for when it is first read.
 
     Attributes:
         index: From 0.
@@ -37,11 +71,11 @@ class StepRecord:
     sigma: float
     multiple: int
     tokens: int
-    patch_std: dict[int, float] = field(default_factory=dict)
+    patch_std: Late[dict[int, float]] = Late(dict)
     flops: float = 0.0
     full_flops: float = 0.0
     executed: str = "eager"
-    note: str = ""
+    note: Late[str] = Late(str)
     elapsed: Callable[[], float] | None = field(default=None, repr=False)
     miss: torch.Tensor | None = field(default=None, repr=False)
 

@@ -9,8 +9,10 @@ from diffusers import FirstBlockCacheConfig
 from tiny import flux, flux_inputs, latents_of
 
 import ddit_rt
+from ddit_rt import families
 from ddit_rt.evaluate import Listing, baselines
 from ddit_rt.evaluate.settings import run_settings
+from ddit_rt.families.testing import CHECKS, run_check
 from ddit_rt.granularity import Anchor, Geometry, Models, PathOptions, PredictionHistory, make_path
 from ddit_rt.granularity.paths import registry
 from ddit_rt.schedule import Policy
@@ -46,6 +48,18 @@ def test_the_coarse_path_of_the_guide(monkeypatch):
     history.add_full(Anchor(0.9, latent, latent, models))
     for multiple in (2, 4):
         assert path.predict(history, latent, 0.8, multiple, geometry, models).shape == latent.shape
+
+
+def test_the_model_of_the_guide(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    names: dict = {"__name__": "guide"}
+    whole = blocks("add-a-model.md")[1:]
+    for block in whole:
+        exec(compile(block, "add-a-model.md", "exec"), names)
+    assert sum(len(block.splitlines()) for block in whole) < 120
+    verdicts = {check: run_check(names["BRIA"], check).verdict for check in CHECKS}
+    assert {check for check, verdict in verdicts.items() if verdict == "limit"} == {"first-block cache"}
+    assert "not run" not in verdicts.values()
 
 
 def test_the_step_cache_of_the_guide():

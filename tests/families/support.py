@@ -1,12 +1,16 @@
-"""Writes the support table of docs/models.md from what the conformity kit finds: `python tests/families/support.py`.
+"""Writes the support table of docs/models.md from what the conformity kit finds.
 
-The findings are kept in docs/models.json. test_support.py holds both to the specimens and checks that there are.
+`python tests/families/support.py [SPECIMEN ...]`. Findings are kept in docs/models.json; test_support.py
+holds both to the specimens and checks that there are.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +19,37 @@ FINDINGS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- begin: written by tests/families/support.py -->", "<!-- end -->"
 
 
-def find() -> dict[str, Any]:
-    """Specimen -> its pipeline, its family, and check -> verdict and reason; progress on stderr."""
+def find(names: Sequence[str]) -> dict[str, Any]:
+    """Specimen -> its pipeline, its family, and check -> verdict and reason; progress on stderr.
+
+    Args:
+        names: Of specimens to check anew; the others keep what was found. None given: all.
+    """
+    sys.path[:0] = [str(ROOT / "tests" / "helpers")]
+    from specimens import SPECIMENS
+
+    kept = json.loads(FINDINGS.read_text(encoding="utf-8")) if names and FINDINGS.exists() else {}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        fresh = dict(zip(names or SPECIMENS, pool.map(examine, names or SPECIMENS)))
+    return {name: {**kept, **fresh}[name] for name in SPECIMENS}
+
+
+def examine(name: str) -> dict[str, Any]:
+    """What the kit finds of one specimen."""
     sys.path[:0] = [str(ROOT / "tests" / "helpers")]
     from specimens import SPECIMENS
 
     from ddit_rt.families import family_of
     from ddit_rt.families.testing import CHECKS, run_check
 
-    findings: dict[str, Any] = {}
-    for name, specimen in SPECIMENS.items():
-        print(name, file=sys.stderr)
-        pipe = specimen.make()
-        outcomes = {check: run_check(specimen, check) for check in CHECKS}
-        findings[name] = {
-            "family": family_of(pipe).name,
-            "pipeline": type(pipe).__name__,
-            "checks": {check: [outcome.verdict, outcome.reason] for check, outcome in outcomes.items()},
-        }
-    return findings
+    pipe = SPECIMENS[name].make()
+    outcomes = {check: run_check(SPECIMENS[name], check) for check in CHECKS}
+    print(name, file=sys.stderr)
+    return {
+        "family": family_of(pipe).name,
+        "pipeline": type(pipe).__name__,
+        "checks": {check: [outcome.verdict, outcome.reason] for check, outcome in outcomes.items()},
+    }
 
 
 def table(findings: dict[str, Any]) -> str:
@@ -60,4 +76,4 @@ def write(findings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write(find())
+    write(find(sys.argv[1:]))
