@@ -48,8 +48,9 @@ setup(
         ]
     },
     install_requires=[
-        "torch>=2.6",
-        "triton>=3.2; platform_system == 'Linux'",
+        # Triton before 3.4 takes no constant tuples in kernels, and asks for a GPU when a tuned kernel is defined
+        "torch>=2.8",
+        "triton>=3.4; platform_system == 'Linux'",
         "diffusers>=0.37",
         "transformers>=5.13",
         "peft>=0.17",

@@ -5,7 +5,8 @@
 Parts run in the order given, each for at most the seconds behind ``=``, all together for at most ``--seconds``. Every
 measurement is written to ``<out>/<gpu>/<part>.json`` at once, and a further call goes on where the last one stopped:
 rows that were measured with the same versions of everything are left out. So the whole can be had in several short
-calls. ``table.py`` shows the results.
+calls, the most telling rows first. What cannot be had here (FP8 without torchao, say) is a skipped row and no failure.
+``table.py`` shows the results.
 
 ``--dry-run`` walks through everything on a CPU at tiny sizes, PyTorch standing for the kernels, to test this program;
 its times mean nothing and its results say so.
@@ -23,6 +24,7 @@ import gpu_kernels
 import pipelines
 import torch
 from pipe_models import MODELS
+from pipe_providers import PROVIDERS
 from store import ROOT, Store, folder_of, machine
 
 PARTS = ("kernels", *MODELS)
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", type=part, default=[part(name) for name in PARTS], metavar="PART[=S]")
     parser.add_argument("--seconds", type=float, default=540, help="begin nothing new after this")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--providers", nargs="+", choices=pipelines.PROVIDERS, default=pipelines.PROVIDERS)
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS)
     parser.add_argument("--runs", type=int, default=3, help="measured calls per provider and schedule")
     parser.add_argument("--again", action="store_true", help="measure what has been measured")
     parser.add_argument("--skip-tests", action="store_true")

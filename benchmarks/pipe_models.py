@@ -25,7 +25,7 @@ Built = tuple[Any, dict[str, Any]]
 
 
 @contextmanager
-def _made(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Within the context weights are made where they stay, and as what they stay: there are 12 billion of them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -47,7 +47,7 @@ def _flux(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> B
         "pooled_projection_dim": 12,
         "axes_dims_rope": (4, 6, 6),
     }
-    with _made(device, dtype):
+    with made(device, dtype):
         transformer = FluxTransformer2DModel(guidance_embeds=True, **(small if tiny else {}))
         # never decodes: the pipeline only asks it for its scale
         vae = AutoencoderKL(
@@ -68,7 +68,7 @@ def _flux(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> B
 def _wan(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> Built:
     small = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
     real = {"num_attention_heads": 12, "ffn_dim": 8960, "qk_norm": "rms_norm_across_heads"}
-    with _made(device, dtype):
+    with made(device, dtype):
         transformer = WanTransformer3DModel(num_layers=1 if tiny and not deep else 30, **(small if tiny else real))
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipe = WanPipeline(None, None, None, scheduler, transformer)
@@ -147,7 +147,10 @@ def to_fp8(transformer: torch.nn.Module) -> None:
 
     # the compiler's settings are the process's: what other rows compile must not depend on this one
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
-    quantize_(
-        transformer, config, filter_fn=lambda layer, name: isinstance(layer, torch.nn.Linear) and "blocks." in name
-    )
+    quantize_(transformer, config, filter_fn=in_fp8)
     transformer.requires_grad_(False)
+
+
+def in_fp8(layer: torch.nn.Module, name: str) -> bool:
+    """Whether :func:`to_fp8` takes a layer of that name."""
+    return isinstance(layer, torch.nn.Linear) and "blocks." in name

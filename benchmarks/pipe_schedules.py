@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddit_rt.config import SKIP
+from ddit_rt.schedule import WARP, schedule_of
+
 PAPER_SPEEDUP = 2.18  # fewer FLOP, DDiT on FLUX.1-dev
 SIZE_STEPS = 10  # of runs that show what a step costs
 # every size follows every other and itself
@@ -22,8 +25,8 @@ class Plan:
     Attributes:
         name: Of the schedule.
         steps: Denoising steps.
-        multiples: Size of every step; None lets the policy decide, with a τ below which nothing lies: every step stays
-            full, after a decision.
+        multiples: Size of every step, 0 for none; None lets the policy decide, with a τ below which nothing lies: every
+            step stays full, after a decision.
         coarse: What a coarse step computes.
     """
 
@@ -60,6 +63,8 @@ def speedup(multiples: Sequence[int], flops: Mapping[int, float]) -> float:
     spent = 0.0
     anchors: deque[set[int]] = deque(maxlen=2)
     for multiple in multiples:
+        if multiple == SKIP:
+            continue
         spent += flops[multiple]
         if multiple == 1:
             anchors.append(set())
@@ -99,12 +104,19 @@ def plans(provider: str, steps: int, more_steps: int | None, flops: Mapping[int,
         more_steps: Of a second, longer one; None for none.
         flops: Of one model run per size.
     """
-    if provider.startswith("stock"):
+    if provider.startswith("stock") or "teacache" in provider:
         counts = [steps] if more_steps is None or provider != "stock" else [steps, more_steps]
         return [Plan("p", count, (1,) * count) for count in counts]
     few = min(steps, SIZE_STEPS)
     sizes = {k: Plan("p" if k == 1 else f"{k}p", few, (k,) * few) for k in (1, 2, 4)}
-    found = [Plan("mixed", steps, mixed(steps, flops)), sizes[4], sizes[2]]
+    found = [Plan("mixed", steps, mixed(steps, flops))]
+    if "batch" in provider:
+        return found
+    if "adapter" in provider:  # its full steps are those of the others
+        return [*found, sizes[4], sizes[2]]
+    # what a fit finds has this form: full steps, dense at high noise, and steps without a model run between them
+    fitted = schedule_of(steps, round(steps / PAPER_SPEEDUP), WARP["plain"])
+    found += [Plan("fitted", steps, tuple(fitted)), sizes[4], sizes[2]]
     if provider == "ours":  # eager full steps are those of the plain pipeline
         return found
     found.append(sizes[1])

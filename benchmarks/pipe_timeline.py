@@ -80,9 +80,11 @@ class Timeline:
         return [sum(self._between(*run) for run in self._runs[a:b]) for a, b in pairwise(counts)]
 
     def gaps(self) -> list[float]:
-        """Seconds from the end of every step's last model run to the beginning of the next step's first."""
-        counts = [count for count, _ in self._steps[:-1]]
-        return [self._between(self._runs[count - 1][1], self._runs[count][0]) for count in counts]
+        """Seconds from the end of a step's last model run to the beginning of the next step's first, where both have
+        one."""
+        counts = [0, *(count for count, _ in self._steps)]
+        steps = zip(counts, counts[1:], counts[2:], strict=False)
+        return [self._between(self._runs[b - 1][1], self._runs[b][0]) for a, b, c in steps if a < b < c]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Measures whole pipelines at their real sizes, with random weights: latency does not depend on them. ``gpu_suite.py``
 runs this.
 
-Times are those of the denoising loop, without text encoders and decoding. Coarse steps are untrained (delta); a trained
-adapter adds its LoRA. Providers are the plain pipeline or ours, and what is added to either.
+Times are those of the denoising loop; text encoders and decoder, which a whole request has too, are rows of their own
+(``ends``). Coarse steps are untrained (delta) unless the provider has an adapter.
 """
 
 from __future__ import annotations
@@ -13,24 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pipe_ends
 import pipe_models
+import pipe_providers
 import torch
+from pipe_providers import PROVIDERS
 from pipe_schedules import Plan, plans
 from pipe_timeline import Timeline, watched
 from store import Store
 
 import ddit_rt
 
-PROVIDERS = (  # what the targets need first
-    "stock",
-    "ours+graphs",
-    "ours",
-    "ours+graphs+compile",
-    "ours+graphs+compile+fp8",
-    "ours+graphs+compile+fp8+cudnn",
-    "stock+compile",
-    "ours+graphs+fp8",
-)
 KEYS = ("provider", "schedule", "steps")
 ROW_SECONDS = 30  # no further run of a row that has taken this long, or would
 SETTLED = 4  # steps without a decision, while its history fills
@@ -102,8 +95,7 @@ def measure(
     ours = provider.startswith("ours")
     current: list[int] = []
     if ours:
-        graphs = cuda and "graphs" in provider.split("+")
-        ddit_rt.accelerate(pipe, cuda_graphs=graphs, **plan.settings(current))
+        ddit_rt.accelerate(pipe, **{**plan.settings(current), **pipe_providers.settings(provider, pipe, cuda)})
     memory = _Memory(cuda)
     memory.settle()
 
@@ -132,9 +124,10 @@ def measure(
         wall_s=summary(walls),
         step_ms=by_size(schedules, steps),
         model_ms=by_size(schedules, models),
-        gap_us=summary(gaps, 1e6),
+        # schedules of skipped steps may have no two model runs in neighbouring steps
+        gap_us=summary(gaps, 1e6) if gaps else None,
         multiples=schedules[0],
-        coarse=plan.coarse if ours else None,
+        coarse=None if report is None else report.config["coarse"],
         peak_gib=memory.peak(),
         graph_pool_gib=memory.graphs(),
     )
@@ -143,20 +136,6 @@ def measure(
         row["executed"] = sorted({step.executed for step in report.steps})
         row["notes"] = sorted({step.note for step in report.steps if step.note})
     return row
-
-
-def _prepared(model: str, features: Sequence[str], device: torch.device, tiny: bool) -> pipe_models.Built:
-    """A pipeline with what a provider adds to its transformer, in the order that keeps each of it working."""
-    pipe, inputs = pipe_models.build(model, device, tiny)
-    if "cudnn" in features:
-        pipe.transformer.set_attention_backend("native" if tiny else "_native_cudnn")
-    if "fp8" in features:
-        pipe_models.to_fp8(pipe.transformer)
-    if "compile" in features:
-        # code made for any size would be slower at each; so there is some per size and kind of block
-        torch._dynamo.config.recompile_limit = 64
-        pipe.transformer.compile_repeated_blocks(dynamic=False, backend="eager" if tiny else "inductor")
-    return pipe, inputs
 
 
 def _rows_of(
@@ -171,31 +150,60 @@ def _rows_of(
         for plan in plans(provider, steps, more_steps, {int(k): value for k, value in flops.items()})
         if not store.has(provider=provider, schedule=plan.name, steps=plan.steps)
     ]
-    features = provider.split("+")[1:]
-    obstacle = pipe_models.fp8_obstacle(device) if "fp8" in features else ""
+    # a provider that cannot be had here is skipped; one that fails where it should not is an error
+    obstacle, failure = pipe_providers.obstacle(provider, device), ""
     timeline = Timeline(device)
     pipe: Any = None
     inputs: dict[str, Any] = {}
     with watched(known.transformer, timeline):
         for plan in wanted:
             row: dict[str, Any] = {"provider": provider, "schedule": plan.name, "steps": plan.steps}
-            if not obstacle and left() <= 0:
+            if not (obstacle or failure) and left() <= 0:
                 print(f"out of time before {model} {provider} {plan.name}", flush=True)
                 return
-            try:
-                if pipe is None and not obstacle:
-                    pipe, inputs = _prepared(model, features, device, tiny)
-                row.update(
-                    {"error": obstacle} if obstacle else measure(pipe, inputs, provider, plan, timeline, runs, device)
-                )
-            except Exception as error:  # the others' numbers must not be lost with it
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
-                obstacle = "" if pipe is not None else row["error"]
+            if obstacle:
+                row["skipped"] = obstacle
+            elif failure:
+                row["error"] = failure
+            else:
+                try:
+                    if pipe is None:
+                        pipe, inputs = pipe_providers.prepared(model, provider, device, tiny)
+                    row.update(measure(pipe, inputs, provider, plan, timeline, runs, device))
+                except Exception as error:  # the others' numbers must not be lost with it
+                    row["error"] = f"{type(error).__name__}: {error}"[:500]
+                    failure = "" if pipe is not None else row["error"]
             if pipe is not None:
                 ddit_rt.restore(pipe)
             store.put(row)
-            told = row.get("error") or f"{row['wall_s']['median']:.3f} s"
-            print(f"{model:5} {provider:30} {plan.name:10} {plan.steps:3} steps  {told}", flush=True)
+            _tell(model, row)
+
+
+def _ends_of(model: str, store: Store, device: torch.device, tiny: bool, runs: int, left: Callable[[], float]) -> None:
+    """Measures what stands before and behind the denoising loop, as far as the store lacks it."""
+    for name in pipe_ends.ENDS:
+        row: dict[str, Any] = {"provider": "ends", "schedule": name, "steps": 0}
+        if store.has(**row):
+            continue
+        if left() <= 0:
+            print(f"out of time before {model} {name}", flush=True)
+            return
+        try:
+            call = pipe_ends.make(model, name, device, tiny)
+            _timed(call, not tiny)
+            row["wall_s"] = summary([_timed(call, not tiny) for _ in range(runs)])
+        except Exception as error:  # the others' numbers must not be lost with it
+            row["error"] = f"{type(error).__name__}: {error}"[:500]
+        call = None
+        _Memory(not tiny).settle()
+        store.put(row)
+        _tell(model, row)
+
+
+def _tell(model: str, row: dict[str, Any]) -> None:
+    skipped = f"skipped: {row['skipped']}" if "skipped" in row else ""
+    told = row.get("error") or skipped or f"{row['wall_s']['median']:.3f} s"
+    print(f"{model:5} {row['provider']:30} {row['schedule']:13} {row['steps']:3} steps  {told}", flush=True)
 
 
 def run(
@@ -214,7 +222,7 @@ def run(
         device: A CPU makes it a dry run at tiny sizes.
         runs: Most measured calls per row.
         left: Seconds left; no row is begun without any.
-        providers: Some of :data:`PROVIDERS`.
+        providers: Some of :data:`pipe_providers.PROVIDERS`.
     """
     tiny = device.type == "cpu"
     # the configuration alone tells the costs, so that a provider that is done need not be built
@@ -223,6 +231,9 @@ def run(
     del pipe
     store.note("what", {"title": pipe_models.MODELS[model].title, "weights": "random"})
     for provider in providers:
+        if provider == "ends":
+            _ends_of(model, store, device, tiny, runs, left)
+            continue
         _rows_of(model, provider, store, device, tiny, runs, left)
         # what a provider compiled and captured goes with its pipeline
         torch.compiler.reset()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PROTOCOL = 1  # grows when a row's numbers mean something else than before
+PROTOCOL = 2  # grows when a row's numbers mean something else than before
 Row = dict[str, Any]
 
 
@@ -34,6 +34,15 @@ def _source() -> str:
     for path in sorted(path for folder in ("ddit_rt", "kernels") for path in (ROOT / folder).rglob("*.py")):
         digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _commit() -> str | None:
+    """Of the source; None where there is no git, or no repository."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 def versions() -> dict[str, Any]:
@@ -82,8 +91,7 @@ class Store:
         self.path = path
         self._keys = tuple(keys)
         self._versions = versions()
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        self._commit = found.stdout.strip() or None
+        self._commit = _commit()
         self.content: dict[str, Any] = {"rows": []}
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipe_targets import RECORDS, find, quickest, verdicts
+from pipe_targets import RECORDS, ends_s, find, quickest, verdicts
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = {"flux": 28, "wan": 50}
@@ -76,7 +76,11 @@ def kernels(content: dict[str, Any]) -> str:
 def described(multiples: Sequence[int]) -> str:
     """A schedule in words: ``4 p, 2 4p, 1 p``."""
     groups = ((k, len(list(group))) for k, group in itertools.groupby(multiples))
-    return ", ".join(f"{count} {'p' if k == 1 else f'{k}p'}" for k, count in groups)
+    return ", ".join(f"{count} {_size(k)}" for k, count in groups)
+
+
+def _size(multiple: int) -> str:
+    return {0: "skipped", 1: "p"}.get(multiple, f"{multiple}p")
 
 
 def _cell(value: Any, form: str = ".2f") -> str:
@@ -85,7 +89,7 @@ def _cell(value: Any, form: str = ".2f") -> str:
 
 def _step_ms(row: dict[str, Any]) -> str:
     times = row["step_ms"]["repeating"]
-    return ", ".join(f"{'p' if k == '1' else f'{k}p'} {value['median']:.1f}" for k, value in times.items())
+    return ", ".join(f"{_size(int(k))} {value['median']:.1f}" for k, value in times.items())
 
 
 def pipeline(model: str, content: dict[str, Any]) -> str:
@@ -99,22 +103,31 @@ def pipeline(model: str, content: dict[str, Any]) -> str:
     ]
     for row in rows:
         head = f"| {row['provider']} | {row['schedule']} | {row['steps']} |"
-        if "error" in row:
-            lines.append(f"{head} {row['error'][:80].replace('|', '/')} | | | | | | |")
+        missing = row.get("error") or row.get("skipped")
+        if missing:
+            lines.append(f"{head} {missing[:80].replace('|', '/')} | | | | | | |")
             continue
-        if "graphs" in row["provider"] and row["executed"] != ["graph"]:
+        if row["provider"] == "ends":
+            lines.append(f"{head} {row['wall_s']['median']:.2f} | | | | | | |")
+            continue
+        if "graphs" in row["provider"] and "eager" in row["executed"]:
             head = head.replace(" |", " (fell back to eager) |", 1)
         plain = find(rows, "stock", "p", row["steps"])
         wall = row["wall_s"]["median"]
         clock = None if plain is None else plain["wall_s"]["median"] / wall
+        gap = None if row["gap_us"] is None else row["gap_us"]["median"]
         lines.append(
             f"{head} {wall:.2f} | {_cell(clock)} | {_cell(row.get('flop_speedup'))} | {_step_ms(row)} | "
-            f"{row['gap_us']['median']:.0f} | {_cell(row['peak_gib'], '.1f')} | {_cell(row['graph_pool_gib'])} |"
+            f"{_cell(gap, '.0f')} | {_cell(row['peak_gib'], '.1f')} | {_cell(row['graph_pool_gib'])} |"
         )
     mixes = {(row["steps"], tuple(row["multiples"])) for row in rows if row["schedule"] == "mixed" and "wall_s" in row}
     lines += ["", *(f"Mixed, {count} steps, by hand: {described(multiples)}." for count, multiples in sorted(mixes))]
     best = quickest(rows, steps)
-    ours = "not measured" if best is None else f"{best['wall_s']['median']:.2f} s ({best['provider']}, mixed)"
+    ours, ends = "not measured", ends_s(rows)
+    if best is not None:
+        denoising = best["wall_s"]["median"]
+        request = "" if ends is None else f", {denoising + ends:.2f} s with text encoders and decoder"
+        ours = f"{denoising:.2f} s denoising{request} ({best['provider']}, mixed)"
     lines += ["", f"{steps} steps: ours {ours}. Published, whole requests unless said:", ""]
     lines += [f"- {r.gpu}, {r.what}: {r.seconds:g} s{' (to beat)' if r.to_beat else ''}" for r in RECORDS[model]]
     lines += ["", "Targets:", "", *(f"- {verdict}" for verdict in verdicts(model, gpu, steps, rows))]

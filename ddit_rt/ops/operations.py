@@ -130,7 +130,7 @@ def evolve_and_select(
     check_decision(threshold, out, increments[0])
     decision, quantiles = evolve(increments, patch_sizes, quantile, threshold, packed, out, backend)
     if decided is not None:
-        decided.record()
+        decided.record(torch.cuda.current_stream(increments[0].device))
     return decision, quantiles()
 
 

@@ -355,10 +355,11 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     """
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        # the current stream may be another device's
+        start.record(torch.cuda.current_stream(device))
 
         def stop() -> Callable[[], float]:
-            end.record()
+            end.record(torch.cuda.current_stream(device))
 
             def seconds() -> float:
                 end.synchronize()

@@ -82,7 +82,7 @@ class StepExecutor:
         if adapter is not None and inputs is not None:
             adapter.place(inputs.latent.device, inputs.latent.dtype)
             for merged in dict.fromkeys(self._merged_set(base, k) for k in self._merged_sizes):
-                merged.refresh(always=self._first_time(id(base), 0))
+                merged.refresh(thorough=self._first_time(id(base), 0))
             self._renewed.add((id(base), 0))
         if self.graphs is not None:
             self.graphs.refresh(base, *(() if adapter is None else (adapter,)))

@@ -1,6 +1,7 @@
 """How a step executes: instance patches, CUDA graphs, model state, TeaCache, ranks."""
 
-from .graphs import CaptureBackend, Captured, CudaGraphs, GraphRunner, make_runner
+from .cuda_graphs import CudaGraphs, make_runner
+from .graphs import CaptureBackend, Captured, GraphRunner
 from .model_state import wrapped_forward
 from .parallel import agree_on_multiple, divided
 from .patching import MethodPatch, installed

@@ -1,7 +1,8 @@
 """Runs functions of tensors from captured graphs: one graph per label and input signature, bounded, never stale.
 
-The runner knows nothing of how a graph is captured: :class:`CudaGraphs` does it with CUDA, the tests with a recorder
-that replays operations on the CPU under the same rules (fixed addresses, outputs overwritten by the next replay).
+The runner knows nothing of how a graph is captured: :mod:`ddit_rt.runtime.cuda_graphs` does it with CUDA, the tests
+with a recorder that replays operations on the CPU under the same rules (fixed addresses, outputs overwritten by the
+next replay).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +19,6 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..errors import ConfigError
 from .model_state import ModelState, ambient
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,8 @@ class GraphRunner:
         self._capture.follow(device)
         _fill(list(groups.values()), tensors)
         # unflattened anew for every call: forwards are free to take things out of the dicts they are given
-        captured = self._capture.capture(lambda: function(pytree.tree_unflatten(static, structure)), device)
+        with _no_autocast_cache():
+            captured = self._capture.capture(lambda: function(pytree.tree_unflatten(static, structure)), device)
         return _Entry(key, captured, list(groups.values()))
 
     def _drop(self, module: int | None = None) -> None:
@@ -251,75 +253,12 @@ def _fill(groups: _Groups, tensors: Sequence[torch.Tensor]) -> None:
         torch._foreach_copy_(statics, [tensors[position] for position in positions])
 
 
-@dataclass
-class _Place:
-    """What the graphs of one device share."""
-
-    stream: torch.cuda.Stream
-    pool: Any
-    live: int = 0
-    last: torch.cuda.Stream | None = None
-
-
-class CudaGraphs:
-    """Captures with ``torch.cuda.graph``: on a side stream, into one memory pool per device."""
-
-    device_type = "cuda"
-    warmups = 2  # the first run compiles and tunes, the second runs what was chosen
-
-    def __init__(self) -> None:
-        self._places: dict[torch.device, _Place] = {}
-        self._owners: dict[int, _Place] = {}
-
-    def capture(self, function: Callable[[], Any], device: torch.device) -> Captured:
-        with torch.cuda.device(device):
-            current = torch.cuda.current_stream()
-            place = self._places.get(device)
-            if place is None:
-                place = self._places[device] = _Place(torch.cuda.Stream(), None)
-            if not place.live:
-                place.pool = torch.cuda.graph_pool_handle()  # a pool that lost its last graph cannot be used again
-            graph = torch.cuda.CUDAGraph()
-            try:
-                place.stream.wait_stream(current)
-                with torch.cuda.stream(place.stream):
-                    for _ in range(self.warmups):
-                        function()
-                # thread_local: other threads may go on using the device, as servers do
-                with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
-                    outputs = function()
-            finally:
-                torch.cuda.set_stream(current)  # a capture that failed does not always leave its stream
-            current.wait_stream(place.stream)
-            place.live += 1
-
-            def replay() -> None:
-                graph.replay()
-                place.last = torch.cuda.current_stream(device)
-
-            captured = Captured(replay, outputs)
-            self._owners[id(captured)] = place
-            return captured
-
-    def follow(self, device: torch.device) -> None:
-        place = self._places.get(device)
-        if place is not None and place.last is not None:
-            current = torch.cuda.current_stream(device)
-            if current != place.last:
-                current.wait_stream(place.last)
-
-    def release(self, captured: Captured) -> None:
-        # the graph itself goes with the last reference to the captured function
-        self._owners.pop(id(captured)).live -= 1
-
-
-def make_runner(setting: bool | str, limit: int) -> GraphRunner | None:
-    """The runner for ``DDiTConfig.cuda_graphs``; None where everything runs eagerly.
-
-    Raises:
-        ConfigError: graphs are demanded on a machine without a CUDA device.
-    """
-    available = torch.cuda.is_available()
-    if setting is True and not available:
-        raise ConfigError("cuda_graphs=True needs a CUDA device, and there is none here: use 'auto' or False.")
-    return GraphRunner(CudaGraphs(), limit) if setting and available else None
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps what it made of a weight until its context ends; a graph would read it there ever after."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -140,11 +141,18 @@ class HostMemory:
         return row[: self._batch].view(torch.int32), row[self._batch :].view(self._batch, self._sizes)
 
 
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One per device: every stream that allocates keeps memory of its own."""
+    return torch.cuda.Stream(device)
+
+
 class PendingEvolution:
     """The decision for one step and the σ_k it rests on, under way.
 
     The kernel is launched right after the scheduler's step and writes its decision straight to page-locked memory. The
-    host waits for it only when the next step begins, and for the σ_k, which take longer, only when somebody reads them.
+    host waits for it only when the next step begins, and for the σ_k, which take longer and go beside the next model
+    run on a stream of their own, only when somebody reads them.
 
     Args:
         increments: Newest first; see :func:`ddit_rt.ops.latent_evolution`.
@@ -176,12 +184,19 @@ class PendingEvolution:
             self._decision, quantiles = evolve(increments, sizes, quantile, threshold, packed, None, backend)
             self._quantiles = quantiles()
             return
-        out, values = (host or HostMemory(increments[0].shape[0], len(sizes))).row()
-        self._decided, self._measured = torch.cuda.Event(), torch.cuda.Event()
-        self._decision, quantiles = evolve(increments, sizes, quantile, threshold, packed, out, backend)
-        self._decided.record()
-        self._quantiles = values.copy_(quantiles(), non_blocking=True)
-        self._measured.record()
+        device = increments[0].device
+        # kernels, streams and events are those of the current device
+        with torch.cuda.device(device):
+            out, values = (host or HostMemory(increments[0].shape[0], len(sizes))).row()
+            self._decided, self._measured = torch.cuda.Event(), torch.cuda.Event()
+            self._decision, quantiles = evolve(increments, sizes, quantile, threshold, packed, out, backend)
+            self._decided.record()
+            # the next model run does not wait for the σ_k
+            aside = _side_stream(device)
+            aside.wait_event(self._decided)
+            with torch.cuda.stream(aside):
+                self._quantiles = values.copy_(quantiles(aside), non_blocking=True)
+                self._measured.record()
 
     def decision(self) -> int:
         """The coarsest multiple whose σ_k is below τ, else 1: the finest that any sample of the batch asks for.

@@ -13,7 +13,7 @@ _arenas: dict[torch.device, tuple[torch.Tensor, int]] = {}
 
 
 def zeroed(device: torch.device, size: int) -> torch.Tensor:
-    """int32 (at least ``size``,), zero, for one launch on the current stream that zeroes what it used.
+    """int32 (at least ``size``,), zero, for one launch on the current stream of ``device`` that zeroes what it used.
 
     Launches on one stream share a buffer, so no launch pays for clearing it. A captured graph may replay on any stream
     beside others: each captured launch takes its own piece of an arena that was zeroed before the capture, and only
@@ -21,7 +21,9 @@ def zeroed(device: torch.device, size: int) -> torch.Tensor:
     """
     if device.type != "cuda":
         return torch.zeros(size, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    with torch.cuda.device(device):
+        capturing = torch.cuda.is_current_stream_capturing()
+    if capturing:
         arena, used = _arenas.get(device, (None, 0))
         if arena is None or used + size > arena.numel():
             return torch.zeros(size, dtype=torch.int32, device=device)

@@ -25,7 +25,7 @@ def evolve(
     packed: tuple[int, int] | None = None,
     out: torch.Tensor | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """Decision and quantiles of the same increments, which are read only once. Arguments are not checked here.
 
     Args:
@@ -39,18 +39,31 @@ def evolve(
 
     Returns:
         The decision, int32 (B,): index into (none, *patch_sizes); and how to get the quantiles, float32 (B, S): with
-        Triton they are another launch, which not every caller needs.
+        Triton they are another launch, which not every caller needs. Who calls for them on another stream than this
+        one, behind an event of this one, passes that stream: memory that is read there is then not reused before.
 
     Raises:
         BackendError: ``backend="triton"`` where it cannot run.
     """
     device = increments[0].device
     if resolve_backend(backend, device, evolution_unsupported(increments, patch_sizes, packed)) == "torch":
-        quantiles = latent_evolution_reference(increments, patch_sizes, quantile, packed)
-        decision = select_reference(quantiles, patch_sizes, threshold)
-        return decision if out is None else out.copy_(decision, non_blocking=True), lambda: quantiles
+        known = latent_evolution_reference(increments, patch_sizes, quantile, packed)
+        decision = select_reference(known, patch_sizes, threshold)
+
+        def values(stream: torch.cuda.Stream | None = None) -> torch.Tensor:
+            if stream is not None:
+                known.record_stream(stream)
+            return known
+
+        return decision if out is None else out.copy_(decision, non_blocking=True), values
     sizes, grid = list(patch_sizes), None if packed is None else list(packed)
     decision = torch.empty(increments[0].shape[0], dtype=torch.int32, device=device) if out is None else out
     stds = evolution_select(list(increments), sizes, quantile, threshold, grid, decision)
     counts = patch_counts(*latent_shape(increments[0], packed)[2:], sizes)
-    return decision, lambda: patch_std_quantile(stds, counts, sizes, quantile)
+
+    def quantiles(stream: torch.cuda.Stream | None = None) -> torch.Tensor:
+        if stream is not None:
+            stds.record_stream(stream)
+        return patch_std_quantile(stds, counts, sizes, quantile)
+
+    return decision, quantiles

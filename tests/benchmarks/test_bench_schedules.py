@@ -46,7 +46,11 @@ def test_every_provider_has_the_runs_that_the_targets_compare():
     names = {provider: [(p.name, p.steps) for p in plans(provider, 28, 50, flops)] for provider in ("stock", "ours")}
     assert names["stock"] == [("p", 28), ("p", 50)] and names["ours"][0] == ("mixed", 28)
     found = plans("ours+graphs", 28, 50, flops)
-    assert {p.name for p in found} == {"mixed", "p", "2p", "4p", "switching", "decided"}
+    assert {p.name for p in found} == {"mixed", "fitted", "p", "2p", "4p", "switching", "decided"}
     switching = next(p for p in found if p.name == "switching").multiples
     assert {(a, b) for a, b in pairwise(switching)} == {(a, b) for a in (1, 2, 4) for b in (1, 2, 4)}
     assert [(p.name, p.steps) for p in plans("stock+compile", 28, 50, flops)] == [("p", 28)]
+    for provider in ("ours+graphs+batch4", "ours+graphs+adapter"):
+        assert plans(provider, 28, 50, flops)[0].name == "mixed"
+    fitted = next(p for p in found if p.name == "fitted").multiples
+    assert len(fitted) == 28 and set(fitted) == {0, 1} and sum(fitted) == round(28 / PAPER_SPEEDUP)

@@ -186,6 +186,43 @@ def test_merged_weights_follow_the_models(change):
     torch.testing.assert_close(after, run(pipe, inputs, adapter=adapter), rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def merges(monkeypatch):
+    """Shapes of the weights that were merged."""
+    seen, own = [], torch.addmm
+    monkeypatch.setattr(
+        torch, "addmm", lambda weight, *a, **k: seen.append(tuple(weight.shape)) or own(weight, *a, **k)
+    )
+    return seen
+
+
+def test_weights_are_merged_again_only_when_they_changed(merges):
+    pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    layers = [len(adapter.lora(k).by_layer) for k in (2, 4)]
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, adapter=adapter, merge_adapter=True):
+        first = tiny.latents_of(pipe, inputs)
+        assert len(merges) == sum(layers)
+        assert torch.equal(tiny.latents_of(pipe, inputs), first) and len(merges) == sum(layers)
+        with torch.no_grad():
+            pipe.transformer.transformer_blocks[0].ff.net[2].weight.mul_(1.5)
+            adapter.lora(2).by_layer["transformer_blocks.0.ff.net.2"].lora_B.weight.mul_(2)
+        second = tiny.latents_of(pipe, inputs)
+        assert len(merges) == sum(layers) + 2 and not torch.equal(first, second)
+        tiny.latents_of(pipe, inputs)
+        assert len(merges) == sum(layers) + 2
+
+
+def test_weights_that_count_no_versions_are_merged_once_in_every_call(merges):
+    with torch.inference_mode():
+        pipe, inputs = CASES["flux"]()
+    adapter = trained(pipe)
+    with ddit_rt.accelerated(pipe, schedule=SCHEDULE, adapter=adapter, merge_adapter=True):
+        for calls in (1, 2):
+            tiny.latents_of(pipe, inputs)
+            assert len(merges) == calls * sum(len(adapter.lora(k).by_layer) for k in (2, 4))
+
+
 def test_merging_in_inference_mode():
     with torch.inference_mode():
         pipe, inputs = CASES["flux"]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import library
 from ddit_rt import ops
 
 HERE = Path(__file__).parent
+FLOORS = {"torch": (2, 8), "triton": (3, 4)}
 once = pytest.mark.skipif(INTERPRETED or not HAS_TRITON, reason="runs where Triton is installed and compiles")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a CUDA device")]
 
@@ -75,6 +77,14 @@ def test_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         ops.latent_evolution(inputs()[0], sizes, 0.4)
     monkeypatch.setenv("DDIT_BACKEND", "torch")
     assert ops.latent_evolution(inputs()[0], sizes, 0.4).shape == (2, 1)
+
+
+def test_declared_floors_are_those_that_the_kernels_need() -> None:
+    """Triton 3.2 knows no tuples in kernels, 3.3 no constant ones, and defines no tuned kernel without a GPU; PyTorch
+    2.6 knows no list[int] in an operator. Torch 2.8 and Triton 3.4, which go together, compile and run every kernel."""
+    text = (HERE.parents[1] / "setup.py").read_text()
+    floors = {name: tuple(map(int, re.findall(r"\d+", re.search(f'"{name}>=([0-9.]+)', text)[1]))) for name in FLOORS}
+    assert all(floors[name] >= floor for name, floor in FLOORS.items()), floors
 
 
 def test_layout_that_survives_every_kind_of_install() -> None:

@@ -257,3 +257,21 @@ def test_inference_mode_and_no_grad_share_a_graph(bench):
         third = bench(vector(3, 3))[0]
     assert [y[0].item() for y in (first, second, third)] == [2, 4, 6] and bench.recording.captures == 1
     assert not second.is_inference()
+
+
+def test_autocast_keeps_no_weights_in_a_graph(bench):
+    """What autocast made of a weight goes when its context ends; a graph that read it there would read freed memory."""
+    bench.module.linear = nn.Linear(2, 2, bias=False)  # its weight records gradients, as pipelines leave weights
+
+    def function(inputs):
+        return bench.module.linear(inputs["x"])
+
+    results = []
+    for factor in (1.0, 2.0):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            bench.module.linear.weight.copy_(torch.eye(2) * factor)
+            bench.runner.refresh(bench.module)
+            result, replayed = bench.runner.run((bench.module,), "linear", function, {"x": vector(1, 2)})
+            assert replayed and torch.is_autocast_cache_enabled()
+        results.append(result.tolist())
+    assert results == [[1, 2], [2, 4]] and bench.recording.captures == 1

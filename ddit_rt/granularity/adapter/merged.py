@@ -5,7 +5,7 @@ The model's own weights stay as they are, and full steps keep using them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,35 +33,50 @@ class MergedSet:
         self._lora = lora
         self._transformer = transformer
         self._weights: dict[str, torch.Tensor] = {}
-        self._stamps: dict[str, tuple[object, ...]] = {}
+        self._stamps: dict[str, tuple[tuple[object, ...], ...]] = {}
+        self._samples: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def refresh(self, always: bool = False) -> None:
-        """Brings the copies up to date, in the memory they have.
+    def refresh(self, thorough: bool = False) -> None:
+        """Brings the copies up to date, in the memory they have. What has not changed is not merged again.
 
         Args:
-            always: Also where nothing shows that the model's weights have changed; assignments to ``.data`` leave no
-                trace.
+            thorough: Look also for changes that leave no trace: some values of every weight are compared with those
+                that were merged, since an assignment to ``.data``, as when a LoRA is fused, counts no version; and
+                weights made in inference mode, which count none at all, are merged anew. Waits for the device.
         """
+        found = self._mergeable()
+        for path in self._weights.keys() - found.keys():
+            del self._weights[path], self._stamps[path], self._samples[path]
+        stamps = {path: tuple(map(_stamp, parts)) for path, parts in found.items()}
+        kept = [path for path in found if self._stamps.get(path) == stamps[path]]
+        if thorough:
+            kept = [path for path in kept if not any(part.is_inference() for part in found[path])]
+            now = _samples(found)
+            if kept and not torch.equal(*(torch.cat([known[path] for path in kept]) for known in (self._samples, now))):
+                kept = []
+        changed = {path: parts for path, parts in found.items() if path not in set(kept)}
+        for path, parts in changed.items():
+            self._merge(path, *parts)
+        self._stamps = stamps
+        self._samples |= _samples(changed)
+
+    def _mergeable(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Path -> the layer's own weight and both factors, of layers that are plain and where the factors are."""
+        found = {}
         for path, pair in self._lora.by_layer.items():
             layer = self._transformer.get_submodule(path)
             # offloading brings weights to the device later, and takes them away again
-            if not _is_plain(layer) or layer.weight.device != pair.lora_A.weight.device:
-                self._weights.pop(path, None)
-                self._stamps.pop(path, None)
-                continue
-            weight = layer.weight
-            parts = (weight, pair.lora_A.weight, pair.lora_B.weight)
-            # weights loaded in inference mode count no versions
-            stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in parts)
-            if self._stamps.get(path) == stamp and not always:
-                continue
-            merged = self._weights.get(path)
-            if merged is None or (merged.dtype, merged.device) != (weight.dtype, weight.device):
-                merged = self._weights[path] = torch.empty_like(weight)
-            down, up = (part.to(weight) for part in parts[1:])
-            torch.addmm(weight, up, down, alpha=pair.scale, out=merged)
-            self._stamps[path] = stamp
+            if _is_plain(layer) and layer.weight.device == pair.lora_A.weight.device:
+                found[path] = (layer.weight, pair.lora_A.weight, pair.lora_B.weight)
+        return found
+
+    def _merge(self, path: str, weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+        merged = self._weights.get(path)
+        if merged is None or (merged.dtype, merged.device) != (weight.dtype, weight.device):
+            merged = self._weights[path] = torch.empty_like(weight)
+        scale = self._lora.by_layer[path].scale
+        torch.addmm(weight, up.to(weight), down.to(weight), alpha=scale, out=merged)
 
     def active(self) -> AbstractContextManager[None]:
         """Context in which the layers compute with the merged weights, as of the last :meth:`refresh`."""
@@ -71,6 +86,23 @@ class MergedSet:
             if _is_plain(layer):
                 forwards[path] = _linear(weight, layer)
         return swapped(self._transformer, **forwards)
+
+
+def _stamp(weight: torch.Tensor) -> tuple[object, ...]:
+    return weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype
+
+
+def _samples(layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Some values of every layer's matrices, 8 to 15 of the rows and columns of each: whatever is added to a whole
+    matrix shows in them."""
+    if not layers:
+        return {}
+    picked = [
+        [part[:: max(1, part.shape[0] // 8), :: max(1, part.shape[1] // 8)] for part in p] for p in layers.values()
+    ]
+    together = torch.cat([part.flatten() for parts in picked for part in parts]).float()
+    lengths = [sum(part.numel() for part in parts) for parts in picked]
+    return dict(zip(layers, together.split(lengths), strict=True))
 
 
 def _linear(weight: torch.Tensor, layer: nn.Module) -> Callable[..., torch.Tensor]:
