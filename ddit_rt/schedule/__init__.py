@@ -26,7 +26,7 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
-from .solver import FlowSolver, Ran, check_reference, noise_setting, predicts_flow, solves_the_flow
+from .solver import FlowSolver, Ran, check_reference, noise_setting, predicts_flow, solves_the_flow, trust, way
 from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
@@ -78,5 +78,7 @@ __all__ = [
     "schedule_of",
     "solves_the_flow",
     "step_with_increment",
+    "trust",
+    "way",
     "with_latent",
 ]
