@@ -38,16 +38,15 @@ _SOLVERS_OF_THE_FLOW = (
 )
 
 
-SPAN = 1 / 7
-"""The way, as :func:`trust` measures it, over which a slope or a bend counts half; docs/how-it-works.md has how it was
-found."""
+SPAN = 1 / 6
+"""The way over which a slope or a bend counts half; docs/how-it-works.md has how it was found."""
 
 
 def way(progress: float) -> float:
     """How far along a run is, so that equal ways are about equally hard to forecast: u^(2/3).
 
     Predictions turn faster at high noise. In this measure evaluations by the rule of :mod:`.placement` are about evenly
-    spaced.
+    spaced, so that its runs count every slope about alike.
 
     Args:
         progress: u, the share of the run's steps that are made, 0 to 1.
