@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import SKIP
+from ..schedule import trust, way
 
 Array = NDArray[np.float32]
-_Run = tuple[float, Array, bool]  # σ, prediction, whether a full step
+_Run = tuple[float, Array, bool, float]  # σ, prediction, whether a full step, way along the run
 T = TypeVar("T")
 
 
@@ -74,9 +75,9 @@ class ErrorModel:
         """Mean square of the final latent's error, (N,).
 
         Errors of the steps add up as vectors, each times its step in σ and its sensitivity: those of neighbouring steps
-        meet the same rest of the run and may cancel. A skipped step lies on the line through the last two model runs,
-        until the full step after it lets :class:`ddit_rt.schedule.FlowSolver` correct the gap; a coarse one on the line
-        through the last two full ones, plus what the coarse model says beyond its own line, or less what an adapter
+        meet the same rest of the run and may cancel. A skipped step lies where the solver forecasts it, until the full
+        step after it lets :class:`ddit_rt.schedule.FlowSolver` correct the gap; a coarse one on the line through the
+        last two full ones, plus what the coarse model says beyond its own line, or less what an adapter
         makes good.
         """
         steps = np.diff(self.sigmas)
@@ -105,14 +106,29 @@ class ErrorModel:
                 predict = self._with_adapter if self.adapter_residual else self._with_delta
                 guess = predict(t, multiple, full_steps)
                 total += weights[t] * (guess - truth)
-            runs = _with_newest(runs, (sigma, guess, multiple == 1), bool(runs) and runs[-1][0] == sigma)
+            runs = _with_newest(runs, (sigma, guess, multiple == 1, self._way(t)), bool(runs) and runs[-1][0] == sigma)
         if gap:
             total += self._forecast(runs, gap, weights)
         return np.square(total).mean(-1)
 
     def _forecast(self, runs: Sequence[_Run], gap: Sequence[int], weights: Array) -> Array:
         """What skipped steps add where nothing corrects them."""
-        return sum(weights[t] * (_line(runs, float(self.sigmas[t])) - self.full[t]) for t in gap)
+        return sum(weights[t] * (self._expected(runs, t) - self.full[t]) for t in gap)
+
+    def _expected(self, runs: Sequence[_Run], t: int) -> Array:
+        """The forecast for a step, as the solver makes it, or where there is none the line that paths follow."""
+        sigma = float(self.sigmas[t])
+        if not self.corrector:
+            return _line([run[:2] for run in runs], sigma)
+        newest, last = runs[-1][:2]
+        if len(runs) < 2:
+            return last
+        older, before, _, from_way = runs[0]
+        share = trust(self._way(t) - from_way) * (sigma - newest) / (newest - older)
+        return last + np.float32(share) * (last - before)
+
+    def _way(self, t: int) -> float:
+        return way(t / self.steps)
 
     def _corrected(self, runs: Sequence[_Run], gap: Sequence[int], end: int, steps: Array, weights: Array) -> Array:
         """What a gap adds that is corrected at step ``end``.
@@ -120,13 +136,13 @@ class ErrorModel:
         Two parts: where the parabola through its ends misses the truth, and where the model looked, at ``end``, at a
         latent that was still off. How much the second changes the prediction follows from how the sensitivity falls.
         """
-        begin, first, begin_full = runs[-1]
+        begin, first, begin_full, _ = runs[-1]
         sigma, truth = float(self.sigmas[end]), self.full[end]
         slope = (truth - first) / (sigma - begin)
         bend = None
         if len(runs) > 1 and begin_full and runs[0][2]:
-            older, before, _ = runs[0]
-            bend = (slope - (first - before) / (begin - older)) / (sigma - older)
+            older, before, _, from_way = runs[0]
+            bend = trust(self._way(end) - from_way) * (slope - (first - before) / (begin - older)) / (sigma - older)
         missed = np.zeros_like(truth)
         total = np.zeros_like(truth)
         for t in gap:
@@ -135,7 +151,7 @@ class ErrorModel:
             if bend is not None:
                 guess += (here - begin) * (here - sigma) * bend
             total += weights[t] * (guess - self.full[t])
-            missed += np.float32(steps[t]) * (_line(runs, here) - self.full[t])
+            missed += np.float32(steps[t]) * (self._expected(runs, t) - self.full[t])
         if not self.looks_aside:
             return total
         return total + np.float32(self.sensitivity[end] * self._response[end] * (begin - sigma)) * missed
@@ -151,12 +167,12 @@ class ErrorModel:
 
     def _with_delta(self, t: int, multiple: int, full_steps: Sequence[int]) -> Array:
         known = self.coarse[multiple]
-        points = [(float(self.sigmas[i]), self.full[i] - known[i], True) for i in full_steps]
+        points = [(float(self.sigmas[i]), self.full[i] - known[i]) for i in full_steps]
         return known[t] + _line(points, float(self.sigmas[t]))
 
     def _with_adapter(self, t: int, multiple: int, full_steps: Sequence[int]) -> Array:
         residual, distance = self.adapter_residual[multiple], t - full_steps[-1]
-        points = [(float(self.sigmas[i]), self.full[i], True) for i in full_steps]
+        points = [(float(self.sigmas[i]), self.full[i]) for i in full_steps]
         share = residual[t, distance - 1] if distance <= residual.shape[1] else np.float32(1.0)
         return self.full[t] + share * (_line(points, float(self.sigmas[t])) - self.full[t])
 
@@ -165,7 +181,7 @@ class ErrorModel:
         return float(np.log(self.error(schedule) + self.floor).mean())
 
 
-def _line(points: Sequence[_Run], sigma: float) -> Array:
+def _line(points: Sequence[tuple[float, Array]], sigma: float) -> Array:
     """:func:`ddit_rt.granularity.line` on arrays, which the search calls some ten thousand times."""
     older, newest = points[0], points[-1]
     if len(points) < 2:

@@ -156,7 +156,7 @@ class CallState:
         """What the current step's prediction comes from."""
         assert self.record is not None
         if self.record.executed == "cached":
-            return Ran.SKIPPED
+            return Ran.SKIPPED if self.record.multiple == SKIP else Ran.CACHED
         return Ran.FULL if self.record.multiple == 1 else Ran.COARSE
 
     @property

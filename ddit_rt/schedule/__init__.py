@@ -35,7 +35,7 @@ from .policy import (
     coarsest_below,
 )
 from .report import Report, StepRecord
-from .solver import FlowSolver, Ran, check_reference, follows_the_flow, solves_the_flow
+from .solver import FlowSolver, Ran, check_reference, follows_the_flow, solves_the_flow, trust, way
 from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
@@ -93,5 +93,7 @@ __all__ = [
     "solves_the_flow",
     "step_with_increment",
     "training_levels",
+    "trust",
+    "way",
     "with_latent",
 ]

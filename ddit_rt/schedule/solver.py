@@ -6,6 +6,11 @@ through the predictions at both ends and the one before, and the latent is moved
 on. That is the predictor-corrector scheme of multistep solvers (Adams-Bashforth of 2nd, Adams-Moulton of 3rd order with
 any spacing; UniPC, arXiv 2302.04867, corrects likewise in log-SNR). It calls no model.
 
+Such polynomials hold over short ways only. Where evaluations lie far apart, the slope between two of them says little
+of what comes, and the bend through three as little: of eight evaluations of a guided run, the best forecast is nearly
+the last prediction. So slope and bend count by a share that falls with the way that they are taken from, see
+:func:`trust`; it goes to 1 with the square of the spacing, which leaves the scheme its order.
+
 What a gap is integrated to depends on the reference. *Plain*: to the sum that the scheduler's own Euler steps would
 make, so that the run ends where the plain pipeline ends. *Converged*: to the integral, so that it ends where infinitely
 many steps would.
@@ -34,11 +39,37 @@ _SOLVERS_OF_THE_FLOW = (
 )
 
 
+SPAN = 1 / 6
+"""The way over which a slope or a bend counts half; docs/how-it-works.md has how it was found."""
+
+
+def way(progress: float) -> float:
+    """How far along a run is, so that equal ways are about equally hard to forecast: u^(2/3).
+
+    Predictions turn faster at high noise. In this measure evaluations by the rule of :mod:`.placement` are about evenly
+    spaced, so that its runs count every slope about alike.
+
+    Args:
+        progress: u, the share of the run's steps that are made, 0 to 1.
+    """
+    return progress ** (2 / 3)
+
+
+def trust(span: float) -> float:
+    """The share by which a slope or a bend counts, 1 / (1 + (span / SPAN)²).
+
+    Args:
+        span: The way from the oldest prediction that it is taken from to where it is used.
+    """
+    return 1 / (1 + (span / SPAN) ** 2)
+
+
 class Ran(Enum):
     """What a step's prediction comes from."""
 
     FULL = "the model at its own patch size"
     COARSE = "the model on coarse tokens"
+    CACHED = "what earlier steps left: a cache's blocks, or a coarse path that calls no model"
     SKIPPED = "a forecast"
 
 
@@ -83,9 +114,10 @@ def check_reference(reference: str, scheduler: Any) -> None:
 
 
 class _Run(NamedTuple):
-    """One model run: its noise level, its prediction (float32), and whether it was on coarse tokens."""
+    """One model run: noise level, way along the run, prediction (float32), and whether it was on coarse tokens."""
 
     sigma: float
+    way: float
     prediction: torch.Tensor
     coarse: bool
 
@@ -93,9 +125,10 @@ class _Run(NamedTuple):
 class FlowSolver:
     """The latent's way through one pipeline call.
 
-    Euler steps that aim at the plain picture stay the scheduler's own, bit for bit, until a gap has been closed, and
-    again between gaps. Any other solver of diffusers' keeps a history of predictions that it assumes to be true, so
-    from the first skipped step on its steps are taken over by ours, of second order too; its counters go on.
+    Euler steps that aim at the plain picture and have a prediction stay the scheduler's own, bit for bit, until a gap
+    has been closed, and again between gaps. Any other solver of diffusers' keeps a history of predictions that it
+    assumes to be true, so from the first skipped step on its steps are taken over by ours, of second order too; its
+    counters go on.
 
     Args:
         scheduler: Of the pipeline; :func:`follows_the_flow`.
@@ -153,24 +186,27 @@ class FlowSolver:
         if source != self._source:
             self._runs, self._source = [], source
         if ran is Ran.FULL:
-            latent = self._corrected(latent, sigma, output)
-        if ran is not Ran.SKIPPED or not self._runs:
+            latent = self._corrected(latent, index, output)
+        foretold = ran in (Ran.SKIPPED, Ran.CACHED)
+        if not foretold or not self._runs:
             # guidance that ends on a skipped step leaves a forecast to start from
-            self._begin_gap(_Run(sigma, output.detach().float(), ran is not Ran.FULL))
-        if ran is Ran.SKIPPED:
+            self._begin_gap(_Run(sigma, self._way(index), output.detach().float(), ran is not Ran.FULL))
+        if foretold:
             self._skipped = True
             self._ours |= not self._euler
         h = following - sigma
-        place = sigma + h / 2 if self._exact else sigma
-        if self._ours:
+        part = 0.5 if self._exact else 0.0  # where in the step its prediction is read
+        place = sigma + part * h
+        if self._ours or ran is Ran.SKIPPED:
             # the scheduler counts on; where its own step leads is not used
             result, _ = scheduler_step(sample)
-            increment = h * self._line(place)
+            increment = h * self._forecast(place, self._way(index + part))
             moved = latent.float() + increment
             rounded = moved.to(dtype)
             self._remainder = None if dtype == torch.float32 else moved - rounded.float()
             result = with_latent(result, rounded)
         else:
+            self._remainder = None
             result, increment = scheduler_step(latent)
             if latent is not sample:
                 result = with_latent(result, latent_of(result).to(dtype))
@@ -190,15 +226,19 @@ class FlowSolver:
         self._runs = [*self._runs[-1:], run]
         self._made, self._moments, self._skipped = None, (0.0, 0.0, 0.0), False
 
-    def _corrected(self, latent: torch.Tensor, sigma: float, output: torch.Tensor) -> torch.Tensor:
-        """The latent with the gap before ``sigma`` integrated again, now that the prediction at its end is known."""
+    def _way(self, index: float) -> float:
+        return way(index / (len(self._sigmas) - 1))
+
+    def _corrected(self, latent: torch.Tensor, index: int, output: torch.Tensor) -> torch.Tensor:
+        """The latent with the gap before a step integrated again, now that the prediction at its end is known."""
+        sigma, end = self._sigmas[index], self._way(index)
         if not self._runs or self._made is None or self._runs[-1].sigma == sigma:
             return latent
         if not (self._skipped or self._ours):
             return latent  # the scheduler's own steps, one after the other
-        begin, first, _ = self._runs[-1]
+        begin, _, first, _ = self._runs[-1]
         truth = output.float()
-        missed = truth - self._line(sigma)
+        missed = truth - self._forecast(sigma, end)
         over = tuple(range(1, truth.ndim))
         size = truth.square().mean(over).clamp_min(1e-12)
         self.missed = (missed.square().mean(over) / size).amax().sqrt()
@@ -206,14 +246,19 @@ class FlowSolver:
         slope = (truth - first) / (sigma - begin)
         again = zeroth * first + moment * slope
         if len(self._runs) == 2 and not any(run.coarse for run in self._runs):
-            older, before, _ = self._runs[0]
+            older, from_way, before, _ = self._runs[0]
             bend = (slope - (first - before) / (begin - older)) / (sigma - older)
-            again += (second - (sigma - begin) * moment) * bend
+            again += (second - (sigma - begin) * moment) * trust(end - from_way) * bend
         return latent.float() + (again - self._made)
 
-    def _line(self, sigma: float) -> torch.Tensor:
-        """The line through the last two model runs at ``sigma``, float32; the last run alone is a constant."""
+    def _forecast(self, sigma: float, at: float) -> torch.Tensor:
+        """The prediction to expect at ``sigma`` and way ``at``, float32.
+
+        The line through the last two model runs, its slope counted as far as it is trusted; the last run alone is a
+        constant.
+        """
         if len(self._runs) < 2:
             return self._runs[-1].prediction
-        (older, before, _), (newest, last, _) = self._runs
-        return torch.lerp(before, last, (sigma - older) / (newest - older))
+        older, newest = self._runs
+        share = trust(at - older.way) * (sigma - newest.sigma) / (newest.sigma - older.sigma)
+        return newest.prediction + share * (newest.prediction - older.prediction)
