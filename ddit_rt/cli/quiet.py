@@ -7,6 +7,7 @@ alone: ``import ddit_rt`` leaves loggers, warnings and bars as they are.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -21,6 +22,9 @@ def quieten() -> None:
     """
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    # torchao, which diffusers imports where it is installed, tells of libraries for other machines
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         for library in _LIBRARIES:
             warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")

@@ -157,15 +157,19 @@ def video_inputs() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("own_scheduler", [True, False])
-def test_video_to_video_on_the_components_of_an_accelerated_pipeline_is_plain(own_scheduler):
+def test_video_to_video_on_the_components_of_an_accelerated_pipeline_is_served_or_plain(own_scheduler):
+    """Served where it shares all of them, as a supported pipeline; plain where it has a scheduler of its own."""
     pipe = wan(euler=True)
     pipe.vae = wan_vae()
     other = video_to_video(pipe, own_scheduler)
     plain = latents_of(other, video_inputs())
     with ddit_rt.accelerated(pipe, schedule=coarse):
         wanted = latents_of(pipe, wan_inputs())
-        assert torch.equal(latents_of(other, video_inputs()), plain)
+        found = latents_of(other, video_inputs())
+        assert torch.isfinite(found).all()
+        assert torch.equal(found, plain) == own_scheduler
         assert torch.equal(latents_of(pipe, wan_inputs()), wanted)
+    assert torch.equal(latents_of(other, video_inputs()), plain)
 
 
 def test_image_to_video_on_the_transformer_of_an_accelerated_pipeline_does_not_change_it():
@@ -254,5 +258,6 @@ def test_weights_and_configurations_of_an_accelerated_pipeline_are_saved_plain(t
     loaded = FluxPipeline.from_pretrained(tmp_path, **absent)
     loaded.set_progress_bar_config(disable=True)
     assert not patches(loaded) and "_ddit_pipeline" not in loaded.__dict__
-    assert torch.equal(latents_of(loaded, inputs), plain)
+    # a file's weights may lie in memory otherwise, which changes the order of sums
+    torch.testing.assert_close(latents_of(loaded, inputs), plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(latents_of(pipe, inputs), wanted)
