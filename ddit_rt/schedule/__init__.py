@@ -31,6 +31,7 @@ from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
 from .threshold import ThresholdPolicy
+from .unipc import without_waiting
 
 __all__ = [
     "COLOURS",
@@ -79,4 +80,5 @@ __all__ = [
     "solves_the_flow",
     "step_with_increment",
     "with_latent",
+    "without_waiting",
 ]
