@@ -37,6 +37,7 @@ from ..schedule import (
     noise_of_call,
     solves_the_flow,
     step_with_increment,
+    without_waiting,
 )
 from .caches import StepCaches
 from .call_state import CallBar, CallState
@@ -401,6 +402,8 @@ class AcceleratedPipeline:
         increment = None
         if self._watches or call.solver is not None:
             output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+            if self.config.approximates:  # what approximates nothing stays the plain pipeline's bit for bit
+                inner = without_waiting(inner, self._scheduler, sample)
             step: Callable[..., Any] = step_with_increment
             own_step = partial(step, inner, self._scheduler, output, timestep, **given)
             made = (call.index, call.ran, call.source)

@@ -40,6 +40,7 @@ from .spacing import initial_steps, one_in, pattern
 from .store import ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
 from .threshold import ThresholdPolicy
+from .unipc import without_waiting
 
 __all__ = [
     "COLOURS",
@@ -96,4 +97,5 @@ __all__ = [
     "trust",
     "way",
     "with_latent",
+    "without_waiting",
 ]
