@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..errors import ConfigError
@@ -42,6 +44,11 @@ class ModelInputs:
     text_tokens: int
     references: torch.Tensor | None = None
 
+    def fresh_arguments(self) -> dict[str, Any]:
+        """The arguments, with dictionaries of their own: a transformer may pop entries from one that it is given, and
+        one step may call it more than once."""
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in self.arguments.items()}
+
 
 class NotCoarseError(Exception):
     """This call cannot run on coarse tokens; the text says why. The step runs full instead."""
@@ -66,6 +73,8 @@ class Family(ABC):
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
     """Tensor arguments without a batch dimension."""
+    output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
+    """What the transformer returns unless told to return a tuple."""
     latent_argument: ClassVar[str] = "hidden_states"
     """The argument that holds the latent."""
     time_argument: ClassVar[str] = "timestep"
@@ -92,9 +101,9 @@ class Family(ABC):
         """The arguments of a forward call by name."""
         return {**dict(zip(self.argument_names, args)), **kwargs}
 
-    @abstractmethod
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the text condition, and of others beside it, that the blocks see."""
+        return int(arguments["encoder_hidden_states"].shape[1])
 
     def tokens_beside(self, call: ModelInputs, multiple: int, native: bool) -> int:
         """Tokens beside the latent's that the blocks see at ``multiple``; arguments as for :meth:`low_arguments`."""
@@ -118,7 +127,6 @@ class Family(ABC):
         times: torch.Tensor = arguments[self.time_argument]
         return times.flatten()[0]
 
-    @abstractmethod
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         """Whether a pipeline call runs the transformer for the prompt and for the negative prompt in every step.
 
@@ -126,6 +134,7 @@ class Family(ABC):
             pipe: The pipeline.
             call: All arguments of its call, defaults included.
         """
+        return bool(call["guidance_scale"] > 1)
 
     @abstractmethod
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
@@ -142,6 +151,10 @@ class Family(ABC):
     @abstractmethod
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         """The raw result that the pipeline expects, from a prediction in canonical layout."""
+
+    def returned(self, call: ModelInputs, sample: Any) -> Any:
+        """A sample in the pipeline's layout as the call wants it returned, for :meth:`wrap`."""
+        return self.output_class(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
 
     def canonical(self, module: nn.Module, call: ModelInputs, output: torch.Tensor) -> torch.Tensor:
         """A prediction as the scheduler gets it, in canonical layout (B, C, F, H, W)."""

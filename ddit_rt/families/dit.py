@@ -9,11 +9,10 @@ from diffusers import DiTPipeline, DiTTransformer2DModel
 from torch import nn
 
 from ..granularity import Geometry
-from .base import ModelInputs
-from .patch_embed import TIME_CHANNELS, PatchEmbedFamily
+from .patch_embed import TIME_CHANNELS, NoisePredictingFamily
 
 
-class DiT(PatchEmbedFamily):
+class DiT(NoisePredictingFamily):
     name = "dit"
     transformer_class = DiTTransformer2DModel
     pipelines = (DiTPipeline,)
@@ -26,9 +25,6 @@ class DiT(PatchEmbedFamily):
 
     def text_tokens(self, arguments: Mapping[str, Any]) -> int:
         return 0
-
-    def conditions(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        return {}
 
     def conditioning_flops(self, module: nn.Module, tokens: int, text_tokens: int) -> float:
         config: Any = module.config

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import present
+from .packed import is_truly_guided
 from .streams import TwoStreamFamily
 
 TEACACHE = TeaCacheDefaults(
@@ -41,8 +42,7 @@ class Flux(TwoStreamFamily):
     )
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
-        return negative and call["true_cfg_scale"] > 1
+        return is_truly_guided(call)
 
     def trunk(self, module: nn.Module) -> Trunk:
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:

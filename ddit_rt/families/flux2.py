@@ -42,9 +42,6 @@ class Flux2(PositionIdFamily):
             raise NotCoarseError("kept keys and values of references belong to full steps")
         return super().parse(module, arguments)
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         # dev takes guidance as an input; klein has it in two runs unless it is distilled
         return not isinstance(pipe, Flux2Pipeline) and call["guidance_scale"] > 1 and not pipe.config.is_distilled

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import nn
 
@@ -83,13 +82,13 @@ class GridFamily(Family):
         return raw_sample(raw)
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
-        return Transformer2DModelOutput(sample=prediction) if call.arguments.get("return_dict", True) else (prediction,)
+        return self.returned(call, prediction)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
         def resized(pixels: torch.Tensor) -> torch.Tensor:
-            return means(pixels, call.geometry, multiple)
+            return bands.means(pixels, call.geometry, multiple)
 
         hidden = self._with_condition(call, low, resized)
         return {**self.coarse_arguments(call, sigma, multiple), self.latent_argument: hidden}
@@ -162,11 +161,6 @@ class GridFamily(Family):
     def _with_condition(self, call: ModelInputs, latent: torch.Tensor, resized: Resize) -> torch.Tensor:
         hidden = self.coarse_latent(call, latent.to(call.latent.dtype), resized)
         return hidden if call.condition is None else torch.cat([hidden, resized(call.condition)], dim=1)
-
-
-def means(pixels: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
-    """(B, C, F, H, W) -> (B, C, F, H/k, W/k): means over k x k pixels, H and W padded to the grid."""
-    return bands.down(pad_to_grid(pixels, geometry, multiple), multiple)
 
 
 def spread(tables: Sequence[Rotary]) -> Rotary:

@@ -27,9 +27,6 @@ class Krea2(PositionIdFamily):
     shared_arguments = frozenset({"position_ids"})
     limits: ClassVar[dict[str, str]] = {"first-block cache": "diffusers 0.42 has no caches for this transformer"}
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
     def leading_ids(self, arguments: Mapping[str, Any]) -> int:
         return self.text_tokens(arguments)
 

@@ -22,7 +22,6 @@ from ..granularity import (
     PatchProjections,
     Scalar,
     bands,
-    pad_to_grid,
     patchify,
     swapped,
     unpatchify,
@@ -68,9 +67,6 @@ class LTX2(Family):
         geometry = Geometry(module.config.out_channels, frames, rows, columns, 1)
         return ModelInputs(arguments, latent, None, geometry, self.text_tokens(arguments))
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
     def packing(self, geometry: Geometry) -> tuple[int, ...] | None:
         return geometry.frames, geometry.height, geometry.width
 
@@ -102,7 +98,7 @@ class LTX2(Family):
         given = _given_frames(call)
         if given is not None:
             # they are no noise, which a coarse state scales down
-            own = bands.down(pad_to_grid(call.latent, call.geometry, multiple), multiple)
+            own = bands.means(call.latent, call.geometry, multiple)
             pixels = torch.where(given, own, pixels)
         return self._coarse_arguments(call, _packed(pixels), sigma, multiple, native)
 
@@ -163,8 +159,7 @@ class LTX2(Family):
     ) -> dict[str, Any]:
         full, geometry = call.arguments, call.geometry
         rows, columns = geometry.grid(multiple)
-        # a transformer may pop entries from a dictionary it is given, and one step may call it more than once
-        arguments: dict[str, Any] = {name: dict(a) if isinstance(a, dict) else a for name, a in full.items()}
+        arguments = call.fresh_arguments()
         noisy = bands.noise_level(full["sigma"].float(), self.time_of(sigma))
         for name in ("timestep", "sigma"):
             # the sound stays at its own noise level

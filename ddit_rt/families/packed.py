@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import nn
 
@@ -37,8 +35,6 @@ PATCH = 2
 class PackedFamily(Family):
     """A family whose scheduler steps packed tokens (B, N, C·2·2)."""
 
-    output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
-    """What the transformer returns unless told to return a tuple."""
     references_share_grid: ClassVar[bool] = False
     """Whether a reference has as many tokens as the latent, each at its counterpart's place: where coarse tokens take a
     small picture's places, the reference becomes that small, as it is beside a small picture."""
@@ -93,14 +89,14 @@ class PackedFamily(Family):
             # pipelines cut off what the model makes of references
             rest = call.references.shape[1]
             sample = torch.cat([sample, sample.new_zeros(sample.shape[0], rest, sample.shape[2])], dim=1)
-        return self.output_class(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+        return self.returned(call, sample)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
         pixels = low.to(call.latent.dtype)
         if call.condition is not None:
-            condition = bands.down(pad_to_grid(call.condition, call.geometry, multiple), multiple)
+            condition = bands.means(call.condition, call.geometry, multiple)
             pixels = torch.cat([pixels, condition], dim=1)
         tokens = _packed(pixels)
         references = self._coarse_references(call, multiple, native)
@@ -180,13 +176,12 @@ class PackedFamily(Family):
             return call.references
         geometry = call.geometry
         pixels = _unpacked(call.references, geometry.frames, *geometry.grid(1))
-        return _packed(bands.down(pad_to_grid(pixels, geometry, multiple), multiple))
+        return _packed(bands.means(pixels, geometry, multiple))
 
     def _coarse_arguments(
         self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
-        # a transformer may pop entries from a dictionary it is given, and one step may call it more than once
-        arguments = {name: dict(a) if isinstance(a, dict) else a for name, a in call.arguments.items()}
+        arguments = call.fresh_arguments()
         arguments[self.time_argument] = bands.noise_level(arguments[self.time_argument], self.time_of(sigma))
         arguments[self.latent_argument] = tokens
         arguments["return_dict"] = False
@@ -227,6 +222,12 @@ class PositionIdFamily(PackedFamily):
         return {self.ids_argument: torch.cat([ids[..., :begin, :].to(coarse[0].dtype), *coarse], dim=-2)}
 
 
+def is_truly_guided(call: Mapping[str, Any]) -> bool:
+    """Whether a call of a pipeline with ``true_cfg_scale`` runs the model for a negative prompt too."""
+    negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+    return bool(negative and call["true_cfg_scale"] > 1)
+
+
 def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bool) -> torch.Tensor:
     """Position ids of coarse tokens; those of references, which stand behind the latent's, stay as they are.
 
@@ -258,7 +259,7 @@ def token_means(tokens: torch.Tensor, geometry: Geometry, multiple: int) -> torc
     rows, columns = geometry.grid(1)
     plane = rearrange(tokens, "b (f h w) d -> b d f h w", h=rows, w=columns)
     grid = Geometry(tokens.shape[-1], geometry.frames, rows, columns, 1, geometry.ranks)
-    return rearrange(bands.down(pad_to_grid(plane, grid, multiple), multiple), "b d f h w -> b (f h w) d")
+    return rearrange(bands.means(plane, grid, multiple), "b d f h w -> b (f h w) d")
 
 
 def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:

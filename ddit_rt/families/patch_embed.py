@@ -1,12 +1,9 @@
-"""Transformers that embed patches by diffusers' ``PatchEmbed``, with sines and cosines made for any grid: DiT, PixArt.
+"""Transformers that embed patches of latents (B, C, H, W) by diffusers' ``PatchEmbed``, a convolution with positions.
 
-The embedding is a convolution. Positions are spread over the range that the model was trained on: token i of n lies at
-i·m/n, where m is the tokens a side of training, whatever n is. So a smaller latent gets by itself what a picture of
-that size gets, and a coarse token lies where the first of the full ones it covers does.
-
-The de-embedding may give more channels than the latent has, first the prediction and then the variance of the noise
-that a sampler adds. Coarse steps predict the first alone and fill up with zeros: only samplers that add noise would
-read the rest, pipelines cut it off before the scheduler's step, and no scheduler that adds noise is accelerated.
+Condition channels follow the latent's. The de-embedding may give more channels than the latent has, first the
+prediction and then the variance of the noise that a sampler adds. Coarse steps predict the first alone and fill up with
+zeros: only samplers that add noise would read the rest, pipelines cut it off before the scheduler's step, and no
+scheduler that adds noise is accelerated.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ..errors import UnsupportedPipelineError
@@ -29,6 +25,7 @@ from ..granularity import (
     Scalar,
     bands,
     coarse_centres,
+    pad_to_grid,
     patchify,
     swapped,
     unpatchify,
@@ -41,56 +38,54 @@ TIME_CHANNELS = 256
 
 
 class PatchEmbedFamily(Family):
-    """A family of latents (B, C, H, W), whose positions are made inside from the latent's size."""
+    """A family whose positions are made inside, from the latent's size."""
 
     time_scale = 1000.0
-    variance_preserving = True
-    layer_groups: ClassVar[dict[str, str]] = {
-        "feed-forward": r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
-        "attention": r"transformer_blocks\.\d+\.attn[12]\.(to_[qkv]|to_out\.0)",
-    }
 
     @abstractmethod
+    def channels(self, module: nn.Module) -> int:
+        """Channels of the latent."""
+
+    @abstractmethod
+    def centres(self, module: nn.Module, call: ModelInputs, multiple: int) -> torch.Tensor:
+        """Position embeddings (1, N, d) at the centres of coarse patches on the full grid."""
+
     def conditions(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
         """Arguments that depend on the picture's size, for coarse tokens; as for :meth:`low_arguments`."""
-
-    @abstractmethod
-    def conditioning_flops(self, module: nn.Module, tokens: int, text_tokens: int) -> float:
-        """Multiply-adds of one forward per sample that belong neither to self-attention and feed-forward of the blocks
-        nor to embedding and de-embedding of ``tokens`` patches."""
+        return {}
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        latent = arguments["hidden_states"].unsqueeze(2)
-        geometry = Geometry(latent.shape[1], 1, latent.shape[3], latent.shape[4], module.config.patch_size)
-        return ModelInputs(arguments, latent, None, geometry, self.text_tokens(arguments))
-
-    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        return bool(call["guidance_scale"] > 1)
+        hidden, channels = arguments["hidden_states"].unsqueeze(2), self.channels(module)
+        condition = hidden[:, channels:] if hidden.shape[1] > channels else None
+        geometry = Geometry(channels, 1, hidden.shape[3], hidden.shape[4], module.config.patch_size)
+        return ModelInputs(arguments, hidden[:, :channels], condition, geometry, self.text_tokens(arguments))
 
     def output(self, module: nn.Module, call: ModelInputs, raw: Any) -> torch.Tensor:
         return raw_sample(raw)[:, : call.geometry.channels].unsqueeze(2)
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
         sample = prediction[:, :, 0]
-        missing = _out_channels(module) - sample.shape[1]
+        missing = out_channels(module) - sample.shape[1]
         if missing:
             sample = torch.cat([sample, sample.new_zeros(sample.shape[0], missing, *sample.shape[2:])], dim=1)
-        return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+        return self.returned(call, sample)
 
     def low_arguments(
         self, call: ModelInputs, low: torch.Tensor, sigma: Scalar, multiple: int, native: bool
     ) -> dict[str, Any]:
-        arguments = self._coarse_arguments(call, sigma, multiple, native)
-        return {**arguments, "hidden_states": low.to(call.latent.dtype)[:, :, 0]}
+        hidden = low.to(call.latent.dtype)
+        if call.condition is not None:
+            hidden = torch.cat([hidden, bands.means(call.condition, call.geometry, multiple)], dim=1)
+        return {**self._coarse_arguments(call, sigma, multiple, native), "hidden_states": hidden[:, :, 0]}
 
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
-        return raw[0][:, : call.geometry.channels].unsqueeze(2)
+        return self.output(module, call, raw)
 
     def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
         if native:
             return nullcontext()
         embedding: Any = module.pos_embed
-        centres = centred_positions(embedding, call.geometry, multiple, call.latent.device)
+        centres = self.centres(module, call, multiple)
 
         def embed(latent: torch.Tensor) -> torch.Tensor:
             tokens = embedding.proj(latent).flatten(2).mT
@@ -100,14 +95,14 @@ class PatchEmbedFamily(Family):
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = (module.get_submodule(name) for name in self.projection_names)
-        weight, area = stored(embed), module.config.patch_size**2
+        area, channels = module.config.patch_size**2, self.channels(module)
 
         def prediction(rows: torch.Tensor) -> torch.Tensor:
             # rows are ordered (row, column, channel)
-            return rows.unflatten(0, (area, -1))[:, : weight.shape[1]].flatten(0, 1)
+            return rows.unflatten(0, (area, -1))[:, :channels].flatten(0, 1)
 
         return PatchProjections(
-            weight, stored(embed, "bias"), prediction(stored(deembed)), prediction(stored(deembed, "bias"))
+            stored(embed), stored(embed, "bias"), prediction(stored(deembed)), prediction(stored(deembed, "bias"))
         )
 
     def run_patches(
@@ -121,11 +116,12 @@ class PatchEmbedFamily(Family):
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        geometry, out = call.geometry, _out_channels(module)
+        geometry, out = call.geometry, out_channels(module)
         side, patch = multiple * geometry.patch, geometry.patch
         rows, columns = geometry.grid(multiple)
         pixels = latent.to(call.latent.dtype)
-        embed_name, deembed_name = self.projection_names
+        if call.condition is not None:
+            pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
 
         def embed(_: torch.Tensor) -> torch.Tensor:
             return embedding.tokens(patchify(pixels, side)).mT.unflatten(2, (rows, columns))
@@ -140,9 +136,42 @@ class PatchEmbedFamily(Family):
         # transformer's own un-patchify knows p alone, so its result is left aside.
         arguments = self._coarse_arguments(call, sigma, multiple, native)
         arguments["hidden_states"] = pixels.new_empty(pixels.shape[0], 1, rows * patch, columns * patch)
-        with self.placed(module, call, multiple, native), swapped(module, **{embed_name: embed, deembed_name: deembed}):
+        ends = dict(zip(self.projection_names, (embed, deembed)))
+        with self.placed(module, call, multiple, native), swapped(module, **ends):
             forward(**arguments)
         return unpatchify(patches[0], side, 1, rows, columns)
+
+    def _coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
+        arguments = {**call.fresh_arguments(), **self.conditions(call, multiple, native), "return_dict": False}
+        # the time of a coarse step lies between the scheduler's, or those of training, which may be whole numbers
+        arguments["timestep"] = bands.noise_level(arguments["timestep"].float(), self.time_of(sigma))
+        return arguments
+
+
+class NoisePredictingFamily(PatchEmbedFamily):
+    """DiT and PixArt: sines and cosines made for any grid, and noise or v predicted.
+
+    Positions are spread over the range that the model was trained on: token i of n lies at i·m/n, where m is the tokens
+    a side of training, whatever n is. So a smaller latent gets by itself what a picture of that size gets, and a coarse
+    token lies where the first of the full ones it covers does.
+    """
+
+    variance_preserving = True
+    layer_groups: ClassVar[dict[str, str]] = {
+        "feed-forward": r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
+        "attention": r"transformer_blocks\.\d+\.attn[12]\.(to_[qkv]|to_out\.0)",
+    }
+
+    @abstractmethod
+    def conditioning_flops(self, module: nn.Module, tokens: int, text_tokens: int) -> float:
+        """Multiply-adds of one forward per sample that belong neither to self-attention and feed-forward of the blocks
+        nor to embedding and de-embedding of ``tokens`` patches."""
+
+    def channels(self, module: nn.Module) -> int:
+        return int(module.config.in_channels)
+
+    def centres(self, module: nn.Module, call: ModelInputs, multiple: int) -> torch.Tensor:
+        return centred_positions(module.pos_embed, call.geometry, multiple, call.latent.device)
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config: Any = module.config
@@ -151,25 +180,20 @@ class PatchEmbedFamily(Family):
         up, down = first.ff.net[0].proj, first.ff.net[2]  # type: ignore[union-attr]
         feed_forward = up.in_features * up.out_features + down.in_features * down.out_features
         blocks = config.num_layers * tokens * (4 * width**2 + feed_forward + 2 * tokens * width)
-        ends = tokens * geometry.patch**2 * (config.in_channels + _out_channels(module)) * width
+        ends = tokens * geometry.patch**2 * (config.in_channels + out_channels(module)) * width
         return 2.0 * (blocks + ends + self.conditioning_flops(module, tokens, text_tokens))
 
     def check_pipeline(self, pipe: Any) -> None:
-        channels, out = pipe.transformer.config.in_channels, _out_channels(pipe.transformer)
+        channels, out = pipe.transformer.config.in_channels, out_channels(pipe.transformer)
         if out not in (channels, 2 * channels):
             raise UnsupportedPipelineError(
                 f"the transformer gives {out} channels for {channels}: known are the prediction alone, "
                 "and prediction and variance."
             )
 
-    def _coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
-        arguments = {**call.arguments, **self.conditions(call, multiple, native), "return_dict": False}
-        # the time of a coarse step lies between those of training, which are whole numbers
-        arguments["timestep"] = bands.noise_level(arguments["timestep"].float(), self.time_of(sigma))
-        return arguments
 
-
-def _out_channels(module: nn.Module) -> int:
+def out_channels(module: nn.Module) -> int:
+    """Channels that the transformer gives, those of a variance included."""
     return int(module.out_channels)  # type: ignore[arg-type]
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..granularity import Geometry
 from .base import ModelInputs, NotCoarseError
-from .patch_embed import TIME_CHANNELS, PatchEmbedFamily
+from .patch_embed import TIME_CHANNELS, NoisePredictingFamily
 
 
-class PixArt(PatchEmbedFamily):
+class PixArt(NoisePredictingFamily):
     name = "pixart"
     transformer_class = PixArtTransformer2DModel
     pipelines = (PixArtAlphaPipeline, PixArtSigmaPipeline)
@@ -28,15 +28,12 @@ class PixArt(PatchEmbedFamily):
             raise NotCoarseError("attention_mask has one value per full token")
         return super().parse(module, arguments)
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
     def conditions(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
         """A smaller picture is told its own size; interpolated positions are those of the full picture, and so is what
         it is told."""
         told: Mapping[str, Any] | None = call.arguments.get("added_cond_kwargs")
         if not native or told is None or told["resolution"] is None:
-            return {}
+            return {"added_cond_kwargs": told}
         geometry = call.geometry
         rows, columns = (side * geometry.patch for side in geometry.grid(multiple))
         tall, wide = rows / geometry.height, columns / geometry.width

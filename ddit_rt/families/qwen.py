@@ -30,7 +30,7 @@ from torch import nn
 from ..granularity import Geometry, coarse_centres, swapped
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import ModelInputs, NotCoarseError
-from .packed import PackedFamily
+from .packed import PackedFamily, is_truly_guided
 
 Size = tuple[int, int, int]
 """Frames, rows and columns of a picture, in tokens."""
@@ -103,12 +103,8 @@ class QwenImage(PackedFamily):
 
         return swapped(module, pos_embed=place)
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        negative = any(call.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
-        return negative and call["true_cfg_scale"] > 1
+        return is_truly_guided(call)
 
     def trunk(self, module: nn.Module) -> Trunk:
         def signal(arguments: Mapping[str, Any], retention: bool) -> torch.Tensor:

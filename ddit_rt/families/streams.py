@@ -52,13 +52,6 @@ class TwoStreamFamily(PositionIdFamily):
         }
         return {**super().placed_arguments(call, multiple, native), **pooled}
 
-    def text_tokens(self, arguments: Mapping[str, Any]) -> int:
-        return int(arguments["encoder_hidden_states"].shape[1])
-
-    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        # an empty negative prompt stands in for one that is not given
-        return bool(call["guidance_scale"] > 1)
-
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config: Any = module.config
         width = config.num_attention_heads * config.attention_head_dim

@@ -67,9 +67,6 @@ class Wan(GridFamily):
         # a first and a last picture lie behind each other in the batch
         return int(text.shape[1] + (0 if image is None else image.shape[0] * image.shape[1] // text.shape[0]))
 
-    def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
-        return bool(call["guidance_scale"] > 1)
-
     def coarse_time(self, call: ModelInputs, sigma: Scalar, multiple: int) -> torch.Tensor:
         times = call.arguments["timestep"]
         if times.ndim == 1:

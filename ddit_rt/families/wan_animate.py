@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 from diffusers import WanAnimatePipeline, WanAnimateTransformer3DModel
 from torch import nn
 
-from ..granularity import Geometry, Scalar
+from ..granularity import Geometry, Scalar, bands
 from .base import Family, ModelInputs
-from .grid import means
 from .wan import Wan
 
 
@@ -37,7 +36,7 @@ class WanAnimate(Wan):
         pose = call.arguments["pose_hidden_states"]
         return {
             **super().coarse_arguments(call, sigma, multiple),
-            "pose_hidden_states": means(pose, call.geometry, multiple),
+            "pose_hidden_states": bands.means(pose, call.geometry, multiple),
         }
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:

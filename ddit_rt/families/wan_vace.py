@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 from torch import nn
 
-from ..granularity import Geometry, Scalar
+from ..granularity import Geometry, Scalar, bands
 from .base import Family, ModelInputs, NotCoarseError
-from .grid import means
 from .wan import Wan
 
 
@@ -39,7 +38,7 @@ class WanVACE(Wan):
         control = call.arguments["control_hidden_states"]
         return {
             **super().coarse_arguments(call, sigma, multiple),
-            "control_hidden_states": means(control, call.geometry, multiple),
+            "control_hidden_states": bands.means(control, call.geometry, multiple),
         }
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:

@@ -20,7 +20,6 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from packaging import version
 from torch import nn
@@ -96,8 +95,7 @@ class ZImage(Family):
         return -torch.stack(list(raw_sample(raw)))
 
     def wrap(self, module: nn.Module, call: ModelInputs, prediction: torch.Tensor) -> Any:
-        sample = list((-prediction).unbind(0))
-        return Transformer2DModelOutput(sample=sample) if call.arguments.get("return_dict", True) else (sample,)
+        return self.returned(call, list((-prediction).unbind(0)))
 
     def canonical(self, module: nn.Module, call: ModelInputs, output: torch.Tensor) -> torch.Tensor:
         # negated already, and without the frame

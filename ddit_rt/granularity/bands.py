@@ -37,6 +37,11 @@ def down(latent: torch.Tensor, multiple: int) -> torch.Tensor:
     return F.avg_pool2d(latent.flatten(1, 2), multiple).unflatten(1, latent.shape[1:3])
 
 
+def means(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
+    """:func:`down` of what is padded to the grid: (B, C, F, H, W) of a full step -> (B, C, F, H'/k, W'/k)."""
+    return down(pad_to_grid(latent, geometry, multiple), multiple)
+
+
 def up(latent: torch.Tensor, multiple: int) -> torch.Tensor:
     """Nearest-neighbour upsampling: (B, C, F, H, W) -> (B, C, F, kH, kW); down(up(x)) == x."""
     return F.interpolate(latent.flatten(1, 2), scale_factor=multiple, mode="nearest").unflatten(1, latent.shape[1:3])

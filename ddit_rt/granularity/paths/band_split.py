@@ -74,4 +74,4 @@ class BandSplitPath(CoarsePath):
         low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
         prediction = anchor.models.low(low_latent, low_sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
-        return bands.down(bands.pad_to_grid(anchor.prediction.float(), geometry, multiple), multiple) - low
+        return bands.means(anchor.prediction.float(), geometry, multiple) - low
