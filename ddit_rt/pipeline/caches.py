@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusers import CacheMixin
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
@@ -25,6 +26,8 @@ _ONE_COUNT = frozenset(
         "text_kv_cache_block",
     }
 )
+# before diffusers 0.41 a context takes its name alone
+_TAKES_STEPS = inspect.getfullargspec(CacheMixin.cache_context).varkw is not None
 
 
 class StepCaches:
@@ -120,7 +123,7 @@ class StepCaches:
             ordinal: Of the transformer's call within the step.
         """
         known = {"step_index": call.index, "sigma": call.sigma, "num_inference_steps": call.steps}
-        if "step_index" not in inspect.signature(base.cache_context).parameters:  # before diffusers 0.41
+        if not _TAKES_STEPS:
             known = {}
 
         def at(multiple: int, probe: bool) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import apply_pyramid_attention_broadcast
 from tiny import flux, flux_inputs, latents_of
 
@@ -68,3 +68,21 @@ def test_one_that_is_switched_on_afterwards_makes_every_step_full(name):
     pipe.transformer.disable_cache()
     ddit_rt.accelerate(pipe, schedule=SCHEDULE)
     assert torch.equal(latents_of(pipe, inputs), accelerated)
+
+
+def test_contexts_are_told_the_step_as_the_pipelines_tell_it(monkeypatch):
+    pipe, told = flux(), []
+    own = pipe.transformer.cache_context
+
+    def context(name, **step):
+        if name.startswith("call"):  # the pipeline has contexts of its own around ours
+            told.append(step)
+        return own(name, **step)
+
+    monkeypatch.setattr(pipe.transformer, "cache_context", context)
+    with ddit_rt.accelerated(pipe, schedule=[1] * 8, cache=FirstBlockCacheConfig(threshold=0.0)):
+        latents_of(pipe, flux_inputs())
+        steps = ddit_rt.report(pipe).steps
+    assert [step["step_index"] for step in told] == list(range(8))
+    assert [step["sigma"] for step in told] == [step.sigma for step in steps]
+    assert {step["num_inference_steps"] for step in told} == {8}
