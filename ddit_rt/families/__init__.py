@@ -65,6 +65,7 @@ __all__ = [
     "fresh_adapter",
     "raw_sample",
     "register_family",
+    "supported_pipelines",
 ]
 
 
@@ -100,8 +101,13 @@ def family_of(pipe: Any) -> Family:
                     )
             family.check_pipeline(pipe)
             return family
-    known = ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)
-    raise UnsupportedPipelineError(f"{type(pipe).__name__} is not supported. Supported pipelines: {known}.")
+    raise UnsupportedPipelineError(f"{type(pipe).__name__} is not supported. {supported_pipelines()}")
+
+
+def supported_pipelines() -> str:
+    """A sentence that lists the pipeline classes of all families, for messages."""
+    names = ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)
+    return f"Supported pipelines: {names}."
 
 
 def denoisers(pipe: Any, family: Family) -> dict[str, nn.Module]:

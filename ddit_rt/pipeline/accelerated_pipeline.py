@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from .checks import check_finite, check_merge, check_not_compiled, check_unshare
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
-from .stepping import solved_step
+from .stepping import SchedulerStep, solved_step
 from .targets import KeptSchedules
 from .transformer_call import TransformerCall
 
@@ -209,11 +209,13 @@ class AcceleratedPipeline:
         known = isinstance(owner, self.family.pipelines) and getattr(owner, "scheduler", None) is self._scheduler
         return known and denoisers(owner, self.family) == self._modules
 
-    def _begin_call(self, caller: tuple[Any, int], kept: FittedSchedule | None = None) -> None:
+    def _begin_call(
+        self, caller: tuple[Any, int], arguments: Mapping[str, Any], kept: FittedSchedule | None = None
+    ) -> None:
         self._caches.reset()
         self._executor.begin_call()
         call = CallState(self.config, kept or self._policy, self._path, caller)
-        noise = noise_of_call(self._scheduler, arguments_of_call())
+        noise = noise_of_call(self._scheduler, arguments)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
         self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
@@ -251,7 +253,7 @@ class AcceleratedPipeline:
             patch.ensure_outermost()
         arguments = arguments_of_call()
         kept = self._kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
-        self._begin_call(caller, kept)
+        self._begin_call(caller, arguments, kept)
         call: CallState = self._local.call
         schedulers = [self._scheduler, *self._follow_companion(call)]
         if caller != NOBODY and not call.obstacle:
@@ -284,7 +286,7 @@ class AcceleratedPipeline:
             patch.ensure_outermost()
         if self.pipe.scheduler is not self._scheduler:
             self._attach_scheduler()
-            self._begin_call(caller)
+            self._begin_call(caller, arguments_of_call())
         call = self._current_call(caller)
         if call is None:
             return bar
@@ -308,7 +310,7 @@ class AcceleratedPipeline:
             with lock:
                 if self.pipe.scheduler is not self._scheduler and (caller == NOBODY or caller[0] is self.pipe):
                     self._attach_scheduler()
-                    self._begin_call(caller)
+                    self._begin_call(caller, arguments_of_call())
                 call = self._current_call(caller)
                 if call is None:
                     return inner(*args, **kwargs)
@@ -404,18 +406,14 @@ class AcceleratedPipeline:
             output, timestep, sample, given = _given_to_step(inner, args, kwargs)
             if self.config.approximates:  # what approximates nothing stays the plain pipeline's bit for bit
                 inner = without_waiting(inner, self._scheduler, sample)
-            step: Callable[..., Any] = step_with_increment
-            own_step = partial(step, inner, self._scheduler, output, timestep, **given)
+            step_from = _step_from(inner, self._scheduler, timestep, given)
+            own_step = partial(step_from, output)
             made = (call.index, call.ran, call.source)
             if call.solver is None:
                 result, increment = own_step(sample)
             elif call.process is None:
                 result, increment = call.solver.step(*made, output, sample, own_step)
             else:
-
-                def step_from(prediction: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
-                    return step_with_increment(inner, self._scheduler, prediction, timestep, latent, **given)
-
                 levels = call.levels_around
                 result, increment = solved_step(call.solver, call.process, levels, made, output, sample, step_from)
         else:
@@ -432,8 +430,7 @@ class AcceleratedPipeline:
         if call.companion_solver is None or call.stepped is None:
             return inner(*args, **kwargs)
         output, timestep, sample, given = _given_to_step(inner, args, kwargs)
-        step: Callable[..., Any] = step_with_increment
-        own_step = partial(step, inner, scheduler, output, timestep, **given)
+        own_step = partial(_step_from(inner, scheduler, timestep, given), output)
         return call.companion_solver.step(*call.stepped, output, sample, own_step)[0]
 
 
@@ -448,6 +445,15 @@ def _given_to_step(
     if rest:  # all by name, so that the latent can come last
         given |= dict(zip(list(inspect.signature(inner).parameters)[len(names) :], rest))
     return output, timestep, sample, given
+
+
+def _step_from(inner: Any, scheduler: Any, timestep: Any, given: dict[str, Any]) -> SchedulerStep:
+    """A scheduler's step from any model output and latent, with the increment; arguments as of `_given_to_step`."""
+
+    def step_from(output: torch.Tensor, latent: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        return step_with_increment(inner, scheduler, output, timestep, latent, **given)
+
+    return step_from
 
 
 def _capture_obstacle(base: nn.Module, inner: Any, cached: bool) -> str:

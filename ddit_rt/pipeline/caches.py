@@ -26,7 +26,7 @@ _ONE_COUNT = frozenset(
         "text_kv_cache_block",
     }
 )
-# before diffusers 0.41 a context takes its name alone
+# in diffusers 0.37 a context takes its name alone
 _TAKES_STEPS = inspect.getfullargspec(CacheMixin.cache_context).varkw is not None
 
 

@@ -183,6 +183,8 @@ class StepExecutor:
 
     def _watched(self, at: Forwards, companions: list[torch.Tensor]) -> Forwards:
         """The same forwards; what their results hold of a companion goes into ``companions``."""
+        if not self._family.companion_scheduler:
+            return at
 
         def watched(multiple: int) -> Callable[..., Any]:
             inner = at(multiple)

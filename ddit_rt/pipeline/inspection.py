@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from ..config import SUPPORTED_MULTIPLES
 from ..errors import UnsupportedPipelineError
-from ..families import FAMILIES, denoisers, family_of
+from ..families import FAMILIES, denoisers, family_of, supported_pipelines
 from .loading import naming, source_of
 
 RANKS = (2, 4, 8)
@@ -128,7 +128,7 @@ def pipeline_of_configs(source: str) -> DiffusionPipeline:
     name = index["_class_name"]
     cls = _class_named(name)
     if not any(issubclass(cls, family.pipelines) for family in FAMILIES):
-        raise UnsupportedPipelineError(f"{name} is not supported. Supported pipelines: {_known()}.")
+        raise UnsupportedPipelineError(f"{name} is not supported. {supported_pipelines()}")
     parts: dict[str, Any] = {}
     for name in inspect.signature(cls.__init__).parameters:
         given = index.get(name)
@@ -155,10 +155,6 @@ def _class_named(name: str) -> Any:
     found = getattr(diffusers, name, None)
     if found is None:
         raise UnsupportedPipelineError(
-            f"diffusers {diffusers.__version__} has no {name}: a newer one may. Supported pipelines: {_known()}."
+            f"diffusers {diffusers.__version__} has no {name}: a newer one may. {supported_pipelines()}"
         )
     return found
-
-
-def _known() -> str:
-    return ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)

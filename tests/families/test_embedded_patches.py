@@ -9,14 +9,13 @@ from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel, PixArtT
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from specimens import SPECIMENS
 from specimens.dit import SizedDiTPipeline
-from torch.utils.flop_counter import FlopCounterMode
 
 import ddit_rt
 from ddit_rt.families import NotCoarseError, family_of
 from ddit_rt.families.dit import DiT
 from ddit_rt.families.patch_embed import centred_positions
 from ddit_rt.families.pixart import PixArt
-from ddit_rt.families.testing import run
+from ddit_rt.families.testing import counted_flops, run
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry
 
@@ -168,7 +167,5 @@ def test_flops_of_the_published_models_are_those_that_torch_counts(name, multipl
     else:
         sizes = {"resolution": zeros(1, 2), "aspect_ratio": zeros(1, 1)}
         arguments |= {"encoder_hidden_states": zeros(1, text, 4096), "added_cond_kwargs": sizes}
-    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, math:
-        module.eval()(**arguments)
-    assert family.flops(module, geometry, multiple, text) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    counted = counted_flops(lambda: module.eval()(**arguments))
+    assert family.flops(module, geometry, multiple, text) == pytest.approx(counted, rel=0.01)

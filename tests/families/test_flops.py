@@ -11,20 +11,14 @@ from diffusers import (
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddit_rt.families import ModelInputs, family_of
 from ddit_rt.families.flux import Flux
+from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.wan import Wan
 from ddit_rt.families.wan_animate import WanAnimate
 from ddit_rt.families.wan_vace import WanVACE
 from ddit_rt.granularity import Geometry
-
-
-def counted(run):
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("multiple", [1, 2])
@@ -37,7 +31,7 @@ def test_flops_are_those_of_the_transformer(name, multiple):
     arguments = family.low_arguments(call, low, 0.5, multiple, True)
     estimate = call.latent.shape[0] * family.flops(module, call.geometry, multiple, call.text_tokens)
     # the tiny models' embeddings of time and pooled text, which are left out, weigh more than in a real one
-    assert estimate == pytest.approx(counted(lambda: module(**arguments)), rel=0.02)
+    assert estimate == pytest.approx(counted_flops(lambda: module(**arguments)), rel=0.02)
 
 
 def test_flux_dev_costs_what_is_known_of_it():
@@ -137,5 +131,5 @@ def test_flops_of_published_variants_are_those_of_the_transformer(name, multiple
         family, module, call = PUBLISHED[name]()
         sides = [side * call.geometry.patch for side in call.geometry.grid(multiple)]
         low = torch.empty(*call.latent.shape[:3], *sides)
-        total = counted(lambda: family.run_low(module, module.forward, call, low, 0.5, multiple, True))
+        total = counted_flops(lambda: family.run_low(module, module.forward, call, low, 0.5, multiple, True))
     assert family.flops(module, call.geometry, multiple, call.text_tokens) == pytest.approx(total, rel=0.01)

@@ -16,7 +16,7 @@ from ddit_rt import UnsupportedPipelineError, accelerated, report
 from ddit_rt.config import DDiTConfig
 from ddit_rt.families import NotCoarseError, family_of
 from ddit_rt.families.hunyuan_video15 import GLYPHS, PICTURE, TEXT, HunyuanVideo15
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry
 from ddit_rt.pipeline import AcceleratedPipeline

@@ -7,8 +7,7 @@ from specimens import SPECIMENS
 
 import ddit_rt
 from ddit_rt.families import family_of
-from ddit_rt.families.testing import run
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import counted_flops, run
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry
 

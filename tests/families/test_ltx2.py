@@ -12,7 +12,7 @@ from specimens import SPECIMENS, ltx2
 import ddit_rt
 from ddit_rt.families import NotCoarseError, family_of
 from ddit_rt.families.ltx2 import LTX2
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry, bands
 from ddit_rt.pipeline.call_state import CallState

@@ -19,8 +19,7 @@ from specimens.qwen import EDIT_SIZES, call, picture, qwen
 import ddit_rt
 from ddit_rt.families import NotCoarseError
 from ddit_rt.families.qwen import QwenImage
-from ddit_rt.families.testing import Specimen, run, run_check
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import Specimen, counted_flops, run, run_check
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.granularity import Geometry
 

@@ -17,8 +17,7 @@ from specimens import sd3
 import ddit_rt
 from ddit_rt.families import family_of
 from ddit_rt.families.sd3 import SD3, centred_positions
-from ddit_rt.families.testing import randomise, run
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import counted_flops, randomise, run
 from ddit_rt.granularity import Geometry
 
 SIZE = {"height": 128, "width": 128}

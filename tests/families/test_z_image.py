@@ -17,7 +17,7 @@ from ddit_rt.distill.objective import Student
 from ddit_rt.distill.recordings import Library
 from ddit_rt.distill.samples import draw
 from ddit_rt.families import NotCoarseError, family_of, fresh_adapter
-from ddit_rt.families.testing.coarse import counted_flops
+from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.testing.specimen import first_call
 from ddit_rt.families.z_image import ZImage
 from ddit_rt.granularity import Geometry

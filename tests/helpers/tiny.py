@@ -19,14 +19,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Gives zero-initialised projections life, so that outputs depend on every input."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    return module.eval().requires_grad_(False)
+from ddit_rt.families.testing import randomise
 
 
 def flux_transformer(guidance: bool = False, seed: int = 0, in_channels: int = 16) -> FluxTransformer2DModel:
@@ -45,13 +38,14 @@ def flux_transformer(guidance: bool = False, seed: int = 0, in_channels: int = 1
     return randomise(model, seed)
 
 
-def flux(kind: str = "text", dtype: torch.dtype = torch.float32, guidance: bool = False) -> Any:
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
+def autoencoder(channels: int = 4, halvings: int = 2, width: int = 8, groups: int = 4) -> AutoencoderKL:
+    """A picture's autoencoder of ``channels`` latent channels that halves its sides ``halvings`` times."""
+    model = AutoencoderKL(
+        block_out_channels=(width,) * (halvings + 1),
+        down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
+        up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
+        latent_channels=channels,
+        norm_num_groups=groups,
         layers_per_block=1,
         mid_block_add_attention=False,
         use_quant_conv=False,
@@ -59,12 +53,16 @@ def flux(kind: str = "text", dtype: torch.dtype = torch.float32, guidance: bool 
         shift_factor=0.0,
         scaling_factor=1.0,
     )
+    return randomise(model)
+
+
+def flux(kind: str = "text", dtype: torch.dtype = torch.float32, guidance: bool = False) -> Any:
     cls = {"text": FluxPipeline, "image": FluxImg2ImgPipeline, "inpaint": FluxInpaintPipeline}[kind]
     pipe = cls(
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
         ),
-        vae=randomise(vae),
+        vae=autoencoder(),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
@@ -211,6 +209,7 @@ def latents_of(pipe: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 __all__ = [
     "WAN",
+    "autoencoder",
     "flux",
     "flux_inputs",
     "flux_transformer",

@@ -10,6 +10,7 @@ called::
 
 from . import coarse, exact, running, weights  # noqa: F401 (they register their checks)
 from .checks import CHECKS, Check, NotRun, Outcome, run_check
+from .coarse import counted_flops
 from .specimen import MakeCall, Specimen, randomise, run
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NotRun",
     "Outcome",
     "Specimen",
+    "counted_flops",
     "randomise",
     "run",
     "run_check",

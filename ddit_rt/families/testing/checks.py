@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .. import family_of
 from .specimen import Specimen
 
 Verdict = Literal["pass", "limit", "not applicable", "not run"]
@@ -73,7 +72,7 @@ def run_check(specimen: Specimen, name: str) -> Outcome:
     reason = found.applies(specimen)
     if reason:
         return Outcome("not applicable", reason)
-    declared = {**family_of(specimen.make()).limits, **specimen.limits}.get(name)
+    declared = {**specimen.family.limits, **specimen.limits}.get(name)
     try:
         found.function(specimen)
     except NotRun as error:

@@ -22,7 +22,8 @@ def same_as_plain(specimen: Specimen, **options: Any) -> None:
         assert torch.equal(run(pipe, specimen.arguments(**options)), plain), "restore() left something behind"
 
 
-def _unguided(specimen: Specimen) -> str:
+def unguided(specimen: Specimen) -> str:
+    """Why there is no guidance to check; empty where there is."""
     return "" if specimen.guided else "no guidance by a negative prompt"
 
 
@@ -35,7 +36,7 @@ def exact(specimen: Specimen) -> None:
     same_as_plain(specimen)
 
 
-@check("exact, guided", "the same with a negative prompt", _unguided)
+@check("exact, guided", "the same with a negative prompt", unguided)
 def exact_guided(specimen: Specimen) -> None:
     same_as_plain(specimen, guided=True)
 

@@ -16,6 +16,7 @@ from ...runtime import Recording
 from .. import Family, denoisers, family_of
 from .checks import check
 from .coarse import assert_close
+from .exact import unguided
 from .specimen import Specimen, first_call, removed, run
 
 
@@ -65,9 +66,7 @@ def paths(specimen: Specimen) -> None:
         assert len(together) == 2
 
 
-@check(
-    "guided", "guidance keeps a history per prompt", lambda s: "" if s.guided else "no guidance by a negative prompt"
-)
+@check("guided", "guidance keeps a history per prompt", unguided)
 def guided(specimen: Specimen) -> None:
     pipe = specimen.make()
     alone = coarse_run(specimen, pipe)
@@ -155,8 +154,7 @@ def first_block_cache(specimen: Specimen) -> None:
 
 
 def _published(specimen: Specimen) -> str:
-    family = family_of(specimen.make())
-    return "no published coefficients" if type(family).trunk is Family.trunk else ""
+    return "no published coefficients" if type(specimen.family).trunk is Family.trunk else ""
 
 
 @check("TeaCache", "TeaCache on top, with a state per patch size", _published)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,11 @@ class Specimen:
     multiples: tuple[int, ...] = (2, 4)
     self_similar: bool = True
     limits: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of its pipeline."""
+        return family_of(self.make())
 
     @property
     def schedule(self) -> list[int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     ChromaImg2ImgPipeline,
     ChromaInpaintPipeline,
     ChromaPipeline,
@@ -22,6 +21,7 @@ from diffusers import (
 )
 from einops import rearrange
 from PIL import Image
+from tiny import autoencoder
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -48,20 +48,7 @@ PROMPTS = ["a red fox", "two old grey barns by a lake"]
 
 
 def vae(channels: int, halvings: int = 2) -> Any:
-    model = AutoencoderKL(
-        block_out_channels=(4,) * (halvings + 1),
-        down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
-        up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
-        latent_channels=channels,
-        norm_num_groups=1,
-        layers_per_block=1,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    )
-    return randomise(model)
+    return autoencoder(channels, halvings, width=4, groups=1)
 
 
 def quiet(pipe: Any) -> Any:

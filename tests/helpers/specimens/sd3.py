@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
+from tiny import autoencoder
 
 from ddit_rt.families.testing import Specimen, randomise
 
@@ -40,24 +40,11 @@ def make(
 ) -> Any:
     """A pipeline of the class, with a VAE of 8 x 8 pixels per latent pixel."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4, 4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=channels,
-        norm_num_groups=1,
-        layers_per_block=1,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    )
     encoders = {f"{kind}{place}": None for kind in ("text_encoder", "tokenizer") for place in ("", "_2", "_3")}
     pipe = cls(
         transformer=transformer(dual=dual, channels=channels, condition=condition),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=randomise(vae),
+        vae=autoencoder(channels, halvings=3, width=4, groups=1),
         **encoders,
         **parts,
     )
