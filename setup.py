@@ -9,7 +9,21 @@ DISTILL = ["accelerate>=1.0", "prodigyopt>=1.1", "tensorboard>=2.16"]
 BASELINES = ["cache-dit>=1.5.3"]
 # what diffusers' own tests import, see tests/upstream/run.sh
 UPSTREAM = ["ftfy>=6", "parameterized>=0.9", "requests-mock>=1.12"]
+SERVE = [
+    "ray[serve]>=2.50",
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "python-multipart>=0.0.18",
+    "prometheus-client>=0.21",
+    "limits>=4",
+    "imageio[ffmpeg]>=2.34",
+    "httpx>=0.28",
+]
 TEST = [
+    *SERVE,
+    "openai>=3.54",
+    "schemathesis>=4",
+    "playwright>=1.48",
     "pytest>=8",
     "pytest-benchmark>=5",
     "pytest-xdist>=3.6",
@@ -19,6 +33,8 @@ TEST = [
     "scikit-image>=0.24",
     "import-linter>=2.17",
     "torchao>=0.15",
+    # drives a Chromium that is installed; brings none
+    "playwright>=1.50",
 ]
 
 setup(
@@ -45,6 +61,10 @@ setup(
             "demo/*.txt",
             "evaluate/*.txt",
             "evaluate/*.j2",
+            "serve/playground/*.html",
+            "serve/playground/*.js",
+            "serve/playground/*.css",
+            "serve/playground/*.svg",
         ]
     },
     install_requires=[
@@ -75,10 +95,18 @@ setup(
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
         "baselines": BASELINES,
         "reward": ["image-reward>=1.5"],
+        "serve": SERVE,
+        # engines with a plug-in of ours, at the versions it was run with; each pins torch and diffusers itself
+        "sglang": ["sglang[diffusion]>=0.5.23"],
+        "vllm-omni": ["vllm-omni>=0.30"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": TEST,
         "upstream": UPSTREAM,
         "dev": [*TEST, *DISTILL, "ruff>=0.6", "mypy>=1.11"],
     },
-    entry_points={"console_scripts": ["ddit-rt = ddit_rt.cli:main"]},
+    entry_points={
+        "console_scripts": ["ddit-rt = ddit_rt.cli:main"],
+        "sglang.multimodal_gen.plugins": ["ddit_rt = ddit_rt.integrations.sglang:register"],
+        "vllm_omni.general_plugins": ["ddit_rt = ddit_rt.integrations.vllm_omni:register"],
+    },
 )

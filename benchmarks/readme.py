@@ -19,9 +19,10 @@ import readme_figures as figures
 import readme_tables as tables
 import target_tables
 from evaluations import Evaluation
+from serve_tables import serve_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "targets.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "targets", "serving")))
 FIGURES = ROOT / "docs" / "demo"
 SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,6 +49,7 @@ def contents() -> dict[str, str]:
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
         "targets-all-table": tables.evaluation_table(targets, 50),
+        "serve-table": serve_table(json.loads((RESULTS / "serve" / "serve.json").read_text(encoding="utf-8"))),
         "results-table": tables.short_table(evaluation),
         "demo-table": tables.demo_tables(json.loads(SHOWCASE.read_text(encoding="utf-8"))),
         "evaluation-table": tables.evaluation_table(evaluation, 50),

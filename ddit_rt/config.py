@@ -180,7 +180,8 @@ class DDiTConfig(Settings):
     """
 
     multiples: Annotated[tuple[int, ...], BeforeValidator(_checked_multiples)] = (1, 2, 4)
-    """Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1."""
+    """Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1. Left out, those of them
+    that the model can work with."""
     threshold: Annotated[float, Field(ge=0), Expected("τ is a number >= 0 (0 keeps every step full).")] = 1e-3
     """τ of the paper's equation 5, in latent units. A size is smooth enough when the ρ-quantile of its per-patch
     standard deviations lies below τ. 0 keeps every step at the finest size. The paper's 1e-3 is for FLUX and Wan
@@ -303,6 +304,34 @@ class DDiTConfig(Settings):
         """Whether any step of a run may have another number of tokens."""
         by_rule = not self.has_target and self.threshold > 0
         return len(self.multiples) > 1 and (self.schedule is not None or by_rule)
+
+    def limited_to(self, multiples: tuple[int, ...], model: str) -> DDiTConfig:
+        """These settings for a model that can work with some sizes only: where ``multiples`` was left out it is cut.
+
+        Args:
+            multiples: That it can work with.
+            model: What to call it in messages.
+
+        Raises:
+            ConfigError: ``multiples`` was given, and holds others.
+            ScheduleError: the schedule does.
+        """
+        if set(self.multiples) <= set(multiples):
+            return self
+        kept = tuple(k for k in self.multiples if k in multiples)
+        if "multiples" in self.model_fields_set:
+            raise ConfigError(
+                f"multiples={self.multiples}: {model} can work with {multiples} only; pass multiples={kept}, or leave "
+                "it out."
+            )
+        listed = getattr(self.schedule, "schedule", self.schedule)  # of a fitted one
+        for index, multiple in enumerate(listed if isinstance(listed, Sequence) else ()):
+            if multiple not in (SKIP, *kept):
+                raise ScheduleError(
+                    f"schedule[{index}]={multiple}: {model} can work with multiples {kept} only, or {SKIP} for no "
+                    "model call."
+                )
+        return self.model_copy(update={"multiples": kept})
 
     @classmethod
     def make(

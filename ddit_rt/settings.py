@@ -138,10 +138,29 @@ def read_yaml(path: Path, name: str) -> Any:
     """The plain data in a small YAML file without aliases. Arguments and errors as of :func:`read_text`."""
     text = read_text(path, name)
     try:
-        return yaml.load(text, Loader=_Loader)
-    # PyYAML's constructors let the errors of int(), datetime() and table look-ups through
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return _load_yaml(text)
+    except _YAML_ERRORS as error:
         raise ConfigError(f"{name}={str(path)!r} holds no YAML ({error}).") from None
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The plain data in a line of YAML without aliases.
+
+    Raises:
+        ConfigError: it is none; ``name`` is the argument's, for the message.
+    """
+    try:
+        return _load_yaml(text)
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{name}={shown(text)} is no YAML ({error}).") from None
+
+
+# PyYAML's constructors let the errors of int(), datetime() and table look-ups through
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ..errors import DDiTError
-from . import analyse, calibrate, demo, distill, evaluate, fit, generate, inspect
+from . import analyse, bench, calibrate, demo, distill, evaluate, fit, generate, inspect, serve
 from .quiet import quieten
 from .terminal import print_error, warnings_above_bars
 
@@ -24,8 +24,10 @@ app.command("inspect")(inspect.command)
 app.command("fit")(fit.command)
 app.command("calibrate")(calibrate.command)
 app.command("eval")(evaluate.command)
+app.command("serve")(serve.command)
 app.add_typer(analyse.group, name="analyse")
 app.add_typer(distill.group, name="distill")
+app.add_typer(bench.group, name="bench")
 
 
 def main() -> None:

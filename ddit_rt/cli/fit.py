@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import ConfigError
+from .export import Export, kinds_to_export, write_export
 from .models import load
 from .options import (
     Adapter,
@@ -33,6 +36,9 @@ from .options import (
 )
 from .terminal import activity, console, importing, print_json, print_line
 
+if TYPE_CHECKING:
+    pass
+
 
 def command(
     model: OptionalModel = None,
@@ -40,7 +46,10 @@ def command(
     speedup: OptionalSpeedup = None,
     quality: Annotated[float | None, typer.Option(help="Target PSNR in dB to the reference, instead.")] = None,
     reference: Reference = "plain",
-    kinds: Annotated[str, typer.Option(help="Multiples that steps may run at, 0 to skip the model call.")] = "1,2,4,0",
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="Multiples that steps may run at, 0 to skip the model call.", show_default="1,2,4,0"),
+    ] = None,
     adapter: Adapter = None,
     prompts: PromptSource = "demo",
     count: Count = 4,
@@ -52,6 +61,13 @@ def command(
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
+    export: Annotated[
+        Export | None,
+        typer.Option(help="For another engine too, full and skipped steps: a file beside OUTPUT, or its environment."),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="With --export: a schedule that was fitted before, in place of MODEL.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the schedules that are kept for later calls.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
     as_json: Json = False,
@@ -61,17 +77,31 @@ def command(
     It costs about eight runs per prompt, and holds for this model and number of steps. It is kept for later calls with
     a target; `ddit-rt generate --schedule FILE` or accelerate(schedule=...) runs it by name.
     """
-    if (model is not None) + list_ + clear != 1:
-        raise ConfigError("give one of MODEL, --list and --clear: 'demo', a folder in diffusers format, or a hub id.")
+    if schedule is not None and export is None:
+        raise ConfigError(f"schedule={schedule!r}: a fitted schedule is only for --export; leave it out to fit one.")
+    if (model is not None) + (schedule is not None) + list_ + clear != 1:
+        raise ConfigError(
+            "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', a folder in diffusers format, or a "
+            "hub id."
+        )
     if list_:
         _list(as_json)
         return
     if clear:
         _clear()
         return
+    if schedule is not None:
+        assert export is not None
+        with importing():
+            from ..schedule import FittedSchedule
+
+        write_export(export, FittedSchedule.load(schedule), output, None, as_json)
+        return
     assert model is not None
     further = read_object(call, "call")
-    multiples = read_integers(kinds, "kinds", least=0)
+    multiples = None if kinds is None else read_integers(kinds, "kinds", least=0)
+    if export is not None:
+        multiples = kinds_to_export(export, multiples, reference)
 
     with importing():
         from ..evaluate import load_prompts
@@ -89,6 +119,9 @@ def command(
             pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, **arguments
         )  # fmt: skip
     found.save(output)
+    if export is not None:
+        write_export(export, found, output, _is_guided(pipe, arguments), as_json)
+        return
     if as_json:
         print_json(asdict(found))
         return
@@ -98,6 +131,13 @@ def command(
         f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline{converged}, "
         f"mean of {found.prompts} prompts"
     )
+
+
+def _is_guided(pipe: Any, call: Mapping[str, Any]) -> bool | None:
+    """Whether guidance makes a call of its own; None where cache-dit knows by the pipeline's class."""
+    from ..evaluate import runs_twice
+
+    return runs_twice(pipe, call) if "true_cfg_scale" in inspect.signature(type(pipe).__call__).parameters else None
 
 
 def _list(as_json: bool) -> None:

@@ -62,8 +62,11 @@ def _list(families: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(families)
         return
-    table = Table(*(Column(name, overflow="fold") for name in ("family", "transformer", "pipelines", "without")))
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("family", "transformer", "pipelines", "sizes", "without"))
+    )
     for family in families:
         limits = "\n".join(f"{name}: {reason}" for name, reason in family["limits"].items())
-        table.add_row(family["family"], family["transformer"], "\n".join(family["pipelines"]), limits)
+        sizes = ", ".join("p" if k == 1 else f"{k}p" for k in family["multiples"])
+        table.add_row(family["family"], family["transformer"], "\n".join(family["pipelines"]), sizes, limits)
     console.print(table)

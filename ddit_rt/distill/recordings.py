@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
+from PIL import Image
 
 from ..errors import ConfigError
 from ..families import Family
@@ -118,7 +120,7 @@ def open_library(
     manifest = {
         "family": family.name,
         "model": list(fingerprint(family.projections(base).embed_weight, 8)),
-        "calls": [{name: value for name, value in call.items() if name != "generator"} for call in calls],
+        "calls": [{name: _told(value) for name, value in call.items() if name != "generator"} for call in calls],
         "data": source.describe(),
         "held_out": held_out,
         "seed": seed,
@@ -127,6 +129,18 @@ def open_library(
     dtype = next(base.parameters()).dtype
     stored = torch.float16 if dtype == torch.float32 else dtype
     return Library(directory, make, len(groups), len(last), manifest, stored)
+
+
+def _told(value: Any) -> Any:
+    """A call's argument for the manifest; pictures and tensors, such as references, by what they hold."""
+    if isinstance(value, list | tuple):
+        return [_told(one) for one in value]
+    if isinstance(value, Image.Image):
+        return f"picture {value.width}x{value.height} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"tensor {tuple(value.shape)} {hashlib.sha256(data).hexdigest()[:16]}"
+    return value
 
 
 def _groups(start: int, stop: int) -> list[list[int]]:

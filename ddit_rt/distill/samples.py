@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from ..errors import ConfigError
 from ..families import Family, ModelInputs
 from ..granularity import Geometry, line
 from ..trajectories import Shard
@@ -65,11 +67,14 @@ class Batch:
 
         call = self.call
         arguments = {
-            name: pytree.tree_map((lambda tensor: tensor.to(device)) if name in self.exact else cast, value)
+            name: pytree.tree_map_only(
+                torch.Tensor, (lambda tensor: tensor.to(device)) if name in self.exact else cast, value
+            )
             for name, value in call.arguments.items()
         }
         condition = None if call.condition is None else cast(call.condition)
-        fresh = ModelInputs(arguments, cast(call.latent), condition, call.geometry, call.text_tokens)
+        references = None if call.references is None else cast(call.references)
+        fresh = ModelInputs(arguments, cast(call.latent), condition, call.geometry, call.text_tokens, references)
         memory = [moved(moment) for moment in self.memory]
         return Batch(fresh, self.multiple, moved(self.target), memory, self.delta, self.exact)
 
@@ -149,11 +154,47 @@ def _call(
     def gathered(name: str) -> torch.Tensor | list[torch.Tensor]:
         values = [one[name] for one in own]
         if name in family.shared_arguments:
+            _check_alike(name, values, torch.equal)
             return values[0]
-        return values if name in picks[0][0].lists else torch.stack(values)
+        if name in picks[0][0].lists:
+            return values
+        _check_alike(name, values, lambda a, b: a.shape == b.shape)
+        return torch.stack(values)
 
-    arguments = {name: gathered(name) for name in own[0]}
+    arguments = {name: gathered(name) for name in own[0]} | _plain(picks)
+    referring = [shard.references(stream, index) for shard, index, stream, _ in picks]
+    _check_alike("reference pictures", referring, lambda a, b: getattr(a, "shape", None) == getattr(b, "shape", None))
+    references = None if referring[0] is None else torch.stack([tokens for tokens in referring if tokens is not None])
     conditions = [condition for shard, index, _, _ in picks if (condition := shard.condition(index)) is not None]
     geometry = Geometry(latent.shape[1], latent.shape[2], latent.shape[3], latent.shape[4], patch)
     condition = torch.stack(conditions) if conditions else None
-    return ModelInputs(arguments, latent, condition, geometry, family.text_tokens(arguments))
+    beside = 0 if references is None else references.shape[1]
+    return ModelInputs(arguments, latent, condition, geometry, family.text_tokens(arguments) + beside, references)
+
+
+def _plain(picks: Sequence[tuple[Shard, int, int, list[int]]]) -> dict[str, Any]:
+    """The arguments without tensors."""
+    found: dict[str, Any] = {}
+    for name in picks[0][0].plain(picks[0][2]):
+        values = []
+        for shard, index, stream, _ in picks:
+            value: Any = shard.plain(stream).get(name)
+            one_each = isinstance(value, list) and len(value) == shard.batch
+            values.append((value[index], True) if one_each else (value, False))
+        _check_alike(name, values, lambda a, b: a == b)
+        first, one_each = values[0]
+        found[name] = [first] * len(picks) if one_each else first
+    return found
+
+
+def _check_alike(name: str, values: Sequence[Any], alike: Callable[[Any, Any], bool]) -> None:
+    """Refuses samples that cannot share a batch.
+
+    Raises:
+        ConfigError: naming what differs, and the way out.
+    """
+    if not all(alike(values[0], value) for value in values[1:]):
+        raise ConfigError(
+            f"{name}: recordings differ in it, and samples of a batch cannot. Record pictures, references and texts of "
+            "one size each, or train with batch=1."
+        )

@@ -2,7 +2,7 @@
 
 from .adherence import adherence_note
 from .analyses import Analysis, Misses, plot_sigma, write_lines, write_misses, write_schedules
-from .baselines import BASELINES, Baseline, Library, Listing, OtherSolver, StepCache
+from .baselines import BASELINES, Baseline, Library, Listing, OtherSolver, StepCache, runs_twice
 from .comparison import Comparison, compare, compare_all, write_comparisons
 from .curves import plot_curves
 from .gallery import write_gallery
@@ -45,6 +45,7 @@ __all__ = [
     "plot_sigma",
     "read_rows",
     "run_sweep",
+    "runs_twice",
     "standard_plan",
     "summarise",
     "table",

@@ -18,6 +18,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..config import SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..granularity import Geometry, ModelFacts, PatchEmbedding, PatchProjections, Scalar, is_fused
 from ..runtime import Trunk
@@ -69,6 +70,9 @@ class Family(ABC):
     """Whether its models may predict noise or v of a variance-preserving process, and not a flow only. Wherever a
     family is told σ, such a model's timestep of training in thousandths is meant, and latents and predictions are the
     model's own."""
+    multiples: ClassVar[tuple[int, ...]] = SUPPORTED_MULTIPLES
+    """Patch sizes that its models can work with, as multiples of their own; holds 1. Settings that ask for no sizes of
+    their own are cut to these, others are refused."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()

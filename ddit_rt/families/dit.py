@@ -9,7 +9,7 @@ from diffusers import DiTPipeline, DiTTransformer2DModel
 from torch import nn
 
 from ..granularity import Geometry
-from .patch_embed import TIME_CHANNELS, NoisePredictingFamily
+from .patch_embed import NO_FIT, TIME_CHANNELS, NoisePredictingFamily
 
 
 class DiT(NoisePredictingFamily):
@@ -18,6 +18,7 @@ class DiT(NoisePredictingFamily):
     pipelines = (DiTPipeline,)
     projection_names = ("pos_embed.proj", "proj_out_2")
     limits: ClassVar[dict[str, str]] = {
+        "fit": NO_FIT,
         "LoRA": "diffusers' DiTTransformer2DModel takes no LoRA",
         "group offload": "diffusers does not offload DiTTransformer2DModel by groups",
         "first-block cache": "diffusers has no caches for DiTTransformer2DModel",

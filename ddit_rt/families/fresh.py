@@ -8,7 +8,8 @@ from typing import Any
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..errors import UnsupportedPipelineError
+from ..config import SUPPORTED_MULTIPLES
+from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import Adapter, AdapterSpec, fingerprint
 from .base import Family
 
@@ -17,7 +18,7 @@ def fresh_adapter(
     family: Family,
     transformer: nn.Module,
     *,
-    multiples: tuple[int, ...] = (2, 4),
+    multiples: tuple[int, ...] | None = None,
     targets: Sequence[str] = ("feed-forward",),
     rank: int = 32,
     alpha: float | None = None,
@@ -33,23 +34,28 @@ def fresh_adapter(
         family: Of the model.
         transformer: The model; it is read, not changed.
         targets: Layers that get LoRA, see :meth:`Family.target_layers`; the feed-forward's are the paper's.
-        multiples, rank, alpha, shared, memory, positions, base_model, training: See
+        multiples: Coarse sizes; None takes all that the family can work with.
+        rank, alpha, shared, memory, positions, base_model, training: See
             :class:`ddit_rt.granularity.AdapterSpec`; ``alpha`` None is the rank (a scale of 1).
 
     Returns:
         float32 weights on the model's device.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or the family cannot work with one of the multiples.
         UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
     """
+    coarse = tuple(k for k in family.multiples if k > 1)
+    multiples = coarse if multiples is None else tuple(multiples)
+    if any(k in SUPPORTED_MULTIPLES and k not in family.multiples for k in multiples):
+        raise ConfigError(f"multiples={multiples}: models of family {family.name} can work with {coarse} only.")
     base = unwrap_module(transformer)
     ends = family.projections(base)
     if not ends.embed_weight.is_floating_point():
         raise UnsupportedPipelineError("the model's embedding is quantised: load the model with its own weights.")
     spec = AdapterSpec(
         family=family.name,
-        multiples=tuple(multiples),
+        multiples=multiples,
         channels=ends.channels,
         condition=ends.embed_weight.shape[1] - ends.channels,
         width=ends.embed_weight.shape[0],

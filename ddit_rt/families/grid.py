@@ -26,6 +26,7 @@ from ..granularity import (
     swapped,
     unpatchify,
 )
+from ..runtime import own_part
 from .base import Family, ModelInputs, raw_sample
 from .weights import stored
 
@@ -100,7 +101,8 @@ class GridFamily(Family):
         if native:
             return nullcontext()
         tables = self.centred_rope(module, call.geometry, multiple, call.latent.device)
-        return swapped(module, rope=lambda _: tables)
+        rope: Any = module.rope
+        return swapped(module, rope=lambda _: own_part(rope, tables))
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = (module.get_submodule(name) for name in self.projection_names)

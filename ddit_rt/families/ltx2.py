@@ -45,7 +45,11 @@ class LTX2(Family):
     time_scale = 1000.0
     time_argument = "sigma"  # timestep is 0 for tokens of a given frame
     companion_scheduler = "audio_scheduler"
-    limits: ClassVar[dict[str, str]] = {"first-block cache": "diffusers' caches do not know LTX-2's blocks"}
+    multiples = (1, 2)  # one token is 32 x 32 pixels: 4p leaves 24 tokens of a frame of 512 x 768
+    limits: ClassVar[dict[str, str]] = {
+        "first-block cache": "diffusers' caches do not know LTX-2's blocks",
+        "fit": "what is measured for a fit is one output's, and the transformer makes two",
+    }
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
         "attention": r"transformer_blocks\.\d+\.attn[12]\.(to_[qkv]|to_out\.0)",

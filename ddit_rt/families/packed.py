@@ -254,14 +254,6 @@ def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bo
     return torch.cat([latent, full[..., geometry.tokens(1) :, :].to(dtype)], dim=-2)
 
 
-def token_means(tokens: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
-    """(B, N, d) on the grid of a full step -> (B, N/k², d): the mean of the full tokens that a coarse one covers."""
-    rows, columns = geometry.grid(1)
-    plane = rearrange(tokens, "b (f h w) d -> b d f h w", h=rows, w=columns)
-    grid = Geometry(tokens.shape[-1], geometry.frames, rows, columns, 1, geometry.ranks)
-    return rearrange(bands.means(plane, grid, multiple), "b d f h w -> b (f h w) d")
-
-
 def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
     """Rows and columns of the leading tokens whose first id is that of the very first.
 

@@ -36,6 +36,9 @@ from .weights import stored
 TIME_CHANNELS = 256
 """Sinusoids that the embedding of a timestep begins with."""
 
+NO_FIT = "schedules are fitted to flows, and these models predict noise or v"
+"""A declared limit of families here."""
+
 
 class PatchEmbedFamily(Family):
     """A family whose positions are made inside, from the latent's size."""
@@ -51,7 +54,7 @@ class PatchEmbedFamily(Family):
         """Position embeddings (1, N, d) at the centres of coarse patches on the full grid."""
 
     def conditions(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        """Arguments that depend on the picture's size, for coarse tokens; as for :meth:`low_arguments`."""
+        """Arguments that depend on the grid, or on the picture's size, for coarse tokens; as for `low_arguments`."""
         return {}
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..granularity import Geometry
 from .base import ModelInputs, NotCoarseError
-from .patch_embed import TIME_CHANNELS, NoisePredictingFamily
+from .patch_embed import NO_FIT, TIME_CHANNELS, NoisePredictingFamily
 
 
 class PixArt(NoisePredictingFamily):
@@ -19,6 +19,7 @@ class PixArt(NoisePredictingFamily):
     pipelines = (PixArtAlphaPipeline, PixArtSigmaPipeline)
     projection_names = ("pos_embed.proj", "proj_out")
     limits: ClassVar[dict[str, str]] = {
+        "fit": NO_FIT,
         "LoRA": "diffusers' PixArtTransformer2DModel takes no LoRA",
         "first-block cache": "diffusers has no caches for PixArtTransformer2DModel",
     }

@@ -28,12 +28,16 @@ from diffusers import (
 from torch import nn
 
 from ..granularity import Geometry, coarse_centres, swapped
-from ..runtime import TeaCacheDefaults, Trunk
-from .base import ModelInputs, NotCoarseError
+from ..runtime import TeaCacheDefaults, Trunk, own_part
+from .base import ModelInputs, NotCoarseError, present
+from .control import check_residuals, coarse_residuals
 from .packed import PackedFamily, is_truly_guided
 
 Size = tuple[int, int, int]
 """Frames, rows and columns of a picture, in tokens."""
+
+_RESIDUALS = "controlnet_block_samples"
+"""What a ControlNet gives."""
 
 TEACACHE = TeaCacheDefaults("qwen-image", 0.2, (-450.0, 280.0, -45.0, 3.2, -0.02))  # as vLLM-Omni publishes them
 
@@ -49,6 +53,7 @@ class QwenImage(PackedFamily):
         QwenImageEditInpaintPipeline,
         QwenImageEditPlusPipeline,
         QwenImageLayeredPipeline,
+        *present("QwenImageControlNetPipeline", "QwenImageControlNetInpaintPipeline"),
     )
     projection_names = ("img_in", "proj_out")
     time_scale = 1.0
@@ -58,9 +63,9 @@ class QwenImage(PackedFamily):
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        if arguments.get("controlnet_block_samples") is not None:
-            raise NotCoarseError("controlnet_block_samples has one residual per full token")
-        return super().parse(module, arguments)
+        call = super().parse(module, arguments)
+        check_residuals(arguments, call.geometry, _RESIDUALS)
+        return call
 
     def grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
         sizes = _sizes(arguments)
@@ -89,17 +94,19 @@ class QwenImage(PackedFamily):
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
         frames, grid = call.geometry.frames, call.geometry.grid(multiple)
         sizes = [(1, *grid)] * frames + _sizes(call.arguments)[frames:]
-        return {"img_shapes": [sizes] * len(call.arguments["img_shapes"])}
+        residuals = coarse_residuals(call, multiple, _RESIDUALS)
+        return {"img_shapes": [sizes] * len(call.arguments["img_shapes"]), **residuals}
 
     def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
         if native:
             return nullcontext()
-        rope, own = module.pos_embed, module.pos_embed.forward
+        rope: Any = module.pos_embed
         coarse = _latent_rope(rope, call.geometry, multiple, call.latent.device)
 
         def place(_: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            pictures, text = own(call.arguments["img_shapes"], *args, **kwargs)
-            return torch.cat([coarse, pictures[call.geometry.tokens(1) :]]), text
+            # without a hook that splits what it gives
+            pictures, text = type(rope).forward(rope, call.arguments["img_shapes"], *args, **kwargs)
+            return own_part(rope, (torch.cat([coarse, pictures[call.geometry.tokens(1) :]]), text))
 
         return swapped(module, pos_embed=place)
 

@@ -22,9 +22,13 @@ from torch import nn
 
 from ..errors import UnsupportedPipelineError
 from ..granularity import Geometry
-from .base import ModelInputs, NotCoarseError
+from .base import ModelInputs
+from .control import check_residuals, coarse_residuals
 from .patch_embed import TIME_CHANNELS, PatchEmbedFamily, out_channels
 from .weights import kept
+
+_RESIDUALS = "block_controlnet_hidden_states"
+"""What a ControlNet gives."""
 
 
 class SD3(PatchEmbedFamily):
@@ -45,9 +49,12 @@ class SD3(PatchEmbedFamily):
     }
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
-        if arguments.get("block_controlnet_hidden_states") is not None:
-            raise NotCoarseError("block_controlnet_hidden_states has one residual per full token")
-        return super().parse(module, arguments)
+        call = super().parse(module, arguments)
+        check_residuals(arguments, call.geometry, _RESIDUALS)
+        return call
+
+    def conditions(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        return coarse_residuals(call, multiple, _RESIDUALS)
 
     def channels(self, module: nn.Module) -> int:
         return out_channels(module)

@@ -1,8 +1,5 @@
 """Transformers of FLUX's two kinds of block: double-stream ones, where text and picture have weights of their own and
 attend to each other, then single-stream ones for both, with attention and feed-forward side by side.
-
-A ControlNet adds one residual per token of the picture after every block; a coarse token gets the mean of those that it
-covers.
 """
 
 from __future__ import annotations
@@ -13,11 +10,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..granularity import Geometry
-from .base import ModelInputs, NotCoarseError
-from .packed import PositionIdFamily, token_means
+from .base import ModelInputs
+from .control import check_residuals, coarse_residuals
+from .packed import PositionIdFamily
 
 _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
-"""What a ControlNet gives: lists of (B, N, d)."""
+"""What a ControlNet gives."""
 
 
 class TwoStreamFamily(PositionIdFamily):
@@ -35,22 +33,18 @@ class TwoStreamFamily(PositionIdFamily):
     """Whether the feed-forward layers have a gate beside what it multiplies."""
 
     def parse(self, module: nn.Module, arguments: Mapping[str, Any]) -> ModelInputs:
+        controlled = _is_controlled(arguments)
         call = super().parse(module, arguments)
-        tokens = call.geometry.tokens(1)
-        for name in _RESIDUALS:
-            for residual in arguments.get(name) or ():
-                if residual.shape[1] != tokens:
-                    raise NotCoarseError(f"{name}: {residual.shape[1]} residuals for {tokens} tokens of the latent")
+        if controlled:
+            check_residuals(arguments, call.geometry, *_RESIDUALS)
         return call
 
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
-        given = {name: call.arguments.get(name) for name in _RESIDUALS}
-        pooled = {
-            name: [token_means(residual, call.geometry, multiple) for residual in residuals]
-            for name, residuals in given.items()
-            if residuals is not None
-        }
-        return {**super().placed_arguments(call, multiple, native), **pooled}
+        controlled = _is_controlled(call.arguments)
+        placed = super().placed_arguments(call, multiple, native)
+        if controlled:
+            placed |= coarse_residuals(call, multiple, *_RESIDUALS)
+        return placed
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config: Any = module.config
@@ -68,3 +62,7 @@ class TwoStreamFamily(PositionIdFamily):
     def modulation(self, config: Any, width: int) -> float:
         """Multiply-adds per sample of all that turns noise level and the like into modulations of width ``width``."""
         return (config.num_layers * 12 + config.num_single_layers * 3 + 2) * width**2 + (256 + width) * width
+
+
+def _is_controlled(arguments: Mapping[str, Any]) -> bool:
+    return any(arguments.get(name) is not None for name in _RESIDUALS)

@@ -28,7 +28,7 @@ from ..schedule import (
     levels_of_steps,
     schedule_of,
 )
-from ..trajectories import generate, generate_converged, psnr
+from ..trajectories import Prompt, call_with, generate, generate_converged, name_of, psnr
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
 from .search import fewest_evaluations, find_evaluations, find_schedule
@@ -41,9 +41,9 @@ _FINER = 2
 
 def fit_schedule(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     speedup: float | None = None,
-    kinds: Sequence[int] = (1, 2, 4, SKIP),
+    kinds: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress = lambda text: None,
     adapter: str | Path | Adapter | None = None,
@@ -60,9 +60,10 @@ def fit_schedule(
 
     Args:
         pipe: A supported pipeline; left plain.
-        prompts: A few that resemble your use; four do. Each costs about eight plain runs, once.
+        prompts: A few that resemble your use; four do. Each costs about eight plain runs, once. Texts, or mappings of
+            arguments of the pipeline's call that stand for one, such as ``{"prompt_embeds": ..., "image": ...}``.
         speedup: Wanted ratio of FLOP, > 1; 2 if no quality is given either.
-        kinds: Multiples that steps may run at, 0 for no model call.
+        kinds: Multiples that steps may run at, 0 for no model call; None takes all that the model can work with.
         seed: Of the first prompt's noise; the i-th prompt takes seed + i.
         progress: Called with a line of text before every run.
         adapter: What coarse steps run, as for :func:`ddit_rt.accelerate`; None fits untrained ones.
@@ -75,25 +76,35 @@ def fit_schedule(
             this size and guidance.
 
     Raises:
-        ConfigError: a kind or reference is unknown, both targets are given, there is no prompt, or too few steps.
+        ConfigError: a kind or reference is unknown, the model cannot work with a kind, both targets are given, there is
+            no prompt, or too few steps.
         OutOfReachError: no schedule of these kinds is that fast, or that good.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
     check_target(speedup, quality, reference, kinds)
+    multiples = family_of(pipe).multiples
+    kinds = (*multiples, SKIP) if kinds is None else kinds
+    check_kinds(kinds, multiples)
     converged = reference == "converged"
-    multiples = [] if converged else [kind for kind in kinds if kind > 1]
+    coarse = [] if converged else [kind for kind in kinds if kind > 1]
     settings: dict[str, Any] = {}
-    trained = load_adapter(adapter) if adapter is not None and multiples else None
+    trained = load_adapter(adapter) if adapter is not None and coarse else None
     if trained is not None:
-        settings = {"coarse": "adapter", "adapter": trained, "multiples": (1, *multiples)}
-    steps = call.get("num_inference_steps", inspect.signature(pipe.__call__).parameters["num_inference_steps"].default)
-    call = {**call, "num_inference_steps": steps}
+        settings = {"coarse": "adapter", "adapter": trained, "multiples": (1, *coarse)}
+    parameters = inspect.signature(pipe.__call__).parameters
+    if "num_inference_steps" not in call:
+        call["num_inference_steps"] = parameters["num_inference_steps"].default
+    for prompt in prompts:
+        given = call_with(prompt, call)
+        if converged and "strength" in parameters and given.get("strength", parameters["strength"].default) < 1:
+            raise ConfigError("reference='converged' is fitted for whole runs: pass strength=1.0, or leave it plain.")
     runs = _Runs(pipe, prompts, seed, progress, settings, reference, call)
-    error_model = measure(pipe, prompts, multiples, seed, progress, trained, _FINER if converged else 1, **call)
+    error_model = measure(pipe, prompts, coarse, seed, progress, trained, _FINER if converged else 1, **call)
+    steps = error_model.steps // (_FINER if converged else 1)  # of a run from a picture fewer than the call's
     progress("searching")
     if quality is not None:
-        found = _of_quality(runs, error_model, quality)
+        found = _of_quality(runs, error_model, steps, quality)
     else:
         found = runs.best(_at_speedup(error_model, reference, steps, 2.0 if speedup is None else speedup, kinds))
     sensitivity = np.interp(
@@ -105,7 +116,7 @@ def fit_schedule(
     return found
 
 
-def check_target(speedup: float | None, quality: float | None, reference: str, kinds: Sequence[int]) -> None:
+def check_target(speedup: float | None, quality: float | None, reference: str, kinds: Sequence[int] | None) -> None:
     """Refuses what :func:`fit_schedule` cannot aim at.
 
     Raises:
@@ -119,6 +130,8 @@ def check_target(speedup: float | None, quality: float | None, reference: str, k
         check_quality(quality)
     if reference not in WARP:
         raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
+    if kinds is None:
+        return
     check_kinds(kinds)
     if (reference == "converged" or quality is not None) and SKIP not in kinds:
         raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
@@ -177,9 +190,8 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
     return found
 
 
-def _of_quality(runs: _Runs, error_model: ErrorModel, quality: float) -> FittedSchedule:
+def _of_quality(runs: _Runs, error_model: ErrorModel, steps: int, quality: float) -> FittedSchedule:
     """The fewest evaluations whose real runs reach a quality, by bisection."""
-    steps = runs.call["num_inference_steps"]
     low, high, reached = fewest_evaluations(error_model), steps, -math.inf
     best: FittedSchedule | None = None
     while low <= high:
@@ -211,7 +223,7 @@ class _Runs:
     def __init__(
         self,
         pipe: Any,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         seed: int,
         progress: Progress,
         settings: Mapping[str, Any],
@@ -239,8 +251,8 @@ class _Runs:
         """The schedule with its FLOP speed-up and its PSNR, means over the prompts."""
         speedups, decibels, to_converged = [], [], []
         for i, prompt in enumerate(self._prompts):
-            self._progress(f"trying: {prompt}")
-            arguments = {**self.call, "prompt": prompt}
+            self._progress(f"trying: {name_of(prompt, i)}")
+            arguments = call_with(prompt, self.call)
             if i not in self._plain:
                 with arguments_seen(self._pipe) as seen:
                     self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
@@ -265,7 +277,7 @@ class _Runs:
 def try_schedule(
     pipe: Any,
     schedule: Sequence[int],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seed: int = 0,
     progress: Progress = lambda text: None,
     settings: Mapping[str, Any] = MappingProxyType({}),

@@ -14,10 +14,13 @@ from ..errors import ConfigError
 from ..granularity import Adapter, PredictionHistory
 from ..trajectories import (
     AdapterErrors,
+    Prompt,
     Trajectory,
     adapter_errors,
+    call_with,
     coarse_predictions,
     last_latent_with_error,
+    name_of,
     record_trajectory,
 )
 from .error_model import Array, ErrorModel
@@ -36,7 +39,7 @@ Progress = Callable[[str], None]
 
 def measure(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     multiples: Sequence[int] = (2, 4),
     seed: int = 0,
     progress: Progress = lambda text: None,
@@ -61,6 +64,7 @@ def measure(
     if not prompts:
         raise ConfigError("no prompts: give at least one.")
     check_kinds(multiples)
+    calls = [call_with(prompt, call) for prompt in prompts]
     sketch: _Sketch | None = None
     full: list[torch.Tensor] = []
     floor: list[float] = []
@@ -69,19 +73,20 @@ def measure(
     errors: dict[int, list[AdapterErrors]] = {k: [] for k in multiples if adapter is not None}
     gains: list[list[float]] = []
     for i, prompt in enumerate(prompts):
-        progress(f"plain run: {prompt}")
-        coarser = record_trajectory(pipe, seed + i, **{**call, "prompt": prompt})
+        name, arguments = name_of(prompt, i), calls[i]
+        progress(f"plain run: {name}")
+        coarser = record_trajectory(pipe, seed + i, **arguments)
         trajectory = coarser
         if finer > 1:
-            progress(f"{finer} times as many steps: {prompt}")
+            progress(f"{finer} times as many steps: {name}")
             count = {"num_inference_steps": finer * coarser.steps}
-            trajectory = record_trajectory(pipe, seed + i, **{**call, **count, "prompt": prompt})
+            trajectory = record_trajectory(pipe, seed + i, **{**arguments, **count})
         predictions = [trajectory.canonical(output) for output in trajectory.outputs]
         sketch = sketch or _Sketch(predictions[0].numel())
         full.append(torch.stack([sketch(p) for p in predictions]))
         floor.append(_FLOOR**2 * float(trajectory.latents[-1].float().square().mean()))
         for k in multiples:
-            progress(f"{k}p along it: {prompt}")
+            progress(f"{k}p along it: {name}")
             found, shares[k] = coarse_predictions(pipe, trajectory, k, sketch)
             coarse[k].append(torch.stack(found))
             if adapter is None:
@@ -89,7 +94,7 @@ def measure(
             for every in ADAPTER_EVERY:
                 made, shares[k] = adapter_errors(pipe, trajectory, adapter, k, every)
                 errors[k].append(made)
-        progress(f"sensitivity: {prompt}")
+        progress(f"sensitivity: {name}")
         at = _places(coarser.steps)
         gains.append([_gain(pipe, coarser, t) for t in at])
     # errors grow by factors, so it is factors that are averaged, and drawn between the places where they were measured
@@ -110,15 +115,15 @@ def measure(
     )
 
 
-def check_kinds(kinds: Sequence[int]) -> None:
-    """Refuses kinds of steps that do not exist.
+def check_kinds(kinds: Sequence[int], multiples: Sequence[int] = SUPPORTED_MULTIPLES) -> None:
+    """Refuses kinds of steps that do not exist, or that a model whose ``multiples`` are given cannot make.
 
     Raises:
         ConfigError: naming it.
     """
     for kind in kinds:
-        if kind != SKIP and kind not in SUPPORTED_MULTIPLES:
-            raise ConfigError(f"kinds={list(kinds)}: {kind} is none of {SUPPORTED_MULTIPLES}, nor {SKIP}.")
+        if kind != SKIP and kind not in multiples:
+            raise ConfigError(f"kinds={list(kinds)}: {kind} is none of {tuple(multiples)}, nor {SKIP}.")
 
 
 def _places(steps: int) -> list[int]:

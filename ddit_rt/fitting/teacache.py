@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..families import family_of
 from ..runtime import polynomial, relative_change
 from ..schedule import check_speedup
-from ..trajectories import Recorder, StreamCall, denoise
+from ..trajectories import Prompt, Recorder, StreamCall, call_with, denoise
 
 Change = tuple[float, float]
 """Of the signal, and of the transformer's prediction, from one step to the next; relative, of the first sample."""
@@ -60,7 +60,7 @@ class TeaCacheFit:
 
 
 def fit_teacache(
-    pipe: Any, prompts: Sequence[str], seed: int = 0, retention: bool = False, degree: int = 4, **call: Any
+    pipe: Any, prompts: Sequence[Prompt], seed: int = 0, retention: bool = False, degree: int = 4, **call: Any
 ) -> TeaCacheFit:
     """Runs the plain pipeline and fits the change of the transformer's output to the change of the signal.
 
@@ -68,7 +68,7 @@ def fit_teacache(
 
     Args:
         pipe: A supported pipeline; left plain.
-        prompts: One run each.
+        prompts: One run each; as for :func:`ddit_rt.fit`.
         seed: Of the first prompt's noise; the i-th takes seed + i.
         retention: Watch the signal of the retention variant.
         degree: Of the polynomial.
@@ -81,7 +81,7 @@ def fit_teacache(
     streams = [
         stream
         for index, prompt in enumerate(prompts)
-        for stream in _changes(pipe, retention, {**call, "prompt": prompt}, seed + index)
+        for stream in _changes(pipe, retention, call_with(prompt, call), seed + index)
     ]
     points = np.array([point for stream in streams for point in stream])
     if len(points) <= degree:

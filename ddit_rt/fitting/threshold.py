@@ -10,7 +10,7 @@ from typing import Any
 from ..config import DDiTConfig
 from ..errors import ConfigError, OutOfReachError
 from ..schedule import Report, check_speedup, choices_along, make_policy
-from ..trajectories import Outcome, generate, psnr
+from ..trajectories import Outcome, Prompt, call_with, generate, name_of, psnr
 
 _NEAR = 0.98  # of the wanted speed-up is near enough
 _ALL = 1e6  # a τ that everything lies below
@@ -43,7 +43,7 @@ class Calibration:
 
 def calibrate(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     speedup: float,
     settings: Mapping[str, Any] | None = None,
     trials: int = 6,
@@ -55,7 +55,7 @@ def calibrate(
 
     Args:
         pipe: A supported pipeline; left plain.
-        prompts: Prompts to average over.
+        prompts: Prompts to average over, as for :func:`ddit_rt.fit`.
         speedup: Wanted ratio of FLOP, > 1.
         settings: Other settings of :func:`ddit_rt.accelerate` (no threshold, no schedule).
         trials: Values of τ to run.
@@ -72,11 +72,12 @@ def calibrate(
         raise ConfigError("no prompts: give at least one.")
     settings = dict(settings or {})
 
-    def run(threshold: float, prompts: Sequence[str] = prompts) -> list[Outcome]:
+    def run(threshold: float, prompts: Sequence[Prompt] = prompts) -> list[Outcome]:
         outcomes = []
         for i, prompt in enumerate(prompts):
-            progress(f"τ = {threshold:.2e}: {prompt}")
-            outcomes.append(generate(pipe, {**settings, "threshold": threshold}, seed + i, prompt=prompt, **call))
+            progress(f"τ = {threshold:.2e}: {name_of(prompt, i)}")
+            arguments = call_with(prompt, call)
+            outcomes.append(generate(pipe, {**settings, "threshold": threshold}, seed + i, **arguments))
         return outcomes
 
     base = run(0.0)  # multiple 1 throughout, so its pictures are the plain pipeline's, and it records the σ curves

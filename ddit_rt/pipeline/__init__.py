@@ -14,19 +14,25 @@ from .loading import (
     load_any,
 )
 from .prepare import warmup
+from .progress import Progress, Watcher
 from .targets import SHIPPED_SCHEDULES, arguments_seen, identity_of, key_of_call
+from .watching import POLICY_SETTINGS, configured, settings_of_call, watched
 
 __all__ = [
     "DEMO",
+    "POLICY_SETTINGS",
     "SHIPPED",
     "SHIPPED_SCHEDULES",
     "AcceleratedPipeline",
+    "Progress",
+    "Watcher",
     "accelerate",
     "accelerated",
     "arguments_seen",
     "call_arguments",
     "call_defaults",
     "check_call",
+    "configured",
     "default_device",
     "example_prompts",
     "find_accelerated",
@@ -37,6 +43,8 @@ __all__ = [
     "pipeline_of_configs",
     "report",
     "restore",
+    "settings_of_call",
     "supported",
     "warmup",
+    "watched",
 ]

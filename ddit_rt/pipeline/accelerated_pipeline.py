@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.utils.torch_utils import unwrap_module
@@ -46,6 +46,7 @@ from .checks import check_finite, check_merge, check_not_compiled, check_unshare
 from .executor import StepExecutor
 from .levels import place_levels
 from .plain_state import keep_plain, release_plain
+from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
 from .targets import KeptSchedules
 from .transformer_call import TransformerCall
@@ -63,7 +64,9 @@ class AcceleratedPipeline:
         folders: Where to look for kept schedules beside the user's own and the shipped ones.
 
     Raises:
-        ConfigError: the coarse path needs an adapter and there is none, or graphs a CUDA device.
+        ConfigError: the coarse path needs an adapter and there is none, graphs a CUDA device, or the family cannot work
+            with one of the multiples.
+        ScheduleError: the same of the schedule's.
         AdapterMismatchError: the adapter belongs to another model or lacks a multiple.
     """
 
@@ -78,11 +81,11 @@ class AcceleratedPipeline:
     ) -> None:
         self.pipe = pipe
         self.family = family
+        config = config.limited_to(family.multiples, f"{type(pipe).__name__} (family {family.name})")
         name = default_path(adapter is not None) if config.coarse == "auto" else config.coarse
         self._path: CoarsePath = make_path(name, PathOptions(config.residual, config.high_band, adapter))
         check_merge(config, self._path)
-        wanted = config.max_consecutive_coarse
-        limit = self._path.max_consecutive if isinstance(wanted, str) else wanted
+        limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = make_policy(self.config, limit)
         self._kept = KeptSchedules(pipe, family, adapter, folders)
@@ -185,17 +188,45 @@ class AcceleratedPipeline:
         Yields:
             A list that holds the report of the last call when the context ends.
         """
-        kept = (self.config, self._policy, self._report)
+        kept = self._report
         reports: list[Report] = []
-        self.config = self.config.replace(schedule=schedule, speedup=None, quality=None)
-        self._policy = make_policy(self.config, None)
         try:
-            yield reports
+            with self.following_settings(self.config.replace(schedule=schedule, speedup=None, quality=None), None):
+                yield reports
             reports += [self._report] if self._report is not None else []
         finally:
-            self.config, self._policy, self._report = kept
+            self._report = kept
+
+    @contextmanager
+    def following_settings(self, config: DDiTConfig, limit: int | Literal["own"] | None = "own") -> Iterator[None]:
+        """Within the context calls choose their steps by ``config``, which differs in nothing that executes a step.
+
+        Args:
+            config: Settings.
+            limit: Longest run of coarse steps, None for no limit; "own" is that of the settings.
+        """
+        kept = (self.config, self._policy)
+        self.config = config
+        self._policy = make_policy(config, self._limit_of(config) if limit == "own" else limit)
+        try:
+            yield
+        finally:
+            self.config, self._policy = kept
+
+    def _limit_of(self, config: DDiTConfig) -> int | None:
+        wanted = config.max_consecutive_coarse
+        return self._path.max_consecutive if isinstance(wanted, str) else wanted
 
     # -- one pipeline call ----------------------------------------------------------------------------------------
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Who hears of the steps that end in calls of this thread."""
+        return getattr(self._local, "watcher", None)
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher | None) -> None:
+        self._local.watcher = watcher
 
     @property
     def report(self) -> Report | None:
@@ -402,8 +433,9 @@ class AcceleratedPipeline:
         if call is None or call.record is None:
             return inner(*args, **kwargs)
         increment = None
+        output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+        told = self._progress_of(call, output, sample) if self.watcher is not None else None
         if self._watches or call.solver is not None:
-            output, timestep, sample, given = _given_to_step(inner, args, kwargs)
             if self.config.approximates:  # what approximates nothing stays the plain pipeline's bit for bit
                 inner = without_waiting(inner, self._scheduler, sample)
             step_from = _step_from(inner, self._scheduler, timestep, given)
@@ -419,11 +451,19 @@ class AcceleratedPipeline:
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)
+        if told is not None and self.watcher is not None:
+            self.watcher(told)
         if call.index >= call.steps:
             self._end_call()
             if self._report is not None and self._report.steps is call.records:
                 self._report.complete = True
         return result
+
+    def _progress_of(self, call: CallState, output: torch.Tensor, sample: torch.Tensor) -> Progress:
+        """What a watcher is told of the current step."""
+        assert call.record is not None
+        clean = partial(clean_latent, output, sample, call.sigma, call.process_on(sample.device), *call.layout)
+        return Progress(call.index, call.steps, call.record.multiple, clean)
 
     def _on_companion_step(self, call: CallState, scheduler: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """The step of a second output, after that of the latent: it was full, coarse or skipped as that one was."""

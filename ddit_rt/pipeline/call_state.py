@@ -15,7 +15,7 @@ from torch import nn
 from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
-from ..granularity import CoarsePath, PredictionHistory, VariancePreserving
+from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePreserving
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
 from .process import process_of
@@ -48,6 +48,7 @@ class CallState:
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
         process: Of the call's latents; None for a flow's.
+        layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
         source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
             whether guidance doubles the batch, and how many calls there are.
     """
@@ -77,6 +78,7 @@ class CallState:
         )
         self._patch: int | None = None
         self._packed: tuple[int, ...] | None = None
+        self.layout: tuple[Geometry | None, tuple[int, ...] | None] = None, None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -221,6 +223,7 @@ class CallState:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
             self._packed = family.packing(inputs.geometry)
+            self.layout = inputs.geometry, self._packed
             self._evolution.clear()
             self.cache_states.clear()
             self._histories.clear()

@@ -12,7 +12,6 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import unwrap_module
 
-from ..config import SUPPORTED_MULTIPLES
 from ..errors import UnsupportedPipelineError
 from ..families import FAMILIES, denoisers, family_of, supported_pipelines
 from .loading import naming, source_of
@@ -49,7 +48,7 @@ class Inspection:
         pipeline, family, transformer, scheduler: Class and family names.
         parameters: Of the transformer.
         latent: (channels, frames, height, width) in latent pixels.
-        sizes: Cost per multiple, finest first.
+        sizes: Cost per multiple that the family can work with, finest first.
         limits: What does not go with it -> why.
     """
 
@@ -84,7 +83,7 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
     transformer = unwrap_module(next(iter(denoisers(pipe, family).values())))
     geometry = family.geometry(pipe, height, width, frames)
     sizes = []
-    for multiple in SUPPORTED_MULTIPLES:
+    for multiple in family.multiples:
         tokens = geometry.tokens(multiple)
         cost = family.flops(transformer, geometry, multiple, text_tokens)
         even = tuple(ranks for ranks in RANKS if tokens % ranks == 0)
@@ -103,12 +102,13 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
 
 
 def supported() -> list[dict[str, Any]]:
-    """One entry per family: its name, transformer, pipelines, and what does not go with it."""
+    """One entry per family: its name, transformer, pipelines, multiples, and what does not go with it."""
     return [
         {
             "family": family.name,
             "transformer": family.transformer_class.__name__,
             "pipelines": [cls.__name__ for cls in family.pipelines],
+            "multiples": family.multiples,
             "limits": dict(family.limits),
         }
         for family in FAMILIES
@@ -116,7 +116,7 @@ def supported() -> list[dict[str, Any]]:
 
 
 def pipeline_of_configs(source: str) -> DiffusionPipeline:
-    """A pipeline whose models have no weights (meta tensors) and whose text encoders are missing.
+    """A pipeline whose models have no weights (meta tensors); text encoders, tokenizers and processors are missing.
 
     Args:
         source: A folder in diffusers format, or a hub id.
@@ -134,10 +134,22 @@ def pipeline_of_configs(source: str) -> DiffusionPipeline:
         given = index.get(name)
         if isinstance(given, list | tuple) and len(given) == 2:
             library, class_name = given
-            parts[name] = _without_weights(source, name, class_name) if library == "diffusers" else None
+            if library == "diffusers":
+                parts[name] = _without_weights(source, name, class_name)
+            else:
+                # constructors do without models and tokenizers, but some take a processor apart
+                parts[name] = _Processor() if str(class_name).endswith("Processor") else None
         elif name in index:
             parts[name] = given
     return cls(**parts)
+
+
+class _Processor:
+    """In place of a processor, which would need its files and what it reads them with: all its parts are missing."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):  # what Python and diffusers look for in any object
+            raise AttributeError(name)
 
 
 def _without_weights(source: str, name: str, class_name: str) -> Any:

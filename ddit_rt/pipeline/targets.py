@@ -61,7 +61,8 @@ class KeptSchedules:
             return None
         wanted = (key, config.speedup, config.quality)
         if wanted not in self._found:
-            self._found[wanted] = self._store.find(key, speedup=config.speedup, quality=config.quality)
+            speedup, quality, multiples = config.speedup, config.quality, config.multiples
+            self._found[wanted] = self._store.find(key, speedup=speedup, quality=quality, multiples=multiples)
         return self._found[wanted]
 
     def _look_up(self) -> None:

@@ -3,7 +3,7 @@
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
 from .model_state import wrapped_forward
-from .parallel import agree_on_multiple, divided
+from .parallel import agree_on_multiple, divided, own_part
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
@@ -24,6 +24,7 @@ __all__ = [
     "divided",
     "installed",
     "make_runner",
+    "own_part",
     "polynomial",
     "relative_change",
     "wrapped_forward",

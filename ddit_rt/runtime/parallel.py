@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from torch import distributed, nn
 
 
@@ -40,6 +41,23 @@ def divided(module: nn.Module, inputs: Any) -> Any:
         return inputs
     ranks = distributed.get_world_size(group)
     return replace(inputs, geometry=replace(inputs.geometry, ranks=ranks))
+
+
+def own_part(module: nn.Module, output: Any) -> Any:
+    """The part of a module's output that this rank works with, if context parallelism splits it; else all of it.
+
+    diffusers splits in a hook around the module's forward, which is passed by where something else computes in place of
+    the module.
+
+    Args:
+        module: Inside a transformer.
+        output: What the module would return, for all tokens: a tensor, or several.
+    """
+    registry = getattr(module, "_diffusers_hook", None)
+    for hook in registry.hooks.values() if registry is not None else ():
+        if isinstance(hook, ContextParallelSplitHook):
+            output = hook.post_forward(module, output)
+    return output
 
 
 def undividable(tokens: int, group: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
+from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..settings import read_text
 from .bounds import check_quality, check_speedup
@@ -87,7 +88,12 @@ class ScheduleStore:
         self.shipped = tuple(Path(folder) for folder in shipped)
 
     def find(
-        self, key: CallKey, *, speedup: float | None = None, quality: float | None = None
+        self,
+        key: CallKey,
+        *,
+        speedup: float | None = None,
+        quality: float | None = None,
+        multiples: Sequence[int] = SUPPORTED_MULTIPLES,
     ) -> FittedSchedule | None:
         """The best schedule for a call; give one of the two targets.
 
@@ -96,6 +102,7 @@ class ScheduleStore:
             speedup: Wanted ratio of FLOP. Of the schedules that reach it, or miss it by at most 3 %, the one with the
                 highest PSNR.
             quality: Wanted PSNR in dB. Of the schedules that reach it, or miss it by at most 0.1 dB, the fastest.
+            multiples: That steps may run at.
 
         Returns:
             None where no stored schedule reaches the target.
@@ -105,7 +112,7 @@ class ScheduleStore:
         """
         if (speedup is None) == (quality is None):
             raise ConfigError(f"speedup={speedup!r}, quality={quality!r}: give one of the two.")
-        entries = self.entries(key)
+        entries = [entry for entry in self.entries(key) if set(entry.fitted.schedule) <= {SKIP, *multiples}]
         if speedup is not None:
             check_speedup(speedup)
             fast = [entry for entry in entries if entry.fitted.speedup >= _SLOWER * speedup]

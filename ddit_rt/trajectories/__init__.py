@@ -3,6 +3,7 @@
 from .converged import UNIPC, generate_converged
 from .fidelity import frames_of_all, psnr, ssim
 from .generation import Outcome, denoise, generate, save, timed_call
+from .prompts import Prompt, call_with, name_of
 from .recorder import Recorder, Step, StreamCall
 from .recording import Recording, Shard, record, sole_transformer
 from .replay import AdapterErrors, adapter_errors, coarse_predictions, last_latent_with_error
@@ -14,6 +15,7 @@ __all__ = [
     "UNIPC",
     "AdapterErrors",
     "Outcome",
+    "Prompt",
     "Recorder",
     "Recording",
     "Shard",
@@ -22,6 +24,7 @@ __all__ = [
     "StreamCall",
     "Trajectory",
     "adapter_errors",
+    "call_with",
     "check_deterministic_flow",
     "coarse_predictions",
     "denoise",
@@ -29,6 +32,7 @@ __all__ = [
     "generate",
     "generate_converged",
     "last_latent_with_error",
+    "name_of",
     "psnr",
     "record",
     "record_trajectory",

@@ -110,6 +110,7 @@ def test_inspect_lists_what_is_supported() -> None:
     listed = {family["family"]: family for family in json.loads(run("inspect", "--supported", "--json"))}
     assert "FluxPipeline" in listed["flux"]["pipelines"]
     assert listed["flux2"]["limits"]
+    assert listed["flux2"]["multiples"] == [1, 2, 4] and listed["ltx2"]["multiples"] == [1, 2]
     assert "FluxPipeline" in run("inspect", "--supported")
     with pytest.raises(ConfigError, match="--supported"):
         RUNNER.invoke(app, ["inspect"], catch_exceptions=False)

@@ -26,6 +26,9 @@ COMMANDS = [
     *(["analyse", name] for name in ("order", "tau", "rho", "patch-size", "misses", "sigma", "schedules")),
     ["distill"],
     *(["distill", name] for name in ("train", "record", "push")),
+    ["serve"],
+    ["bench"],
+    ["bench", "serve"],
 ]
 
 HELP = """

@@ -69,7 +69,7 @@ def test_one_thing_at_a_time(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     error = error_of(monkeypatch, capsys, *arguments)
-    assert error.startswith("error: give one of MODEL, --list and --clear") and error.count("\n") == 1
+    assert error.startswith("error: give one of MODEL, --schedule, --list and --clear") and error.count("\n") == 1
 
 
 def test_what_cannot_be_removed_is_one_line(
@@ -84,3 +84,32 @@ def test_what_cannot_be_removed_is_one_line(
     error = error_of(monkeypatch, capsys, "--clear")
     assert error.startswith("error:") and str(path) in error and error.count("\n") == 1
     assert os.path.exists(str(path))
+
+
+def test_export_prints_the_environment_of_an_engine(tmp_path: Path) -> None:
+    file = FittedSchedule([1, 1, 1, 0, 0, 1, 0, 1], 1.6, 41.0, 4).save(tmp_path / "schedule.json")
+    lines = run("--schedule", str(file), "--export", "sglang").splitlines()
+    assert "export SGLANG_CACHE_DIT_SCM_COMPUTE_BINS=3,1,1" in lines
+    assert "export SGLANG_CACHE_DIT_SCM_CACHE_BINS=2,1" in lines
+    assert json.loads(run("--schedule", str(file), "--export", "sglang", "--json"))["SGLANG_CACHE_DIT_WARMUP"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--schedule", "FILE"), "--export sglang"),
+        (("--schedule", "FILE", "--export", "sglang"), "schedule[1]=2"),
+        (("demo", "--speedup", "2", "--export", "sglang"), "--kinds 1,0"),
+        (("demo", "--schedule", "FILE", "--export", "sglang"), "give one of MODEL, --schedule"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    file = FittedSchedule([1, 2, 0], 1.6, 41.0, 4).save(tmp_path / "schedule.json")
+    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    assert message in " ".join(error_of(monkeypatch, capsys, *given).split())

@@ -1,7 +1,7 @@
 """Writes the support table of docs/models.md from what the conformity kit finds.
 
-`python tests/families/support.py [SPECIMEN ...]`. Findings are kept in docs/models.json; test_support.py
-holds both to the specimens and checks that there are.
+`python tests/families/support.py [SPECIMEN ...]`, or `--check NAME` for one check on all of them. Findings are kept in
+docs/models.json; test_support.py holds both to the specimens and checks that there are.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,30 @@ FINDINGS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- begin: written by tests/families/support.py -->", "<!-- end -->"
 
 
-def find(names: Sequence[str]) -> dict[str, Any]:
+def find(names: Sequence[str], check: str | None = None) -> dict[str, Any]:
     """Specimen -> its pipeline, its family, and check -> verdict and reason; progress on stderr.
 
     Args:
         names: Of specimens to check anew; the others keep what was found. None given: all.
+        check: The only one to run; what else was found is kept.
     """
     sys.path[:0] = [str(ROOT / "tests" / "helpers")]
     from specimens import SPECIMENS
 
-    kept = json.loads(FINDINGS.read_text(encoding="utf-8")) if names and FINDINGS.exists() else {}
+    from ddit_rt.families.testing import CHECKS
+
+    kept = json.loads(FINDINGS.read_text(encoding="utf-8")) if (names or check) and FINDINGS.exists() else {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        fresh = dict(zip(names or SPECIMENS, pool.map(examine, names or SPECIMENS)))
+        fresh = dict(zip(names or SPECIMENS, pool.map(partial(examine, only=check), names or SPECIMENS)))
+    if check:
+        for name, found in fresh.items():
+            checks = {**kept[name]["checks"], **found["checks"]}
+            found["checks"] = {known: checks[known] for known in CHECKS}
     return {name: {**kept, **fresh}[name] for name in SPECIMENS}
 
 
-def examine(name: str) -> dict[str, Any]:
-    """What the kit finds of one specimen."""
+def examine(name: str, only: str | None = None) -> dict[str, Any]:
+    """What the kit finds of one specimen, with all checks or with one."""
     sys.path[:0] = [str(ROOT / "tests" / "helpers")]
     from specimens import SPECIMENS
 
@@ -43,7 +51,7 @@ def examine(name: str) -> dict[str, Any]:
     from ddit_rt.families.testing import CHECKS, run_check
 
     pipe = SPECIMENS[name].make()
-    outcomes = {check: run_check(SPECIMENS[name], check) for check in CHECKS}
+    outcomes = {check: run_check(SPECIMENS[name], check) for check in ([only] if only else CHECKS)}
     print(name, file=sys.stderr)
     return {
         "family": family_of(pipe).name,
@@ -76,4 +84,7 @@ def write(findings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write(find(sys.argv[1:]))
+    if sys.argv[1:2] == ["--check"]:
+        write(find([], sys.argv[2]))
+    else:
+        write(find(sys.argv[1:]))

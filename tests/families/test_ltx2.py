@@ -10,7 +10,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTX2ImageToVideoPipeline,
 from specimens import SPECIMENS, ltx2
 
 import ddit_rt
-from ddit_rt.families import NotCoarseError, family_of
+from ddit_rt import FittedSchedule
+from ddit_rt.families import NotCoarseError, family_of, fresh_adapter
 from ddit_rt.families.ltx2 import LTX2
 from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.testing.specimen import first_call
@@ -25,6 +26,65 @@ def both(pipe, arguments):
     """Video and sound, latents."""
     result = pipe(**arguments)
     return result.frames, result.audio
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_left_out_are_those_that_the_model_can_work_with():
+    pipe = SPECIMENS["ltx2"].make()
+    for settings in ({}, {"threshold": 1e9}, {"config": ddit_rt.DDiTConfig(threshold=1e9)}):
+        with ddit_rt.accelerated(pipe, **settings):
+            pipe(**SPECIMENS["ltx2"].arguments())
+            report = ddit_rt.report(pipe)
+        assert tuple(report.config["multiples"]) == (1, 2)
+        assert max(report.schedule) == (2 if settings else 1)
+        assert all(set(step.patch_std) <= {1, 2} for step in report.steps)
+
+
+def test_warm_up_runs_those_sizes():
+    pipe, call = SPECIMENS["ltx2"].make(), SPECIMENS["ltx2"].arguments()
+    own = {"height", "width", "num_frames", "num_inference_steps", "generator", "output_type"}
+    more = {name: value for name, value in call.items() if name not in own}
+    with ddit_rt.accelerated(pipe, threshold=1e-3):
+        report = ddit_rt.warmup(pipe, 256, 256, ltx2.FRAMES, progress=False, **more)
+    assert set(report.schedule) == {1, 2} and all(set(step.patch_std) <= {1, 2} for step in report.steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        (
+            {"multiples": (1, 2, 4)},
+            ddit_rt.ConfigError,
+            r"\(1, 2, 4\).*LTX2Pipeline.*pass multiples=\(1, 2\)",
+        ),
+        ({"multiples": (1, 4)}, ddit_rt.ConfigError, r"pass multiples=\(1,\)"),
+        ({"schedule": [1, 1, 2, 4, 1, 1, 1, 1]}, ddit_rt.ScheduleError, r"schedule\[3\]=4.*LTX2Pipeline"),
+        ({"schedule": FittedSchedule([1, 4], 2.0, 40.0, 1)}, ddit_rt.ScheduleError, r"schedule\[1\]=4.*LTX2Pipeline"),
+    ],
+)
+def test_other_sizes_are_refused_by_name_and_nothing_is_changed(settings, error, match):
+    pipe = SPECIMENS["ltx2"].make()
+    with pytest.raises(error, match=match):
+        ddit_rt.accelerate(pipe, **settings)
+    assert "forward" not in vars(pipe.transformer)
+    with ddit_rt.accelerated(pipe, threshold=1e9):
+        pipe(**SPECIMENS["ltx2"].arguments())
+        kept = ddit_rt.report(pipe).schedule
+        with pytest.raises(error):
+            ddit_rt.accelerate(pipe, **settings)
+        pipe(**SPECIMENS["ltx2"].arguments())
+        assert ddit_rt.report(pipe).schedule == kept
+
+
+def test_fits_and_adapters_of_other_sizes_are_refused():
+    pipe = SPECIMENS["ltx2"].make()
+    with pytest.raises(ddit_rt.ConfigError, match=r"4 is none of \(1, 2\)"):
+        ddit_rt.fit(pipe, ["a"], speedup=2.0, kinds=(1, 4, 0))
+    with pytest.raises(ddit_rt.ConfigError, match=r"multiples=\(2, 4\).*ltx2"):
+        fresh_adapter(LTX2(), pipe.transformer, multiples=(2, 4), rank=2)
+    assert fresh_adapter(LTX2(), pipe.transformer, rank=2).spec.multiples == (2,)
 
 
 # -- the sound --------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_guidance_rescales_the_deembedded_prediction():
 def test_calls_that_tokens_cannot_carry_run_full():
     caught = first_call(SPECIMENS["qwen-image"])
     for change, reason in (
-        ({"controlnet_block_samples": [torch.zeros(1, 64, 32)]}, "one residual per full token"),
+        ({"controlnet_block_samples": [torch.zeros(1, 60, 32)]}, "controlnet_block_samples: 60 residuals for 64"),
         ({"img_shapes": [[(1, 8, 7)]]}, "lists 56 tokens, there are 64"),
         ({"img_shapes": [[(2, 8, 4)]]}, "a picture of 2 frames"),
         ({"img_shapes": [[(1, 8, 8)], [(1, 4, 16)]]}, "several sizes"),

@@ -1,4 +1,4 @@
-"""What only Stable Diffusion 3 has: a table of positions, guidance that comes and goes, ControlNet, IP-adapters."""
+"""What only Stable Diffusion 3 has: a table of positions, guidance that comes and goes, IP-adapters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from diffusers import (
     FirstBlockCacheConfig,
-    SD3ControlNetModel,
     SD3Transformer2DModel,
-    StableDiffusion3ControlNetPipeline,
 )
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
@@ -124,26 +122,6 @@ def test_a_gap_is_not_corrected_across_the_end_of_guidance():
 
 
 # -- what runs full, and what rides along -----------------------------------------------------------------------------
-
-
-def test_control_runs_its_coarse_steps_full():
-    parts = {name: value for name, value in sd3.transformer().config.items() if not name.startswith("_")}
-    names = ("sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads")
-    more = ("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "out_channels")
-    net = SD3ControlNetModel(**{n: parts[n] for n in (*names, *more, "pos_embed_max_size")})
-    pipe = sd3.make(StableDiffusion3ControlNetPipeline, controlnet=randomise(net))
-    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
-
-    def call():
-        return {**sd3.call(guided=True, **SIZE), "control_image": picture}
-
-    torch.manual_seed(0)  # the picture's latents are drawn without the call's generator
-    plain = run(pipe, call())
-    with ddit_rt.accelerated(pipe, schedule=SCHEDULE):
-        torch.manual_seed(0)
-        assert torch.equal(run(pipe, call()), plain)
-        report = ddit_rt.report(pipe)
-    assert report.schedule == [1] * 8 and all("block_controlnet_hidden_states" in step.note for step in report.steps)
 
 
 class Picture(torch.nn.Module):

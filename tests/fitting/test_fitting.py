@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny import flux, smooth, wan
+from tiny import flux, picture, smooth, wan
 from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
@@ -443,3 +443,44 @@ def test_the_commands_fit_and_generate(tmp_path: Path) -> None:
         catch_exceptions=False,
     )
     assert [step["multiple"] for step in json.loads(done.stdout)["report"]["steps"]] == schedule
+
+
+# -- prompts without text encoders ------------------------------------------------------------------------------------
+
+
+def _embedded(prompt: str) -> dict[str, torch.Tensor]:
+    return {"prompt_embeds": _letters(prompt, 1, 5, 24), "pooled_prompt_embeds": _letters(prompt, 1, 12)}
+
+
+def test_prompts_may_be_what_stands_for_them() -> None:
+    pipe, call = a_flux()
+    call = {name: value for name, value in call.items() if name not in ("negative_prompt", "true_cfg_scale")}
+    told: list[str] = []
+    by_text = fit_schedule(pipe, ["a", "b"], speedup=2.0, keep=False, **call)
+    del pipe.encode_prompt
+    given = [_embedded("a"), _embedded("b")]
+    assert fit_schedule(pipe, given, speedup=2.0, keep=False, progress=told.append, **call) == by_text
+    assert "plain run: prompt 1" in told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "match"), [(3, "prompts hold a int"), ({"generator": torch.Generator()}, "'generator'")]
+)
+def test_prompts_that_are_none_are_refused_before_anything_runs(prompt: Any, match: str) -> None:
+    pipe, call = a_flux()
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=match):
+        fit_schedule(pipe, ["a", prompt], speedup=2.0, keep=False, progress=told.append, **call)
+    assert not told
+
+
+def test_runs_from_a_picture_are_fitted_at_the_steps_that_they_make() -> None:
+    pipe = smooth(flux("image"))
+    prompt = _embedded("a") | {"image": picture(), "strength": 0.5}
+    call = {"height": 64, "width": 64, "num_inference_steps": 2 * STEPS}
+    found = fit_schedule(pipe, [prompt], speedup=1.5, keep=False, **call)
+    assert len(found.schedule) == STEPS and found.speedup >= 1.4
+    by_quality = fit_schedule(pipe, [prompt], quality=20.0, keep=False, **call)
+    assert len(by_quality.schedule) == STEPS and by_quality.psnr >= 20
+    with pytest.raises(ConfigError, match=r"strength=1\.0"):
+        fit_schedule(pipe, [prompt], reference="converged", keep=False, **call)

@@ -51,6 +51,14 @@ def test_what_was_saved_is_found_by_its_key_alone(store):
         assert store.find(replace(KEY, **changed), speedup=2.0) is None
 
 
+def test_schedules_of_sizes_that_a_call_has_not_are_left_aside(store):
+    store.save(KEY, FittedSchedule([1, 2, 0, 4], 3.0, 50.0, 3))
+    assert store.find(KEY, speedup=2.0, multiples=(1, 2)) is None
+    store.save(KEY, FittedSchedule([1, 2, 0, 1], 2.0, 40.0, 3))
+    assert store.find(KEY, speedup=2.0, multiples=(1, 2)).schedule == [1, 2, 0, 1]
+    assert store.find(KEY, speedup=2.0).schedule == [1, 2, 0, 4]
+
+
 def test_the_key_can_be_read_in_the_file(store):
     content = json.loads(store.save(KEY, fitted()).read_text())
     assert content["key"] == {

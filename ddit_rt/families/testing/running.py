@@ -10,6 +10,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from ...config import DDiTConfig, TeaCacheConfig
+from ...fitting import fit_schedule
 from ...granularity import path_names
 from ...pipeline import AcceleratedPipeline, accelerate, accelerated, report, restore
 from ...runtime import Recording
@@ -49,6 +50,21 @@ def schedules(specimen: Specimen) -> None:
         run(pipe, specimen.arguments(steps=16))
         made = report(pipe)
     assert made.speedup_estimate >= 1.9, f"a speed-up of 2 came to {made.speedup_estimate:.2f}"
+
+
+def _undecoded(specimen: Specimen) -> str:
+    return "" if getattr(specimen.make(), "vae", None) is not None else "no autoencoder to judge pictures by"
+
+
+@check("fit", "a schedule is fitted to prompts that are given as embeddings, and runs", _undecoded)
+def fitted(specimen: Specimen) -> None:
+    pipe = specimen.make()
+    given = specimen.arguments(steps=6)
+    call = {"num_inference_steps": given["num_inference_steps"]}
+    prompt = {name: value for name, value in given.items() if name not in (*call, "generator", "output_type")}
+    found = fit_schedule(pipe, [prompt], speedup=1.4, keep=False, **call)
+    assert found.speedup >= 1.4 and found.prompts == 1, f"{found}"
+    coarse_run(specimen, pipe, specimen.arguments(steps=6), schedule=found.schedule)
 
 
 @check("paths", "every coarse path, also with a batch and on a grid that 2 does not divide")

@@ -13,6 +13,7 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
+import ddit_rt.families.ltx2  # noqa: F401 (raises ImportError where diffusers is too old for the family)
 from ddit_rt.families.testing import Specimen, randomise
 
 FRAMES = 9  # two latent frames

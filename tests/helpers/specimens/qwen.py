@@ -8,6 +8,9 @@ import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    QwenImageControlNetInpaintPipeline,
+    QwenImageControlNetModel,
+    QwenImageControlNetPipeline,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageImg2ImgPipeline,
@@ -24,12 +27,15 @@ EDIT_SIZES = ((1024, 1024), (1152, 640))
 ENCODED: dict[Any, Any] = {}
 
 
-def qwen(cls: Any = QwenImagePipeline, *, levels: int | None = None, **config: Any) -> Any:
+def qwen(
+    cls: Any = QwenImagePipeline, *, levels: int | None = None, parts: dict[str, Any] | None = None, **config: Any
+) -> Any:
     """A pipeline of Qwen-Image.
 
     Args:
         cls: Of it.
         levels: Of the autoencoder, each of half the side; as many as the specimens' sizes need unless given.
+        parts: More of the pipeline's.
         **config: More of the transformer's configuration.
     """
     torch.manual_seed(0)
@@ -61,6 +67,7 @@ def qwen(cls: Any = QwenImagePipeline, *, levels: int | None = None, **config: A
         tokenizer=None,
         transformer=randomise(transformer),
         **({"processor": None} if references else {}),
+        **(parts or {}),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -116,6 +123,31 @@ def edit_two(**options: Any) -> dict[str, Any]:
     return {**call(**options), "image": [picture(64, 64), picture(64, 16)]}
 
 
+def controlled(cls: Any, condition: int = 0) -> Any:
+    """A pipeline with a ControlNet, whose picture has ``condition`` more channels than the latent."""
+    net = QwenImageControlNetModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 6, 6),
+        extra_condition_channels=4 * condition,
+    )
+    return qwen(cls, parts={"controlnet": randomise(net, seed=2)})
+
+
+def control(*, height: int, width: int, **options: Any) -> dict[str, Any]:
+    return {**call(height=height, width=width, **options), "control_image": picture(width, height)}
+
+
+def control_inpaint(*, height: int, width: int, **options: Any) -> dict[str, Any]:
+    torch.manual_seed(0)  # the picture's latents are drawn without the call's generator
+    given = control(height=height, width=width, **options)
+    return {**given, "control_mask": picture(width, height).convert("L")}
+
+
 def packed(noise: torch.Tensor) -> torch.Tensor:
     return rearrange(noise, "b c 1 (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
@@ -132,5 +164,19 @@ SPECIMENS = [
         latents=packed,
         batches=False,
         limits={"graphs": "the transformer makes a tensor of Python numbers in every call (zero_cond_t)"},
+    ),
+    Specimen(
+        "qwen-image-controlnet",
+        lambda: controlled(QwenImageControlNetPipeline),
+        control,
+        latents=packed,
+        self_similar=False,
+    ),
+    Specimen(
+        "qwen-image-controlnet-inpaint",
+        lambda: controlled(QwenImageControlNetInpaintPipeline, condition=1),
+        control_inpaint,
+        latents=packed,
+        self_similar=False,
     ),
 ]

@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
+    StableDiffusion3ControlNetInpaintingPipeline,
+    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
@@ -83,6 +86,39 @@ def masked(*, height: int, width: int, **options: Any) -> dict[str, Any]:
     return {**from_picture(height=height, width=width, **options), "mask_image": mask}
 
 
+def controlled(cls: type, *, channels: int = 4, condition: int = 0) -> Any:
+    """A pipeline with a ControlNet, whose picture has ``condition`` more channels than the latent."""
+    torch.manual_seed(0)
+    net = SD3ControlNetModel(
+        sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=32,
+        pooled_projection_dim=10,
+        pos_embed_max_size=24,
+        extra_conditioning_channels=condition,
+    )
+    return make(cls, channels=channels, controlnet=randomise(net, seed=2))
+
+
+def control(*, height: int, width: int, **options: Any) -> dict[str, Any]:
+    """Arguments of a call with a picture for the ControlNet."""
+    torch.manual_seed(0)  # the picture's latents are drawn without the call's generator
+    picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3))
+    return {**call(**options), "height": height, "width": width, "control_image": picture}
+
+
+def control_masked(*, height: int, width: int, **options: Any) -> dict[str, Any]:
+    """Arguments of a call that repaints the right half of a picture by a ControlNet."""
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., width // 2 :] = 1
+    return {**control(height=height, width=width, **options), "control_mask": mask}
+
+
 def inpaint(condition: int) -> Any:
     return make(StableDiffusion3InpaintPipeline, channels=16, condition=condition)
 
@@ -103,4 +139,20 @@ SPECIMENS = [
     # the pipeline wants 16 channels, or 33 where mask and masked picture are given to the transformer
     Specimen("sd3-inpaint", lambda: inpaint(0), masked, *SIZES, batches=False, self_similar=False),
     Specimen("sd3-inpaint-condition", lambda: inpaint(17), masked, *SIZES, batches=False, self_similar=False),
+    Specimen(
+        "sd3-controlnet",
+        lambda: controlled(StableDiffusion3ControlNetPipeline),
+        control,
+        *SIZES,
+        latents=lambda noise: noise[:, :, 0],
+        self_similar=False,
+    ),
+    Specimen(
+        "sd3-controlnet-inpaint",
+        lambda: controlled(StableDiffusion3ControlNetInpaintingPipeline, channels=16, condition=1),
+        control_masked,
+        *SIZES,
+        latents=lambda noise: noise[:, :, 0],
+        self_similar=False,
+    ),
 ]

@@ -1,0 +1,115 @@
+"""What every engine's plug-in does with a diffusers pipeline: accelerate it, run a request, tell what happened."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .. import __version__
+from ..errors import DDiTError, ScheduleError
+from ..pipeline import accelerate, configured, find_accelerated
+from ..schedule import Report, make_policy
+from .settings import PluginSettings, request_settings
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+# a request's settings are the pipeline's for the length of its call
+_one_call = threading.Lock()
+_SIZES = {"p": 1, "2p": 2, "4p": 4, "skipped": 0}
+
+
+def accelerate_for(engine: str, pipe: Any, settings: PluginSettings) -> bool:
+    """Accelerates what an engine has loaded. Whatever stands against it is logged, and the pipeline is as it was.
+
+    Args:
+        engine: Its name, for the log.
+        pipe: A pipeline of diffusers, moved, compiled and cached as the engine wants it.
+        settings: Of the plug-in.
+
+    Returns:
+        Whether the pipeline is accelerated.
+    """
+    name = type(pipe).__name__
+    try:
+        accelerate(pipe, settings.adapter, settings.config)
+    # an engine serves on without us
+    except Exception as error:
+        reason = str(error) if isinstance(error, DDiTError) else f"{type(error).__name__}: {error}"
+        logger.warning("ddit_rt NOT APPLIED, %s runs %s plain: %s", engine, name, reason)
+        return False
+    told = {field: getattr(settings.config, field) for field in settings.config.model_fields_set}
+    wanted = {field: value for field, value in told.items() if value is not None} or {
+        "speedup": settings.config.speedup
+    }
+    adapter = "" if settings.adapter is None else f", adapter={settings.adapter!r}"
+    shown = ", ".join(f"{field}={value!r}" for field, value in wanted.items())
+    logger.warning("ddit_rt %s APPLIED to %s of %s: %s%s", __version__, name, engine, shown, adapter)
+    return True
+
+
+def run_request(
+    pipe: Any, wanted: Any, steps: int | None, call: Callable[[], Result]
+) -> tuple[Result, dict[str, Any] | None]:
+    """Runs one request of an engine, by settings of its own if it has some.
+
+    Engines warm up with runs of one or two steps, and clients who never heard of us may ask for as few: where the
+    pipeline's settings cannot be followed in so many steps, the request runs plain.
+
+    Args:
+        pipe: The engine's pipeline, accelerated or not.
+        wanted: Settings that came with the request, or None for the pipeline's.
+        steps: Of the request, or None if they are not known before the call.
+        call: Calls the pipeline.
+
+    Returns:
+        What ``call`` gives, and what the steps were, see :func:`facts_of`; None for a plain pipeline whose request
+        asked for nothing.
+
+    Raises:
+        ConfigError, ScheduleError: the settings cannot be run; nothing was called.
+    """
+    found = find_accelerated(pipe)
+    if found is None:
+        if wanted is None:
+            return call(), None
+        reason = f"this {type(pipe).__name__} is not accelerated; the log of the server's start says why"
+        logger.warning("ddit_rt: a request runs plain: %s", reason)
+        return call(), {"applied": False, "reason": reason}
+    settings, obstacle = {} if wanted is None else request_settings(wanted), ""
+    with _one_call:
+        if wanted is None and steps is not None:
+            try:
+                make_policy(found.config, None).start(steps)
+            except ScheduleError as error:
+                settings, obstacle = {"threshold": 0.0}, str(error)
+                logger.warning("ddit_rt: a request of %d steps runs plain: %s", steps, obstacle)
+        with configured(pipe, settings):
+            before = found.report
+            result = call()
+            made = found.report
+    if obstacle:
+        return result, {"applied": False, "reason": obstacle}
+    if made is None or made is before:
+        reason = "the pipeline's call did not pass through its patched transformer"
+        logger.warning("ddit_rt: a request ran plain: %s", reason)
+        return result, {"applied": False, "reason": reason}
+    return result, facts_of(made)
+
+
+def facts_of(made: Report) -> dict[str, Any]:
+    """What a response tells of its steps, in JSON's types.
+
+    Returns:
+        ``applied`` (True), ``speedup`` (ratio of FLOP), ``steps`` (a multiple per step, 0 where the model was not
+        called) and ``sizes`` (how many steps at each).
+    """
+    steps = made.schedule
+    return {
+        "applied": True,
+        "speedup": round(made.speedup_estimate, 3),
+        "steps": steps,
+        "sizes": {name: steps.count(multiple) for name, multiple in _SIZES.items()},
+    }

@@ -1,0 +1,130 @@
+"""SGLang-diffusion: what its diffusers back-end loads is accelerated.
+
+Verified with sglang 0.5.23. The entry point ``sglang.multimodal_gen.plugins`` calls :func:`register` once in every
+process, before the engine resolves hooks; names of the engine's functions below are the contract.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..config import DDiTConfig
+from ..errors import DDiTError
+from .settings import PluginSettings, request_settings, settings_from_environment
+
+logger = logging.getLogger(__name__)
+
+REQUEST_KEY = "ddit"
+"""In a request's ``diffusers_kwargs``, in ``usage`` on its way to the HTTP process, and in the response."""
+
+_RUNTIME = "sglang.multimodal_gen.runtime"
+LOAD = f"{_RUNTIME}.pipelines.diffusers_pipeline.DiffusersPipeline._load_diffusers_pipeline"
+FORWARD = f"{_RUNTIME}.pipelines.diffusers_pipeline.DiffusersExecutionStage.forward"
+SAMPLING = f"{_RUNTIME}.entrypoints.openai.utils.build_sampling_params"
+RESPONSE = f"{_RUNTIME}.entrypoints.openai.utils.add_common_data_to_response"
+APP = f"{_RUNTIME}.entrypoints.http_server.create_app"
+
+
+def register() -> None:
+    """Registers the hooks; the entry point's callable. What stands against it is logged, and the engine runs plain."""
+    from sglang.multimodal_gen.runtime.platforms.plugins import HookRegistry, HookType
+
+    try:
+        settings = settings_from_environment()
+    except DDiTError as error:
+        # the engine would log a traceback and go on; this is one line that names the value
+        logger.error("ddit_rt NOT APPLIED, SGLang runs plain: %s", error)
+        return
+    if settings is None:
+        logger.warning(
+            "ddit_rt is installed and NOT APPLIED: no DDIT_* variable is set. DDIT_SPEEDUP=2 accelerates every "
+            "request, DDIT_SPEEDUP=1 those that ask for it."
+        )
+        return
+    HookRegistry.register(LOAD, _after_load(settings), HookType.AFTER)
+    HookRegistry.register(FORWARD, around_forward, HookType.AROUND)
+    HookRegistry.register(SAMPLING, check_request, HookType.BEFORE)
+    HookRegistry.register(RESPONSE, tell_in_response, HookType.AFTER)
+    HookRegistry.register(APP, let_responses_tell, HookType.BEFORE)
+    logger.warning("ddit_rt will accelerate what SGLang's diffusers back-end loads (--backend diffusers), nothing else")
+
+
+def _after_load(settings: PluginSettings) -> Callable[..., Any]:
+    def after_load(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        """Behind device, offload, attention back-end, cache-dit and compilation, which all come before ours."""
+        from .acceleration import accelerate_for
+
+        accelerate_for("SGLang", pipe, settings)
+        return pipe
+
+    return after_load
+
+
+def around_forward(forward: Callable[..., Any], stage: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Runs a request of the diffusers back-end by its own settings, and puts what happened into its ``usage``.
+
+    Args:
+        forward: ``DiffusersExecutionStage.forward``.
+        stage: With ``diffusers_pipe``.
+        batch: The request: ``extra["diffusers_kwargs"]["ddit"]`` is taken out, so that the engine does not warn of it.
+        *args, **kwargs: Further arguments of ``forward``.
+
+    Raises:
+        ConfigError, ScheduleError: settings that cannot be run; the engine makes an error of the request.
+    """
+    from .acceleration import run_request
+
+    extra = batch.extra or {}
+    own = dict(extra.get("diffusers_kwargs") or {})
+    wanted = own.pop(REQUEST_KEY, None)
+    if wanted is not None:
+        batch.extra = {**extra, "diffusers_kwargs": own}
+    steps = None if "strength" in own else batch.num_inference_steps
+    result, facts = run_request(stage.diffusers_pipe, wanted, steps, lambda: forward(stage, batch, *args, **kwargs))
+    if facts is not None:
+        result.usage = {**(result.usage or {}), REQUEST_KEY: facts}
+    return result
+
+
+def check_request(*args: Any, **kwargs: Any) -> None:
+    """Refuses a request's settings in the HTTP process, where a ValueError becomes status 400.
+
+    Raises:
+        ConfigError, ScheduleError: as of :func:`ddit_rt.integrations.settings.request_settings`, or the settings do not
+            go with the request's number of steps.
+    """
+    given = kwargs.get("diffusers_kwargs")
+    if not isinstance(given, dict) or given.get(REQUEST_KEY) is None:
+        return
+    from ..schedule import make_policy
+
+    chosen, steps = request_settings(given[REQUEST_KEY]), kwargs.get("num_inference_steps")
+    if steps is not None and "strength" not in given:  # with one, the number of steps is the pipeline's to find
+        make_policy(DDiTConfig(**chosen), None).start(steps)
+
+
+def tell_in_response(response: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Moves what happened from a response's ``usage``, which has no room for it, to an entry of its own."""
+    usage = response.get("usage")
+    if isinstance(usage, dict) and REQUEST_KEY in usage:
+        response[REQUEST_KEY] = usage.pop(REQUEST_KEY)
+        if not usage:
+            del response["usage"]
+    return response
+
+
+def let_responses_tell(*args: Any, **kwargs: Any) -> None:
+    """Before the app is built: the engine's response classes keep entries that they do not know.
+
+    Where that fails responses are the engine's own, without ours.
+    """
+    try:
+        from sglang.multimodal_gen.runtime.entrypoints.openai.protocol import ImageResponse, VideoResponse
+
+        for cls in (ImageResponse, VideoResponse):
+            cls.model_config["extra"] = "allow"
+            cls.model_rebuild(force=True)
+    except Exception as error:
+        logger.warning("ddit_rt: SGLang's responses will not tell of patch sizes: %s: %s", type(error).__name__, error)

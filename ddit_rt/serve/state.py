@@ -1,0 +1,130 @@
+"""What the routes of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from .checks import model_of
+from .errors import ApiError
+from .gateway import Gateway
+from .keys import Keys
+from .metrics import Metrics
+from .picture_store import PictureStore
+from .settings import ServeConfig
+from .work import Event, ModelFacts, Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Server:
+    """One server, its settings and its state.
+
+    Attributes:
+        models: Facts by name; empty until all are warm.
+        in_flight: Works that replicas are asked for.
+        draining: Nothing new is begun.
+    """
+
+    config: ServeConfig
+    gateway: Gateway
+    metrics: Metrics
+    keys: Keys
+    pictures: PictureStore
+    models: dict[str, ModelFacts] = field(default_factory=dict)
+    in_flight: int = 0
+    draining: bool = False
+
+    async def get_ready(self) -> None:
+        """Waits for the models."""
+        while not self.models:
+            try:
+                self.models = await self.gateway.facts()
+            except Exception:  # a replica that starts may be lost; it is started again
+                logger.exception("the models' facts could not be had; asking again")
+                await asyncio.sleep(2)
+
+    def check_open(self) -> None:
+        """Raises:
+        ApiError: 503, while models are loaded and while the server is stopping.
+        """
+        if self.draining:
+            raise ApiError(503, "unavailable", "the server is stopping.", retry_after=30)
+        if not self.models:
+            raise ApiError(503, "unavailable", "the models are being loaded.", retry_after=10)
+
+    def model(self, name: str) -> ModelFacts:
+        """The facts of a model; errors as of :func:`ddit_rt.serve.checks.model_of`."""
+        return model_of(self.models, name)
+
+    def first(self, kind: str) -> ModelFacts:
+        """The facts of the first model that makes "image"s or "video"s.
+
+        Raises:
+            ApiError: 404, where there is none.
+        """
+        for facts in self.models.values():
+            if facts.kind == kind:
+                return facts
+        raise ApiError(404, "model_not_found", f"no model here makes {kind}s.", "model")
+
+    async def run(self, model: str, work: Work) -> AsyncGenerator[Event]:
+        """Does a work and counts it. Errors as of :class:`ddit_rt.serve.gateway.Gateway`."""
+        began, first, done = time.perf_counter(), True, False
+        self.in_flight += 1
+        self.metrics.in_flight.labels(model).inc()
+        try:
+            async with aclosing(self.gateway.run(model, work)) as events:
+                async for event in events:
+                    if event.type == "partial" and first:
+                        first = False
+                        self.metrics.first_partial.labels(model).observe(time.perf_counter() - began)
+                    if event.type == "done":
+                        done = True
+                        self.metrics.done(model, event.facts)
+                    yield event
+        except ApiError as error:
+            if error.code == "out_of_memory":
+                self.metrics.out_of_memory.labels(model).inc()
+            if error.status in (400, 429):
+                self.metrics.rejected.labels(model, error.code).inc()
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            if not done:
+                self.metrics.cancelled.labels(model).inc()
+            raise
+        finally:
+            self.in_flight -= 1
+            self.metrics.in_flight.labels(model).dec()
+
+    async def drain(self) -> None:
+        """Takes nothing new, and waits until what has begun is done or the time for it is over."""
+        self.draining = True
+        end = time.monotonic() + self.config.drain_seconds
+        while self.in_flight and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+
+
+def server_of(request: Request) -> Server:
+    """The server that a request reached."""
+    server: Server = request.app.state.server
+    return server
+
+
+def note_model(request: Request, name: str) -> None:
+    """For metrics and the log: which model a request is for."""
+    request.state.model = name
+    request.state.log = {**getattr(request.state, "log", {}), "model": name}
+
+
+def owner_of(request: Request) -> Any:
+    """Whose a request is."""
+    return request.state.owner
