@@ -433,8 +433,11 @@ class AcceleratedPipeline:
         if call is None or call.record is None:
             return inner(*args, **kwargs)
         increment = None
-        output, timestep, sample, given = _given_to_step(inner, args, kwargs)
-        told = self._progress_of(call, output, sample) if self.watcher is not None else None
+        watcher, told = self.watcher, None
+        if watcher is not None or self._watches or call.solver is not None:
+            output, timestep, sample, given = _given_to_step(inner, args, kwargs)
+        if watcher is not None:
+            told = self._progress_of(call, output, sample)
         if self._watches or call.solver is not None:
             if self.config.approximates:  # what approximates nothing stays the plain pipeline's bit for bit
                 inner = without_waiting(inner, self._scheduler, sample)
@@ -451,8 +454,8 @@ class AcceleratedPipeline:
         else:
             result = inner(*args, **kwargs)
         call.end_step(increment if self._watches else None)
-        if told is not None and self.watcher is not None:
-            self.watcher(told)
+        if watcher is not None and told is not None:
+            watcher(told)
         if call.index >= call.steps:
             self._end_call()
             if self._report is not None and self._report.steps is call.records:
