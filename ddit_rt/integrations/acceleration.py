@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..errors import DDiTError, ScheduleError
 from ..pipeline import accelerate, configured, find_accelerated
-from ..schedule import Report, make_policy
+from ..schedule import make_policy
 from .settings import PluginSettings, request_settings
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 # a request's settings are the pipeline's for the length of its call
 _one_call = threading.Lock()
-_SIZES = {"p": 1, "2p": 2, "4p": 4, "skipped": 0}
 
 
 def accelerate_for(engine: str, pipe: Any, settings: PluginSettings) -> bool:
@@ -65,8 +64,8 @@ def run_request(
         call: Calls the pipeline.
 
     Returns:
-        What ``call`` gives, and what the steps were, see :func:`facts_of`; None for a plain pipeline whose request
-        asked for nothing.
+        What ``call`` gives, and what the steps were: ``applied``, and :meth:`ddit_rt.Report.summary` or a ``reason``;
+        None for a plain pipeline whose request asked for nothing.
 
     Raises:
         ConfigError, ScheduleError: the settings cannot be run; nothing was called.
@@ -96,20 +95,4 @@ def run_request(
         reason = "the pipeline's call did not pass through its patched transformer"
         logger.warning("ddit_rt: a request ran plain: %s", reason)
         return result, {"applied": False, "reason": reason}
-    return result, facts_of(made)
-
-
-def facts_of(made: Report) -> dict[str, Any]:
-    """What a response tells of its steps, in JSON's types.
-
-    Returns:
-        ``applied`` (True), ``speedup`` (ratio of FLOP), ``steps`` (a multiple per step, 0 where the model was not
-        called) and ``sizes`` (how many steps at each).
-    """
-    steps = made.schedule
-    return {
-        "applied": True,
-        "speedup": round(made.speedup_estimate, 3),
-        "steps": steps,
-        "sizes": {name: steps.count(multiple) for name, multiple in _SIZES.items()},
-    }
+    return result, {"applied": True, **made.summary()}

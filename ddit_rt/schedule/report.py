@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from ..config import SKIP, SUPPORTED_MULTIPLES
+
 if TYPE_CHECKING:
     import torch
 
@@ -132,6 +134,20 @@ class Report:
     def schedule(self) -> list[int]:
         """The multiples, in order; feed it back as ``schedule=`` to repeat the run."""
         return [step.multiple for step in self.steps]
+
+    def summary(self) -> dict[str, Any]:
+        """What a server's response tells of its steps, in JSON's types.
+
+        Returns:
+            ``speedup`` (ratio of FLOP), ``steps`` (a multiple per step, 0 where the model was not called) and ``sizes``
+            (how many steps at p, 2p and 4p, and skipped).
+        """
+        steps = self.schedule
+        return {
+            "speedup": round(self.speedup_estimate, 3),
+            "steps": steps,
+            "sizes": {_size(multiple): steps.count(multiple) for multiple in (*SUPPORTED_MULTIPLES, SKIP)},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
