@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import ConfigError
+from ..files import to_disk
 from .config import DistillConfig, differences
 
 _KEPT = 2
@@ -63,9 +63,9 @@ class Checkpoints:
         run = {"step": step, "seconds": seconds, "settings": config.to_dict()}
         (unfinished / _RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         for path in (*unfinished.iterdir(), unfinished):
-            _to_disk(path)
+            to_disk(path)
         unfinished.rename(self.directory / f"step-{step:09d}")
-        _to_disk(self.directory)
+        to_disk(self.directory)
         for folder in self.folders()[_KEPT:]:
             shutil.rmtree(folder)
 
@@ -107,12 +107,3 @@ class Checkpoints:
 
     def _unwrap_models(self, models: list[nn.Module], _: str) -> None:
         models[:] = [self._accelerator.unwrap_model(model) for model in models]
-
-
-def _to_disk(path: Path) -> None:
-    """Makes sure that a file, or the entries of a folder, survive a power failure."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import ConfigError, DDiTError
+from ..files import to_disk
 from ..settings import shown
 
 VIDEO_ID = re.compile(r"video_[0-9a-f]{38}")
@@ -108,7 +109,7 @@ def write_whole(path: Path, data: bytes) -> None:
         try:
             _write_new(temporary, data)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            to_disk(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -130,15 +131,6 @@ def _write_new(path: Path, data: bytes) -> None:
         left = memoryview(data)
         while left:
             left = left[os.write(file, left) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
         os.fsync(file)
     finally:
         os.close(file)
