@@ -26,6 +26,16 @@ from ddit_rt.families.testing import Specimen, randomise
 EDIT_SIZES = ((1024, 1024), (1152, 640))
 ENCODED: dict[Any, Any] = {}
 
+SIZES: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "axes_dims_rope": (4, 6, 6),
+}
+"""That a transformer and its ControlNet share."""
+
 
 def qwen(
     cls: Any = QwenImagePipeline, *, levels: int | None = None, parts: dict[str, Any] | None = None, **config: Any
@@ -51,13 +61,8 @@ def qwen(
         latents_std=[0.5, 1.0, 2.0, 1.5],
     )
     transformer = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
         num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        axes_dims_rope=(4, 6, 6),
+        **SIZES,
         **config,
     )
     pipe = cls(
@@ -126,13 +131,8 @@ def edit_two(**options: Any) -> dict[str, Any]:
 def controlled(cls: Any, condition: int = 0) -> Any:
     """A pipeline with a ControlNet, whose picture has ``condition`` more channels than the latent."""
     net = QwenImageControlNetModel(
-        in_channels=16,
-        out_channels=4,
         num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        axes_dims_rope=(4, 6, 6),
+        **SIZES,
         extra_condition_channels=4 * condition,
     )
     return qwen(cls, parts={"controlnet": randomise(net, seed=2)})

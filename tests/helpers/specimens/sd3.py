@@ -17,21 +17,26 @@ from tiny import autoencoder
 
 from ddit_rt.families.testing import Specimen, randomise
 
+SIZES = {
+    "sample_size": 16,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 10,
+    "pos_embed_max_size": 24,
+}
+"""That a transformer and its ControlNet share."""
+
 
 def transformer(*, dual: bool = False, channels: int = 4, condition: int = 0) -> Any:
     """Three blocks; with ``dual`` as in SD3.5 medium, a second attention in some and normed queries and keys."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
-        sample_size=16,
         in_channels=channels + condition,
         out_channels=channels,
         num_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=32,
-        pooled_projection_dim=10,
-        pos_embed_max_size=24,
+        **SIZES,
         dual_attention_layers=(0, 1) if dual else (),
         qk_norm="rms_norm" if dual else None,
     )
@@ -90,16 +95,10 @@ def controlled(cls: type, *, channels: int = 4, condition: int = 0) -> Any:
     """A pipeline with a ControlNet, whose picture has ``condition`` more channels than the latent."""
     torch.manual_seed(0)
     net = SD3ControlNetModel(
-        sample_size=16,
         in_channels=channels,
         out_channels=channels,
         num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=32,
-        pooled_projection_dim=10,
-        pos_embed_max_size=24,
+        **SIZES,
         extra_conditioning_channels=condition,
     )
     return make(cls, channels=channels, controlnet=randomise(net, seed=2))
