@@ -67,13 +67,14 @@ def configured(pipe: Any, settings: Mapping[str, Any]) -> Iterator[None]:
         DDiTError: the pipeline is not accelerated.
     """
     found = _accelerated(pipe)
-    config = settings_of_call(pipe, settings)
+    config = settings_of_call(found.config, settings)
     with found.following_settings(config):
         yield
 
 
-def settings_of_call(pipe: Any, settings: Mapping[str, Any]) -> DDiTConfig:
-    """What a call under :func:`configured` will run with. Arguments and errors as there; nothing is changed."""
+def settings_of_call(config: DDiTConfig, settings: Mapping[str, Any]) -> DDiTConfig:
+    """What a call under :func:`configured` runs with, where the pipeline's own settings are ``config``; errors as
+    there."""
     for name in settings:
         if name not in POLICY_SETTINGS:
             raise ConfigError(
@@ -83,7 +84,6 @@ def settings_of_call(pipe: Any, settings: Mapping[str, Any]) -> DDiTConfig:
     chosen = dict(settings)
     if settings.keys() - {"reference", "corrector"}:
         chosen = {**dict.fromkeys(("speedup", "quality", "schedule")), **chosen}
-    config = _accelerated(pipe).config
     return config.replace(**chosen) if chosen else config
 
 

@@ -6,20 +6,21 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import DDiTError
-from ..pipeline import Progress, configured, report, settings_of_call, watched
+from ..pipeline import Progress, configured, find_accelerated, report, settings_of_call, watched
 from ..schedule import Report, make_policy
 from .encode import picture_bytes, to_uint8, video_bytes
 from .errors import ApiError
 from .preview import PARTIALS, Pace, PreviewDecoder, middle_frame
-from .queue import Item, WorkQueue
+from .queue import Item, Told, WorkQueue
 from .variants import Variants
 from .work import Event, Work
 
@@ -46,8 +47,11 @@ class Engine:
         config = variants.config
         self.variants = variants
         self._config = config
+        found = find_accelerated(variants.pipe)
+        assert found is not None
+        self._settings = found.config
         self.queue = WorkQueue(waiting, config.max_batch, config.max_batch_tokens)
-        self.decoder, self._pace = PreviewDecoder(), Pace()
+        self.decoder, self.pace = PreviewDecoder(), Pace()
         self._lora = ""
         self._device = ThreadPoolExecutor(1, "device")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,9 +94,10 @@ class Engine:
             yield Event("accepted", 0, work.steps)
             while True:
                 left = work.deadline - time.time()
-                event = await asyncio.wait_for(item.events.get(), max(left, 0.0))
-                if isinstance(event, BaseException):
-                    raise event
+                told = await asyncio.wait_for(item.events.get(), max(left, 0.0))
+                if isinstance(told, BaseException):
+                    raise told
+                event = told if isinstance(told, Event) else await self._made(told)
                 yield event
                 if event.type == "done":
                     return
@@ -102,10 +107,18 @@ class Engine:
             item.wanted = False
             self.queue.drop(lambda other: other is item)
 
+    async def _made(self, make: Callable[[], Event]) -> Event:
+        """An event that takes its time to make, which the device does not wait for."""
+        try:
+            return await asyncio.to_thread(make)
+        except Exception as error:
+            raise self._answer(1, error) from None
+
     def _check(self, work: Work) -> None:
         self.variants.check(work)
         try:
-            config = settings_of_call(self.variants.pipe, dict(work.settings))
+            # not by the pipeline's settings of the moment, which may be those of the batch that runs
+            config = settings_of_call(self._settings, dict(work.settings))
             if work.strength is None:  # with one, the number of steps is the pipeline's to find
                 make_policy(config, None).start(work.steps)
         except DDiTError as error:
@@ -142,7 +155,9 @@ class Engine:
             pass
         except Exception as error:
             if not _is_out_of_memory(error):
-                self._fail(batch, error)
+                answer = self._answer(len(batch), error)
+                for item in batch:
+                    self.tell(item, answer)
                 return
             # what the traceback holds has to go before memory is free
             error.__traceback__ = None
@@ -156,7 +171,7 @@ class Engine:
             torch.cuda.empty_cache()
         if len(batch) == 1:
             message = f"{batch[0].work.width}x{batch[0].work.height} does not fit into the device's memory."
-            self._tell(batch[0], ApiError(507, "out_of_memory", message, "size"))
+            self.tell(batch[0], ApiError(507, "out_of_memory", message, "size"))
             return
         half = len(batch) // 2
         tokens = sum(item.tokens for item in batch[:half])
@@ -166,22 +181,21 @@ class Engine:
         for part in (batch[:half], batch[half:]):
             self._run(part)
 
-    def _fail(self, batch: list[Item], error: Exception) -> None:
+    def _answer(self, works: int, error: Exception) -> ApiError:
+        """What clients are told of an error."""
+        if isinstance(error, ApiError):
+            return error
         if isinstance(error, DDiTError):
-            answer = ApiError(400, "invalid_value", str(error))
-        elif isinstance(error, ApiError):
-            answer = error
-        else:
-            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-                self.broken = str(error).splitlines()[0]  # nothing works on the device in this process any more
-            logger.error("a batch of %d failed", len(batch), exc_info=error)
-            answer = ApiError(500, "internal_error", f"the pipeline failed ({type(error).__name__}); see the log.")
-        for item in batch:
-            self._tell(item, answer)
+            return ApiError(400, "invalid_value", str(error))
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            self.broken = str(error).splitlines()[0]  # nothing works on the device in this process any more
+        logger.error("a batch of %d failed", works, exc_info=error)
+        return ApiError(500, "internal_error", f"the pipeline failed ({type(error).__name__}); see the log.")
 
-    def _tell(self, item: Item, event: Event | BaseException) -> None:
+    def tell(self, item: Item, told: Told) -> None:
+        """Tells whoever waits for a work; from any thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(item.events.put_nowait, event)
+        self._loop.call_soon_threadsafe(item.events.put_nowait, told)
 
     def _call(self, batch: list[Item]) -> None:
         works = [item.work for item in batch]
@@ -194,24 +208,23 @@ class Engine:
             output = pipe(**arguments)
         seconds = run.seconds(began)
         made = report(self.variants.pipe)
-        self._pace.learn(first.settings, [step.seconds for step in made.steps])
+        self.pace.learn(first.settings, [step.seconds for step in made.steps])
         pictures = np.asarray(next(iter(output.values())) if isinstance(output, dict) else output[0])
         for index, item in enumerate(batch):
             if not np.isfinite(pictures[index]).all():
-                self._tell(item, ApiError(500, "not_finite", "the picture holds NaN: try another seed or dtype."))
+                self.tell(item, ApiError(500, "not_finite", "the picture holds NaN: try another seed or dtype."))
                 continue
-            text = self.variants.text_tokens(item.work.prompt)
-            self._finish(item, pictures[index], _facts(item, made, seconds, len(batch), text))
+            self.tell(item, partial(self._finished, item, pictures[index], made, seconds, len(batch)))
         run.learn(pictures)
 
-    def _finish(self, item: Item, pixels: np.ndarray, facts: dict[str, Any]) -> None:
+    def _finished(self, item: Item, pixels: np.ndarray, made: Report, seconds: dict[str, float], batch: int) -> Event:
         work, frames = item.work, to_uint8(pixels)
+        facts = _facts(item, made, seconds, batch, self.variants.text_tokens(work.prompt))
         if work.kind != "video":
             data = picture_bytes(frames, work.format, work.compression)
-            self._tell(item, Event("done", work.steps, work.steps, data, facts=facts))
-            return
+            return Event("done", work.steps, work.steps, data, facts=facts)
         thumbnail = picture_bytes(frames[len(frames) // 2], "webp", 90)
-        self._tell(item, Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts))
+        return Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts)
 
     def _use_lora(self, name: str) -> None:
         """Turns on one of the loaded LoRAs, or none."""
@@ -247,11 +260,11 @@ class _Run:
         if last:
             self._last = step.clean()
             return
-        passed = self._engine._pace.passed(self._batch[0].work.settings, step.index + 1, step.steps)
+        passed = self._engine.pace.passed(self._batch[0].work.settings, step.index + 1, step.steps)
         clean: torch.Tensor | None = None
         for place, item in enumerate(self._batch):
             if item.work.kind == "video":
-                self._engine._tell(item, Event("step", step.index + 1, step.steps))
+                self._engine.tell(item, Event("step", step.index + 1, step.steps))
             due = PARTIALS.get(item.work.partials, ())
             if self._sent[place] >= len(due) or passed < due[self._sent[place]] or not item.alive():
                 continue
@@ -259,10 +272,8 @@ class _Run:
             picture = None if clean is None else self._engine.decoder.decode(clean[place, :, clean.shape[2] // 2])
             if picture is None:
                 continue
-            work = item.work
-            data = picture_bytes(picture, work.format, work.compression, (work.width, work.height))
-            self._engine._tell(
-                item, Event("partial", self._sent[place], step.steps, data, facts={"step": step.index + 1})
+            self._engine.tell(
+                item, partial(_preview, item.work, picture, self._sent[place], step.index + 1, step.steps)
             )
             self._sent[place] += 1
 
@@ -289,15 +300,16 @@ class _Run:
                 self._engine.decoder.learn(latent[:, chosen], pixels)
 
 
+def _preview(work: Work, picture: np.ndarray, number: int, step: int, steps: int) -> Event:
+    data = picture_bytes(picture, work.format, work.compression, (work.width, work.height))
+    return Event("partial", number, steps, data, facts={"step": step})
+
+
 def _facts(item: Item, made: Report, seconds: dict[str, float], batch: int, text_tokens: int) -> dict[str, Any]:
     """The ``ddit`` object of a result."""
-    schedule = made.schedule
-    names = {1: "p", 2: "2p", 4: "4p", 0: "skipped"}
     queued = (item.started or item.arrived) - item.arrived
     return {
-        "speedup": round(made.speedup_estimate, 3),
-        "steps": schedule,
-        "sizes": {name: schedule.count(multiple) for multiple, name in names.items()},
+        **made.summary(),
         "seconds": {name: round(value, 4) for name, value in {"queued": queued, **seconds}.items()},
         "batch": batch,
         "seed": item.work.seed,

@@ -12,6 +12,9 @@ from typing import Any
 from .errors import ApiError
 from .work import Event, Work
 
+Told = Event | Callable[[], Event] | BaseException
+"""What whoever waits for a work is told: an event, what makes one (encoding takes its time), or an error."""
+
 
 @dataclass(eq=False)
 class Item:
@@ -24,6 +27,7 @@ class Item:
         arrived: Time (of ``time.monotonic``).
         started: When its batch began; None before.
         wanted: False once nobody waits any more.
+        events: What is told of it.
     """
 
     work: Work
@@ -32,7 +36,7 @@ class Item:
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     wanted: bool = True
-    events: asyncio.Queue[Event | BaseException] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Told] = field(default_factory=asyncio.Queue)
 
     def alive(self) -> bool:
         """Whether somebody still waits for it, and in time."""
