@@ -19,10 +19,10 @@ from .errors import ApiError
 from .gateway import Gateway
 from .keys import Keys
 from .metrics import Metrics
-from .middleware import RequestMiddleware, Scope
+from .middleware import RequestMiddleware, Scope, error_response
 from .picture_store import PictureStore
 from .settings import ServeConfig
-from .state import Server
+from .state import Server, keep_expiring
 from .video_workers import VideoWorkers
 from .wire import model_object
 
@@ -58,7 +58,12 @@ def create_app(config: ServeConfig, gateway: Gateway, metrics: Metrics | None = 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(work)
-            for work in (server.get_ready(), server.pictures.keep_expiring(), workers.work(), workers.keep_expiring())
+            for work in (
+                server.get_ready(),
+                workers.work(),
+                keep_expiring(server.pictures.expire, keep),
+                keep_expiring(workers.store.expire, keep),
+            )
         ]
         yield
         for task in tasks:
@@ -163,9 +168,3 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed"}
         return error_response(ApiError(error.status_code, codes.get(error.status_code, "invalid"), str(error.detail)))
-
-
-def error_response(error: ApiError) -> Response:
-    """The error object as a response."""
-    wait = {} if error.retry_after is None else {"retry-after": str(max(round(error.retry_after), 1))}
-    return JSONResponse(error.body(), error.status, wait)

@@ -9,7 +9,6 @@ meets both.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,12 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from ..errors import ConfigError
 from ..settings import Expected, Settings, shown
 from .bench_client import Outcome, ask, connect, list_models
+from .settings import parse_size
 
 if TYPE_CHECKING:
     import httpx
 
 PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 _PROMPTS = (
     "a red fox in the snow",
     "two boats on a lake at dawn",
@@ -93,8 +92,10 @@ class Load(Settings):
         if self.rounds > self.requests:
             raise ConfigError(f"rounds={self.rounds}: no more than the {self.requests} requests that they share.")
         for size in self.sizes:
-            if not _SIZE.fullmatch(size):
-                raise ConfigError(f"sizes={shown(self.sizes)}: write width x height, as in 128x128.")
+            try:
+                parse_size(size)
+            except ValueError:
+                raise ConfigError(f"sizes={shown(self.sizes)}: write width x height, as in 128x128.") from None
 
     def completed_by(self, models: Sequence[Mapping[str, Any]]) -> Self:
         """These settings, what they leave open taken from the server's list of models.

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from .errors import ApiError, invalid
+from .errors import invalid
 from .settings import Limits, parse_size
 from .wire import ImageRequest, VideoRequest
 from .work import Kind, ModelFacts, Work
-
-
-def model_of(models: dict[str, ModelFacts], name: str) -> ModelFacts:
-    """The facts of the model that a request names.
-
-    Raises:
-        ApiError: 404.
-    """
-    if name not in models:
-        known = ", ".join(models)
-        raise ApiError(404, "model_not_found", f"there is no model {name!r} here: {known}.", "model")
-    return models[name]
 
 
 def size_of(request: ImageRequest | VideoRequest, facts: ModelFacts, limits: Limits) -> tuple[int, int]:
@@ -74,10 +61,8 @@ def works_of(
     request_id: str,
     owner: str,
     kind: Kind = "picture",
-    images: Sequence[bytes] = (),
-    mask: bytes | None = None,
 ) -> list[Work]:
-    """The works of a request: as many as it wants pictures, each with its own seed.
+    """The works of a request: as many as it wants pictures, each with its own seed, still without what was uploaded.
 
     Raises:
         ApiError: a value that this model or this server does not take.
@@ -132,8 +117,6 @@ def works_of(
             guidance=request.guidance,
             settings=request.settings(),
             lora=request.lora or "",
-            images=tuple(images),
-            mask=mask,
             deadline=time.time() + seconds,
             **more,
         )

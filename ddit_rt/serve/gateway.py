@@ -68,7 +68,7 @@ class RayGateway:
         return {name: self._facts[name] for name in self._handles}
 
     async def run(self, model: str, work: Work) -> AsyncGenerator[Event]:
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import BackPressureError
 
         handle = self._handles[model].options(stream=True)
@@ -88,7 +88,7 @@ class RayGateway:
             except RayTaskError as error:
                 logger.error("a replica of %s failed", model, exc_info=error)
                 raise ApiError(500, "internal_error", "the replica failed; see the log.") from None
-            except (RayActorError, RayError) as error:
+            except RayError as error:
                 logger.warning("a replica of %s was lost (%s), attempt %d", model, type(error).__name__, attempt)
                 if attempt == 2:
                     raise ApiError(503, "unavailable", "the replica was lost twice.", retry_after=10.0) from None

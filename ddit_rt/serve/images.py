@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from ..errors import DDiTError
-from .checks import size_of, works_of
+from .checks import works_of
 from .errors import ApiError, invalid
 from .state import Server, note_model, owner_of, server_of
 from .uploads import fitted, mask_of, read_picture
@@ -48,9 +49,9 @@ PICTURES: dict[int | str, dict[str, Any]] = {
 async def generations(request: Request, body: ImageRequest) -> Response:
     """Draws pictures from a prompt."""
     server = server_of(request)
-    facts = server.model(body.model) if body.model is not None else server.first("image")
+    facts = server.model(body.model, "image")
     note_model(request, facts.name)
-    works = works_of(body, facts, server.config.limits, request.state.request_id, owner_of(request).name)
+    works = works_of(body, facts, server.config.limits, request.state.request_id, owner_of(request))
     return await _answer(request, server, facts.name, body, works, "image_generation")
 
 
@@ -82,7 +83,7 @@ async def edits(request: Request) -> Response:
     async with form_of(request) as form:
         fields, uploads = split_form(form, ("image", "mask"))
         body = checked(EditRequest, fields)
-        facts = server.model(body.model) if body.model is not None else server.first("image")
+        facts = server.model(body.model, "image")
         note_model(request, facts.name)
         if not facts.edits:
             raise invalid("model", f"{facts.name} changes no pictures.", "unsupported")
@@ -93,11 +94,11 @@ async def edits(request: Request) -> Response:
         if uploads["mask"] and not facts.inpaints:
             raise invalid("mask", f"{facts.name} takes no mask.", "unsupported")
         limits = server.config.limits
-        size = size_of(body, facts, limits)
+        kind: Kind = "inpaint" if uploads["mask"] else "edit"
+        works = works_of(body, facts, limits, request.state.request_id, owner_of(request), kind)
+        size = works[0].width, works[0].height
         images, mask = await asyncio.to_thread(_pictures_of, uploads, size, limits.upload_pixels)
-    kind: Kind = "inpaint" if mask is not None else "edit"
-    owner = owner_of(request).name
-    works = works_of(body, facts, limits, request.state.request_id, owner, kind, images, mask)
+    works = [replace(work, images=tuple(images), mask=mask) for work in works]
     return await _answer(request, server, facts.name, body, works, "image_edit")
 
 

@@ -53,10 +53,10 @@ async def warm(engine: Engine) -> None:
     """Captures what can be captured at every size, and makes one thing whole: all later ones are as fast, and previews
     have something to learn from."""
     variants, facts = engine.variants, engine.variants.facts()
-    for size in facts.sizes:
-        width, height = parse_size(size)
-        if torch.device(variants.pipe._execution_device).type == "cuda":
-            frames = facts.frames if facts.kind == "video" else None
+    if torch.device(variants.pipe._execution_device).type == "cuda":
+        frames = facts.frames if facts.kind == "video" else None
+        for size in facts.sizes:
+            width, height = parse_size(size)
             await asyncio.to_thread(warmup, variants.pipe, height, width, frames, progress=False)
     width, height = parse_size(facts.sizes[0])
     work = Work(

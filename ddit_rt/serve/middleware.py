@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from fastapi.responses import JSONResponse, Response
 
 from .errors import ApiError
 
@@ -73,22 +74,25 @@ class RequestMiddleware:
                     message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
+        async def answer(error: ApiError) -> None:
+            await error_response(error)(scope, receive, send_marked)
+
         try:
             if _told_length(scope) > self._max_bytes:
                 raise _TooLargeError
             self._admit(scope)
             await self._application(scope, receive_some, send_marked)
         except ApiError as error:
-            await send_error(send_marked, error)
+            await answer(error)
         except _TooLargeError:
             if not status:
                 too_large = False  # now it is our turn to answer
                 message = f"the body is longer than {self._max_bytes} bytes, which is the limit here."
-                await send_error(send_marked, ApiError(413, "request_too_large", message))
+                await answer(ApiError(413, "request_too_large", message))
         except Exception:
             logger.exception("request %s failed", request_id)
             if not status:
-                await send_error(send_marked, ApiError(500, "internal_error", "the server failed; see its log."))
+                await answer(ApiError(500, "internal_error", "the server failed; see its log."))
         finally:
             seconds = time.perf_counter() - began
             self._observe(scope, status or 499, seconds)
@@ -113,11 +117,7 @@ def _told_length(scope: Scope) -> int:
     return 0
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """A whole response with the error object."""
-    body = json.dumps(error.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(max(round(error.retry_after), 1)).encode()))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def error_response(error: ApiError) -> Response:
+    """The error object as a response, which is an ASGI application too."""
+    wait = {} if error.retry_after is None else {"retry-after": str(max(round(error.retry_after), 1))}
+    return JSONResponse(error.body(), error.status, wait)

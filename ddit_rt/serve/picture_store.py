@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
@@ -47,9 +46,3 @@ class PictureStore:
         for path in self._folder.glob("img_*"):
             if time.time() - path.stat().st_mtime >= self._keep:
                 path.unlink(missing_ok=True)
-
-    async def keep_expiring(self) -> None:
-        """Does so for ever."""
-        while True:
-            await asyncio.to_thread(self.expire)
-            await asyncio.sleep(min(self._keep / 10, 600.0))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 
-from .checks import model_of
 from .errors import ApiError
 from .gateway import Gateway
-from .keys import Keys
+from .keys import Keys, Owner
 from .metrics import Metrics
 from .picture_store import PictureStore
 from .settings import ServeConfig
@@ -61,20 +60,21 @@ class Server:
         if not self.models:
             raise ApiError(503, "unavailable", "the models are being loaded.", retry_after=10)
 
-    def model(self, name: str) -> ModelFacts:
-        """The facts of a model; errors as of :func:`ddit_rt.serve.checks.model_of`."""
-        return model_of(self.models, name)
-
-    def first(self, kind: str) -> ModelFacts:
-        """The facts of the first model that makes "image"s or "video"s.
+    def model(self, name: str | None, kind: str = "") -> ModelFacts:
+        """The facts of the model of a name; without one, of the first of a kind, "image" or "video".
 
         Raises:
             ApiError: 404, where there is none.
         """
-        for facts in self.models.values():
-            if facts.kind == kind:
-                return facts
-        raise ApiError(404, "model_not_found", f"no model here makes {kind}s.", "model")
+        if name is None:
+            found = next((facts for facts in self.models.values() if facts.kind == kind), None)
+            missing = f"no model here makes {kind}s."
+        else:
+            found = self.models.get(name)
+            missing = f"there is no model {name!r} here: {', '.join(self.models)}."
+        if found is None:
+            raise ApiError(404, "model_not_found", missing, "model")
+        return found
 
     async def run(self, model: str, work: Work) -> AsyncGenerator[Event]:
         """Does a work and counts it. Errors as of :class:`ddit_rt.serve.gateway.Gateway`."""
@@ -125,6 +125,14 @@ def note_model(request: Request, name: str) -> None:
     request.state.log = {**getattr(request.state, "log", {}), "model": name}
 
 
-def owner_of(request: Request) -> Any:
-    """Whose a request is."""
-    return request.state.owner
+def owner_of(request: Request) -> str:
+    """The name of whom a request is from."""
+    owner: Owner = request.state.owner
+    return owner.name
+
+
+async def keep_expiring(expire: Callable[[], Any], keep_seconds: float) -> None:
+    """Removes what is past its time, for ever."""
+    while True:
+        await asyncio.to_thread(expire)
+        await asyncio.sleep(min(keep_seconds / 10, 600.0))

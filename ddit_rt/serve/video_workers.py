@@ -32,7 +32,7 @@ class VideoWorkers:
     """
 
     def __init__(self, server: Server, folder: Path, keep_seconds: float) -> None:
-        self._server, self._keep = server, keep_seconds
+        self._server = server
         most = server.config.limits.videos
         self.store = VideoStore(folder, keep_seconds, max_queued=most, max_queued_per_owner=max(most // 4, 1))
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -140,9 +140,3 @@ class VideoWorkers:
         # its time begins when it runs
         deadline = time.time() + self._server.config.limits.seconds
         return Work(**{**fields, "settings": tuple(settings), "deadline": deadline})
-
-    async def keep_expiring(self) -> None:
-        """Removes what is past its time, for ever."""
-        while True:
-            await asyncio.to_thread(self.store.expire)
-            await asyncio.sleep(min(self._keep / 10, 600.0))

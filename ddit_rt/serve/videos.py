@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from .checks import frames_of, size_of, works_of
+from .checks import works_of
 from .errors import ApiError, invalid
 from .images import ERRORS, checked, form_of, split_form
 from .state import note_model, owner_of, server_of
@@ -56,21 +57,18 @@ def router(workers: VideoWorkers) -> APIRouter:
         server = server_of(request)
         fields, uploads = await _fields(request)
         body = checked(VideoRequest, fields)
-        facts = server.model(body.model) if body.model is not None else server.first("video")
+        facts = server.model(body.model, "video")
         note_model(request, facts.name)
-        limits, owner = server.config.limits, owner_of(request).name
-        size = size_of(body, facts, limits)
-        images = []
+        limits = server.config.limits
+        # refused now rather than in the queue
+        (work,) = works_of(body, facts, limits, request.state.request_id, owner_of(request), "video")
         if uploads:
             if not facts.edits:
                 raise invalid("input_reference", f"{facts.name} starts from no picture.", "unsupported")
             picture = await asyncio.to_thread(read_picture, uploads[0], limits.upload_pixels, "input_reference")
-            images = [fitted(picture, size)]
-        # refused now rather than in the queue
-        (work,) = works_of(body, facts, limits, request.state.request_id, owner, "video", images)
-        frames, fps = frames_of(body, facts, limits)
+            work = replace(work, images=(fitted(picture, (work.width, work.height)),))
         try:
-            job = await asyncio.to_thread(workers.add, work, facts.name, f"{frames / fps:g}")
+            job = await asyncio.to_thread(workers.add, work, facts.name, f"{work.frames / work.fps:g}")
         except QueueFullError as error:
             raise ApiError(429, "queue_full", str(error), retry_after=60) from None
         except StorageError as error:
@@ -86,7 +84,7 @@ def router(workers: VideoWorkers) -> APIRouter:
     ) -> dict[str, Any]:
         """Videos of this key, the latest first unless told otherwise."""
         with _not_found(after or ""):
-            page = await asyncio.to_thread(store.list, owner_of(request).name, after, limit, order)
+            page = await asyncio.to_thread(store.list, owner_of(request), after, limit, order)
         return {
             "object": "list",
             "data": [video_object(job) for job in page.data],
@@ -99,13 +97,13 @@ def router(workers: VideoWorkers) -> APIRouter:
     async def video(request: Request, id: str) -> dict[str, Any]:
         """How far a video is."""
         with _not_found(id):
-            return video_object(await asyncio.to_thread(store.get, id, owner_of(request).name))
+            return video_object(await asyncio.to_thread(store.get, id, owner_of(request)))
 
     @routes.delete("/{id}", responses=NOT_FOUND)
     async def delete(request: Request, id: str) -> dict[str, Any]:
         """Removes a video; one that is being made is stopped."""
         with _not_found(id):
-            await asyncio.to_thread(store.delete, id, owner_of(request).name)
+            await asyncio.to_thread(store.delete, id, owner_of(request))
         workers.stop(id)
         return {"id": id, "object": "video.deleted", "deleted": True}
 
@@ -119,7 +117,7 @@ def router(workers: VideoWorkers) -> APIRouter:
     )
     async def content(request: Request, id: str, variant: Literal["video", "thumbnail"] = "video") -> Response:
         """A video's file."""
-        owner = owner_of(request).name
+        owner = owner_of(request)
         name, kind = FILES[variant]
         with _not_found(id):
             job = await asyncio.to_thread(store.get, id, owner)
