@@ -26,7 +26,7 @@ from ddit_rt.families.testing import Specimen, randomise
 EDIT_SIZES = ((1024, 1024), (1152, 640))
 ENCODED: dict[Any, Any] = {}
 
-SIZES: dict[str, Any] = {
+MODEL: dict[str, Any] = {
     "in_channels": 16,
     "out_channels": 4,
     "attention_head_dim": 16,
@@ -62,7 +62,7 @@ def qwen(
     )
     transformer = QwenImageTransformer2DModel(
         num_layers=2,
-        **SIZES,
+        **MODEL,
         **config,
     )
     pipe = cls(
@@ -132,7 +132,7 @@ def controlled(cls: Any, condition: int = 0) -> Any:
     """A pipeline with a ControlNet, whose picture has ``condition`` more channels than the latent."""
     net = QwenImageControlNetModel(
         num_layers=1,
-        **SIZES,
+        **MODEL,
         extra_condition_channels=4 * condition,
     )
     return qwen(cls, parts={"controlnet": randomise(net, seed=2)})

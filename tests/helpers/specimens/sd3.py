@@ -17,7 +17,7 @@ from tiny import autoencoder
 
 from ddit_rt.families.testing import Specimen, randomise
 
-SIZES = {
+MODEL = {
     "sample_size": 16,
     "attention_head_dim": 16,
     "num_attention_heads": 2,
@@ -36,7 +36,7 @@ def transformer(*, dual: bool = False, channels: int = 4, condition: int = 0) ->
         in_channels=channels + condition,
         out_channels=channels,
         num_layers=3,
-        **SIZES,
+        **MODEL,
         dual_attention_layers=(0, 1) if dual else (),
         qk_norm="rms_norm" if dual else None,
     )
@@ -98,7 +98,7 @@ def controlled(cls: type, *, channels: int = 4, condition: int = 0) -> Any:
         in_channels=channels,
         out_channels=channels,
         num_layers=2,
-        **SIZES,
+        **MODEL,
         extra_conditioning_channels=condition,
     )
     return make(cls, channels=channels, controlnet=randomise(net, seed=2))
