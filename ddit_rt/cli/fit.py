@@ -78,7 +78,10 @@ def command(
     a target; `ddit-rt generate --schedule FILE` or accelerate(schedule=...) runs it by name.
     """
     if schedule is not None and export is None:
-        raise ConfigError(f"schedule={schedule!r}: a fitted schedule is only for --export; leave it out to fit one.")
+        raise ConfigError(
+            f"schedule={schedule!r}: a fitted schedule is only for --export, as in --export sglang; leave it out to fit "
+            "one."
+        )
     if (model is not None) + (schedule is not None) + list_ + clear != 1:
         raise ConfigError(
             "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', a folder in diffusers format, or a "

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..schedule import FittedSchedule
 from .cache_masks import cache_mask
+
+if TYPE_CHECKING:
+    from ..schedule import FittedSchedule
 
 
 def cache_settings(schedule: FittedSchedule, guided: bool | None = None) -> dict[str, Any]:

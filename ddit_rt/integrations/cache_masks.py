@@ -22,13 +22,13 @@ def cache_mask(fitted: FittedSchedule) -> list[int]:
     for index, multiple in enumerate(steps):
         if multiple not in (SKIP, 1):
             raise ScheduleError(
-                f"schedule[{index}]={multiple}: a cache has no coarse steps. Fit one of full and skipped steps: "
+                f"schedule[{index}]={multiple}: cache-dit has no coarse steps. Fit one of full and skipped steps: "
                 "ddit-rt fit MODEL --kinds 1,0 --export ..., or run this one by our own runtime."
             )
     if fitted.sigmas or fitted.reference != "plain":
         raise ScheduleError(
-            f"reference={fitted.reference!r}: the schedule moves noise levels, or counts on a solver of its own, which "
-            "a cache has not. Fit one with --reference plain."
+            f"reference={fitted.reference!r}: the schedule has noise levels of its own, or counts on a solver of its "
+            "own, which cache-dit has not. Fit one with --reference plain."
         )
     if steps[0] == SKIP:
         raise ScheduleError("schedule[0]=0: the first step has nothing to go on from; begin with 1.")

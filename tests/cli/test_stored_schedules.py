@@ -99,7 +99,7 @@ def test_export_prints_the_environment_of_an_engine(tmp_path: Path) -> None:
     [
         (("--schedule", "FILE"), "--export sglang"),
         (("--schedule", "FILE", "--export", "sglang"), "schedule[1]=2"),
-        (("demo", "--speedup", "2", "--export", "sglang"), "--kinds 1,0"),
+        (("demo", "--speedup", "2", "--kinds", "1,2,0", "--export", "sglang"), "--kinds 1,0"),
         (("demo", "--schedule", "FILE", "--export", "sglang"), "give one of MODEL, --schedule"),
     ],
 )

@@ -44,7 +44,7 @@ def test_sglang_knows_the_variables() -> None:
     [
         (FittedSchedule([1, 2, 0], 2.0, 40.0, 1), r"schedule\[1\]=2"),
         (FittedSchedule([1, 1], 1.0, 99.0, 1), "skips no step"),
-        (FittedSchedule([1, 0], 2.0, 40.0, 1, [], [1.0, 0.5, 0.0], "converged"), "moves noise levels"),
+        (FittedSchedule([1, 0], 2.0, 40.0, 1, [], [1.0, 0.5, 0.0], "converged"), "noise levels of its own"),
     ],
 )
 def test_schedules_that_no_mask_can_hold_are_refused(fitted: FittedSchedule, message: str) -> None:
