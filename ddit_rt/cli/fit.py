@@ -79,8 +79,8 @@ def command(
     """
     if schedule is not None and export is None:
         raise ConfigError(
-            f"schedule={schedule!r}: a fitted schedule is only for --export, as in --export sglang; leave it out to fit "
-            "one."
+            f"schedule={schedule!r}: a fitted schedule is only for --export, as in --export sglang; leave it out to "
+            "fit one."
         )
     if (model is not None) + (schedule is not None) + list_ + clear != 1:
         raise ConfigError(
