@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 import uuid
@@ -94,6 +95,7 @@ class ScheduleStore:
         speedup: float | None = None,
         quality: float | None = None,
         multiples: Sequence[int] = SUPPORTED_MULTIPLES,
+        fastest: float = math.inf,
     ) -> FittedSchedule | None:
         """The best schedule for a call; give one of the two targets.
 
@@ -103,6 +105,7 @@ class ScheduleStore:
                 highest PSNR.
             quality: Wanted PSNR in dB. Of the schedules that reach it, or miss it by at most 0.1 dB, the fastest.
             multiples: That steps may run at.
+            fastest: Ratio of FLOP that a schedule may have at most.
 
         Returns:
             None where no stored schedule reaches the target.
@@ -113,6 +116,7 @@ class ScheduleStore:
         if (speedup is None) == (quality is None):
             raise ConfigError(f"speedup={speedup!r}, quality={quality!r}: give one of the two.")
         entries = [entry for entry in self.entries(key) if set(entry.fitted.schedule) <= {SKIP, *multiples}]
+        entries = [entry for entry in entries if entry.fitted.speedup <= fastest]
         if speedup is not None:
             check_speedup(speedup)
             fast = [entry for entry in entries if entry.fitted.speedup >= _SLOWER * speedup]

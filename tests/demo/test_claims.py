@@ -80,7 +80,7 @@ def test_the_converged_target_is_nearer_to_many_steps_than_plain_is(pipe: Any, p
         converged = generate_converged(pipe, 0, **call).frames
         fast = generate(pipe, {"speedup": 2, "reference": "converged"}, 0, **call)
         assert fast.report is not None and fast.report.speedup_estimate >= 2
-        assert psnr(fast.frames, converged) > psnr(plain[name, 0], converged) + 2, name
+        assert psnr(fast.frames, converged) > psnr(plain[name, 0], converged) + 3, name
 
 
 def test_the_adapter_gains_in_the_schedule_fitted_to_it(pipe: Any, plain: Frames) -> None:

@@ -59,6 +59,14 @@ def test_schedules_of_sizes_that_a_call_has_not_are_left_aside(store):
     assert store.find(KEY, speedup=2.0).schedule == [1, 2, 0, 4]
 
 
+def test_schedules_that_are_much_faster_than_wanted_can_be_left_aside(store):
+    for speedup, psnr in [(2.1, 40.0), (3.1, 45.0)]:
+        store.save(KEY, fitted(speedup, psnr))
+    assert store.find(KEY, speedup=2.0).speedup == 3.1
+    assert store.find(KEY, speedup=2.0, fastest=2.3).speedup == 2.1
+    assert store.find(KEY, speedup=2.5, fastest=2.9) is None
+
+
 def test_the_key_can_be_read_in_the_file(store):
     content = json.loads(store.save(KEY, fitted()).read_text())
     assert content["key"] == {
