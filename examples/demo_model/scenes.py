@@ -8,6 +8,7 @@ objects), and `render` paints it at any size, antialiased by supersampling.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -67,7 +68,8 @@ class Span:
     about: int | str | None
 
 
-def _jitter(rng: Random, colour: RGB, amount: int = 16) -> RGB:
+def jitter(rng: Random, colour: RGB, amount: int = 16) -> RGB:
+    """A colour near `colour`."""
     r, g, b = (min(255, max(0, channel + rng.randint(-amount, amount))) for channel in colour)
     return r, g, b
 
@@ -77,12 +79,12 @@ def _mix(a: RGB, b: RGB, share: float) -> RGB:
     return r, g, b_
 
 
-def _pattern_colour(rng: Random, name: str, colour: RGB) -> RGB:
+def pattern_colour(rng: Random, name: str, colour: RGB) -> RGB:
     """The second colour of a texture: light on dark colours, dark on light ones, either in between."""
     if name == "black":
-        return _jitter(rng, (225, 225, 225), 10)
+        return jitter(rng, (225, 225, 225), 10)
     if name in ("white", "yellow"):
-        return _jitter(rng, (60, 60, 70), 20)
+        return jitter(rng, (60, 60, 70), 20)
     light = rng.random() < 0.7
     return _mix(colour, (250, 250, 250), 0.85) if light else _mix(colour, (10, 10, 15), 0.75)
 
@@ -108,16 +110,19 @@ def _sample_noun(rng: Random, many: bool, avoid: set[str], shape: str | None = N
     return Noun(shape, colour, texture, many)
 
 
-def _sample_background(rng: Random) -> Background:
-    kind = rng.choices(BACKGROUNDS, (11, 4, 3, 3))[0]
+def sample_background(
+    rng: Random, kinds: Sequence[str] = BACKGROUNDS, weights: Sequence[float] = (11, 4, 3, 3)
+) -> Background:
+    """Draw a background of one of `kinds`."""
+    kind = rng.choices(kinds, weights)[0]
     name = rng.choices(list(COLOURS), [3 if c in ("black", "white") else 1 for c in COLOURS])[0]
-    base = _jitter(rng, COLOURS[name], 12)
+    base = jitter(rng, COLOURS[name], 12)
     if name not in ("black", "white"):
         # Paler than an object of the same name, so that objects stand out.
         base = _mix(base, (255, 255, 255), rng.uniform(0.1, 0.35))
     if kind == "gradient":
         other = rng.choice([c for c in COLOURS if c != name])
-        second = _jitter(rng, COLOURS[other], 12)
+        second = jitter(rng, COLOURS[other], 12)
     else:
         towards = (255, 255, 255) if sum(base) < 330 else (20, 20, 30)
         second = _mix(base, towards, rng.uniform(0.25, 0.4))
@@ -140,7 +145,7 @@ def _scatter(rng: Random, count: int, radius: float, taken: list[tuple[float, fl
 
 def sample_scene(rng: Random) -> Scene:
     """Draw one scene; the same `rng` state gives the same scene."""
-    background = _sample_background(rng)
+    background = sample_background(rng)
     fenced = rng.random() < 0.13
     layout = rng.choices(("one", "two", "many", "many and one"), (40, 30, 24, 6))[0]
     if fenced:
@@ -166,8 +171,8 @@ def sample_scene(rng: Random) -> Scene:
             places = _scatter(rng, count, radius, taken)
             radius *= 0.93
         name = noun.colour or "black"
-        colour = _jitter(rng, COLOURS[name])
-        second = _pattern_colour(rng, name, colour)
+        colour = jitter(rng, COLOURS[name])
+        second = pattern_colour(rng, name, colour)
         things += [_thing(rng, noun, x, y, r * rng.uniform(0.92, 1.0), colour, second) for x, y, r in places]
         taken += places
 
@@ -176,10 +181,10 @@ def sample_scene(rng: Random) -> Scene:
         for x, y, radius in _scatter(rng, 1, rng.uniform(0.055, 0.09), taken):
             name = rng.choice([c for c in COLOURS if c not in avoid])
             small = Noun(rng.choice(_SMALL_SHAPES), name, "plain", False)
-            extras.append(_thing(rng, small, x, y, radius, _jitter(rng, COLOURS[name]), COLOURS[name]))
+            extras.append(_thing(rng, small, x, y, radius, jitter(rng, COLOURS[name]), COLOURS[name]))
             taken.append((x, y, radius))
     things.sort(key=lambda thing: thing.y)
-    fence = _jitter(rng, rng.choice(((150, 95, 50), (240, 240, 235), (110, 110, 115))), 10) if fenced else None
+    fence = jitter(rng, rng.choice(((150, 95, 50), (240, 240, 235), (110, 110, 115))), 10) if fenced else None
     return Scene((*extras, *things), tuple(nouns), background, fence, rng.uniform(0.15, 0.22))
 
 
@@ -232,19 +237,23 @@ def caption(scene: Scene, rng: Random) -> str:
     return " ".join(word for span in caption_spans(scene, rng) for word in span.words)
 
 
-def _paint(scene: Scene, side: int) -> Image.Image:
-    background = scene.background
+def paint_background(background: Background, side: int) -> Image.Image:
+    """A square canvas of `side` pixels with the background alone."""
     if background.kind == "gradient":
         ramp = np.linspace(-0.5, 0.5, side, dtype=np.float32)
         along = ramp[None, :] * math.cos(background.angle) + ramp[:, None] * math.sin(background.angle)
         share = ((along - along.min()) / (along.max() - along.min()))[..., None]
         pixels = np.array(background.colour) * (1 - share) + np.array(background.second) * share
-        canvas = Image.fromarray(pixels.round().astype(np.uint8))
-    else:
-        canvas = Image.new("RGB", (side, side), background.colour)
-        draw_pattern(
-            ImageDraw.Draw(canvas), background.kind, background.second, side, background.period * side, background.angle
-        )
+        return Image.fromarray(pixels.round().astype(np.uint8))
+    canvas = Image.new("RGB", (side, side), background.colour)
+    draw_pattern(
+        ImageDraw.Draw(canvas), background.kind, background.second, side, background.period * side, background.angle
+    )
+    return canvas
+
+
+def _paint(scene: Scene, side: int) -> Image.Image:
+    canvas = paint_background(scene.background, side)
     for thing in scene.things:
         draw_thing(canvas, thing)
     if scene.fence is not None:

@@ -1,0 +1,1 @@
+"""Draws captioned moving scenes and trains the demo video model on them."""
