@@ -24,8 +24,8 @@ class Sizes:
     vae_multipliers: tuple[int, ...] = (1, 2, 4)
     latent_channels: int = 8
     vae_clips: int = 320
-    vae_batch: int = 3
-    vae_crop: int = 64
+    vae_batch: int = 6
+    vae_crop: int = 32
     vae_frames: int = 5
     text_width: int = 128
     text_layers: int = 2

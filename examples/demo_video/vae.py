@@ -8,7 +8,8 @@ from random import Random
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
+from torch import Tensor, nn
 
 from examples.demo_model.common import Budget, Loop, RunLog, load_state, save_atomic, step_generator
 
@@ -22,7 +23,7 @@ _EDGE_WEIGHT = 0.5
 def build_vae(sizes: Sizes, mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
     """An untrained autoencoder: (B, 3, 1 + 4 (f - 1), H, W) in [-1, 1] <-> (B, channels, f, H/4, W/4)."""
     levels = len(sizes.vae_multipliers) - 1
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=sizes.vae_width,
         z_dim=sizes.latent_channels,
         dim_mult=list(sizes.vae_multipliers),
@@ -34,6 +35,15 @@ def build_vae(sizes: Sizes, mean: list[float] | None = None, std: list[float] | 
         scale_factor_temporal=2**levels,
         scale_factor_spatial=2**levels,
     )
+    for attention in _attentions(vae):
+        # Trained on crops, it would not carry over to whole frames: it adds nothing, and stays so.
+        nn.init.zeros_(attention.proj.weight)
+        nn.init.zeros_(attention.proj.bias)
+    return vae
+
+
+def _attentions(vae: AutoencoderKLWan) -> list[WanAttentionBlock]:
+    return [module for module in vae.modules() if isinstance(module, WanAttentionBlock)]
 
 
 def to_tensor(clips: np.ndarray) -> Tensor:
@@ -61,7 +71,7 @@ def _loss(vae: AutoencoderKLWan, x: Tensor, generator: torch.Generator, decoder_
 
 
 class _Clips:
-    """Clips painted once at two sizes, and batches of them: crops and whole frames, several lengths."""
+    """Clips painted once at two sizes, and batches of crops of them, one frame or several."""
 
     def __init__(self, sizes: Sizes, rng: Random) -> None:
         self.sizes = sizes
@@ -69,21 +79,21 @@ class _Clips:
         self.pools = [np.stack([clip[i] for clip in painted]) for i in range(2)]
 
     def batch(self, generator: torch.Generator) -> Tensor:
-        """float32 (B, 3, frames, side, side) in [-1, 1]; side and length vary from call to call."""
+        """float32 (B, 3, frames, crop, crop) in [-1, 1]; the length varies from call to call."""
         sizes = self.sizes
         kind, start = torch.rand(2, generator=generator).tolist()
         frames = 1 if kind > 0.85 else sizes.vae_frames
         batch = sizes.vae_batch * (3 if frames == 1 else 1)
         first = int(start * (sizes.frames - frames + 1))
-        # whole small clips, crops of large ones
         pool = self.pools[1 if kind < 0.3 else 0]
-        chosen = torch.randint(len(pool), (batch,), generator=generator).numpy()
-        x = pool[chosen, first : first + frames]
-        if kind >= 0.3:
-            room = x.shape[2] - sizes.vae_crop + 1
-            top, left = torch.randint(room, (2,), generator=generator).tolist()
-            x = x[:, :, top : top + sizes.vae_crop, left : left + sizes.vae_crop]
-        return to_tensor(x)
+        chosen = torch.randint(len(pool), (batch,), generator=generator).tolist()
+        crop = sizes.vae_crop
+        places = torch.randint(pool.shape[2] - crop + 1, (batch, 2), generator=generator).tolist()
+        crops = [
+            pool[clip, first : first + frames, top : top + crop, left : left + crop]
+            for clip, (top, left) in zip(chosen, places, strict=True)
+        ]
+        return to_tensor(np.stack(crops))
 
 
 def train_vae(
@@ -100,18 +110,18 @@ def train_vae(
     rng = Random(f"{seed} {stage}")
     clips = _Clips(sizes, rng)
     vae = (load_vae(run, sizes) if decoder_only else build_vae(sizes)).to(device).train()
-    trained = vae.requires_grad_(not decoder_only)
-    if decoder_only:
-        for part in (vae.decoder, vae.post_quant_conv):
-            part.requires_grad_(True)
-    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    for part in (vae.decoder, vae.post_quant_conv) if decoder_only else (vae,):
+        part.requires_grad_(True)
+    for attention in _attentions(vae):
+        attention.requires_grad_(False)
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
     def loss(step: int, _progress: float) -> Tensor:
         generator = step_generator(seed, step)
         return _loss(vae, clips.batch(generator).to(device), generator, decoder_only)
 
-    Loop(stage, trained, [optimizer], budget, run / f"{stage}.pt", log, lr_warmup_steps=30, decay_from=0.4).run(
+    Loop(stage, vae, [optimizer], budget, run / f"{stage}.pt", log, lr_warmup_steps=30, decay_from=0.4).run(
         loss, resume
     )
 
