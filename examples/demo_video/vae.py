@@ -57,7 +57,7 @@ def _loss(vae: AutoencoderKLWan, x: Tensor, generator: torch.Generator, decoder_
     noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
     # The decoder alone learns on latents a little off, as the transformer's are.
     spread = posterior.mean.std() * 0.03 if decoder_only else posterior.std
-    y = vae.decode(posterior.mean + spread * noise).sample
+    y = _decoded(vae, posterior.mean + spread * noise)
     error = y - x
     # Pixel error alone leaves stripes and outlines soft and motion jerky; the error's own slopes weigh them up.
     edges = error.diff(dim=3).abs().mean() + error.diff(dim=4).abs().mean()
@@ -68,6 +68,19 @@ def _loss(vae: AutoencoderKLWan, x: Tensor, generator: torch.Generator, decoder_
         return loss
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     return loss + _KL_WEIGHT * kl
+
+
+def _decoded(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+    """`AutoencoderKLWan.decode` without its clamp, which has no gradient where a value is far off."""
+    vae.clear_cache()
+    z = vae.post_quant_conv(z)
+    frames = []
+    for index in range(z.shape[2]):
+        vae._conv_idx = [0]
+        state = {"feat_cache": vae._feat_map, "feat_idx": vae._conv_idx}
+        frames.append(vae.decoder(z[:, :, index : index + 1], **state, first_chunk=index == 0))
+    vae.clear_cache()
+    return torch.cat(frames, dim=2)
 
 
 class _Clips:
@@ -121,9 +134,10 @@ def train_vae(
         generator = step_generator(seed, step)
         return _loss(vae, clips.batch(generator).to(device), generator, decoder_only)
 
-    Loop(stage, vae, [optimizer], budget, run / f"{stage}.pt", log, lr_warmup_steps=30, decay_from=0.4).run(
-        loss, resume
-    )
+    loop = Loop(stage, vae, [optimizer], budget, run / f"{stage}.pt", log, 30, decay_from=0.4, ema=0.998)
+    loop.run(loss, resume)
+    assert loop.averaged is not None
+    vae.load_state_dict(loop.averaged.module.state_dict())  # small batches are noisy, their average is not
 
     vae.eval()
     latents, values = [], []
