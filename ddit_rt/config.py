@@ -12,23 +12,22 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from .errors import ConfigError, DDiTError, ScheduleError
+from .multiples import ALL_MULTIPLES, SKIP, SUPPORTED_MULTIPLES, TEMPORAL_MULTIPLES, read_multiple, volume
 from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, plain_number, read_json, read_yaml, shown
 
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
-SUPPORTED_MULTIPLES = (1, 2, 4)
 DEFAULT_SPEEDUP = 2.0
 """What ``accelerate(pipe)`` aims at."""
 # settings that leave the choice of steps to the default target
 _NEUTRAL = frozenset({"reference", "corrector", "backend", "cuda_graphs", "max_graphs"})
-SKIP = 0  # in a schedule, a step that makes no model call
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
 FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
 
 _SCHEDULE_SCHEMA = {
     "anyOf": [
-        {"type": "array", "items": {"enum": [SKIP, *SUPPORTED_MULTIPLES]}},
+        {"type": "array", "items": {"enum": [SKIP, *ALL_MULTIPLES]}},
         {"type": "string", "pattern": r"\.json$"},
         {"type": "null"},
     ]
@@ -68,13 +67,14 @@ class TeaCacheConfig(Settings):
 
 
 def _checked_multiples(multiples: Any) -> tuple[int, ...]:
-    values = tuple(multiples) if isinstance(multiples, Iterable) else ()
-    known = all(is_whole(k) and k in SUPPORTED_MULTIPLES for k in values)
+    values = tuple(map(read_multiple, multiples)) if isinstance(multiples, Iterable) else ()
+    known = all(is_whole(k) and k in ALL_MULTIPLES for k in values)
     if not known or 1 not in values or len(set(values)) < len(values):
         raise ConfigError(
-            f"multiples={shown(multiples)}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them."
+            f"multiples={shown(multiples)}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them; for video "
+            "also (2, 1) and (2, 2), which span two latent frames."
         )
-    return tuple(sorted(int(k) for k in values))
+    return tuple(sorted((int(k) for k in values), key=volume))
 
 
 def _coarse_names() -> tuple[str, ...]:
@@ -121,13 +121,19 @@ def _multiple_per_step(schedule: Any, multiples: tuple[int, ...], place: str = "
             f"{place}schedule={shown(schedule)}: pass one multiple per step, as in [1, 1, 1, 2, 4], a callable "
             "(step index, {multiple: sigma}) -> multiple, or the path of a .json file of `ddit-rt fit`."
         )
+    schedule = tuple(map(read_multiple, schedule))
     for index, multiple in enumerate(schedule):
-        if not is_whole(multiple) or (multiple != SKIP and multiple not in multiples):
-            raise ScheduleError(
-                f"{place}schedule[{index}]={shown(multiple)} is not among multiples={multiples}, nor {SKIP} for no "
-                "model call."
-            )
+        # left out, the multiples take in those that span frames from the schedule
+        spans = multiple in TEMPORAL_MULTIPLES and multiples == SUPPORTED_MULTIPLES
+        if not is_whole(multiple) or (multiple != SKIP and multiple not in multiples and not spans):
+            raise _no_multiple(index, multiple, multiples, place)
     return tuple(int(multiple) for multiple in schedule)
+
+
+def _no_multiple(index: int, multiple: Any, multiples: tuple[int, ...], place: str = "") -> ScheduleError:
+    return ScheduleError(
+        f"{place}schedule[{index}]={shown(multiple)} is not among multiples={multiples}, nor {SKIP} for no model call."
+    )
 
 
 def _checked_cache(cache: Any, info: ValidationInfo) -> Any:
@@ -181,7 +187,8 @@ class DDiTConfig(Settings):
 
     multiples: Annotated[tuple[int, ...], BeforeValidator(_checked_multiples)] = (1, 2, 4)
     """Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1. Left out, those of them
-    that the model can work with."""
+    that the model can work with. For video also pairs (latent frames, side): ``(2, 1)`` and ``(2, 2)``, which schedules
+    and reports write 21 and 22."""
     threshold: Annotated[float, Field(ge=0), Expected("τ is a number >= 0 (0 keeps every step full).")] = 1e-3
     """τ of the paper's equation 5, in latent units. A size is smooth enough when the ρ-quantile of its per-patch
     standard deviations lies below τ. 0 keeps every step at the finest size. The paper's 1e-3 is for FLUX and Wan
@@ -279,9 +286,20 @@ class DDiTConfig(Settings):
         if len(targets) > 1:
             pairs = " and ".join(f"{name}={shown(getattr(self, name))}" for name in targets)
             raise ConfigError(f"{pairs}: a target or a schedule decides alone; give one of them.")
+        self._take_in_spanning()
         if not set(values) - _NEUTRAL:
             # not through the frozen setter; it stays out of the fields that were set
             self.__dict__["speedup"] = DEFAULT_SPEEDUP
+
+    def _take_in_spanning(self) -> None:
+        """Adds the sizes of the schedule that span frames, which are none of the multiples unless they are given."""
+        listed = getattr(self.schedule, "schedule", self.schedule)  # of a fitted one
+        for index, multiple in enumerate(listed if isinstance(listed, Sequence) else ()):
+            if multiple not in TEMPORAL_MULTIPLES or multiple in self.multiples:
+                continue
+            if "multiples" in self.model_fields_set:
+                raise _no_multiple(index, multiple, self.multiples)
+            self.__dict__["multiples"] = tuple(sorted((*self.multiples, multiple), key=volume))
 
     @property
     def has_target(self) -> bool:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from ..errors import ConfigError
+from ..multiples import label
 from .options import Json, OptionalModel
 from .terminal import activity, console, importing, print_json, print_line
 
@@ -45,7 +46,7 @@ def command(
     table = Table("patch", "latent pixels", "grid", "tokens", "GFLOP per call", "share of p", "divides among ranks")
     for size in found.sizes:
         table.add_row(
-            "p" if size.multiple == 1 else f"{size.multiple}p",
+            label(size.multiple),
             f"{size.side} x {size.side}",
             f"{size.grid[0]} x {size.grid[1]}",
             str(size.tokens),
@@ -67,6 +68,6 @@ def _list(families: list[dict[str, Any]], as_json: bool) -> None:
     )
     for family in families:
         limits = "\n".join(f"{name}: {reason}" for name, reason in family["limits"].items())
-        sizes = ", ".join("p" if k == 1 else f"{k}p" for k in family["multiples"])
+        sizes = ", ".join(map(label, family["multiples"]))
         table.add_row(family["family"], family["transformer"], "\n".join(family["pipelines"]), sizes, limits)
     console.print(table)

@@ -71,8 +71,8 @@ class Family(ABC):
     family is told σ, such a model's timestep of training in thousandths is meant, and latents and predictions are the
     model's own."""
     multiples: ClassVar[tuple[int, ...]] = SUPPORTED_MULTIPLES
-    """Patch sizes that its models can work with, as multiples of their own; holds 1. Settings that ask for no sizes of
-    their own are cut to these, others are refused."""
+    """Patch sizes that its models can work with, as multiples of their own (see :mod:`ddit_rt.multiples`); holds 1.
+    Settings that ask for no sizes of their own are cut to these, others are refused."""
     layer_groups: ClassVar[dict[str, str]]
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +121,13 @@ class Family(ABC):
             are one latent pixel each.
         """
         return None
+
+    def obstacle(self, call: ModelInputs, multiple: int) -> str:
+        """Why a call that can run coarsely cannot span frames as this multiple does; empty if it can.
+
+        The step then runs at the multiple's side alone.
+        """
+        return ""
 
     def time_of(self, sigma: Scalar) -> Scalar:
         """The transformer's ``timestep`` at noise level ``sigma``."""

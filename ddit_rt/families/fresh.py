@@ -8,9 +8,9 @@ from typing import Any
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..config import SUPPORTED_MULTIPLES
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import Adapter, AdapterSpec, fingerprint
+from ..multiples import SUPPORTED_MULTIPLES
 from .base import Family
 
 
@@ -34,7 +34,7 @@ def fresh_adapter(
         family: Of the model.
         transformer: The model; it is read, not changed.
         targets: Layers that get LoRA, see :meth:`Family.target_layers`; the feed-forward's are the paper's.
-        multiples: Coarse sizes; None takes all that the family can work with.
+        multiples: Coarse sizes in space; None takes all that the family can work with.
         rank, alpha, shared, memory, positions, base_model, training: See
             :class:`ddit_rt.granularity.AdapterSpec`; ``alpha`` None is the rank (a scale of 1).
 
@@ -45,7 +45,7 @@ def fresh_adapter(
         ConfigError: a value is out of range, or the family cannot work with one of the multiples.
         UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
     """
-    coarse = tuple(k for k in family.multiples if k > 1)
+    coarse = tuple(k for k in family.multiples if k > 1 and k in SUPPORTED_MULTIPLES)
     multiples = coarse if multiples is None else tuple(multiples)
     if any(k in SUPPORTED_MULTIPLES and k not in family.multiples for k in multiples):
         raise ConfigError(f"multiples={multiples}: models of family {family.name} can work with {coarse} only.")

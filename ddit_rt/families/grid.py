@@ -26,6 +26,7 @@ from ..granularity import (
     swapped,
     unpatchify,
 )
+from ..multiples import frames_of, side_of
 from ..runtime import own_part
 from .base import Family, ModelInputs, raw_sample
 from .weights import stored
@@ -124,8 +125,9 @@ class GridFamily(Family):
         native: bool,
     ) -> torch.Tensor:
         geometry = call.geometry
-        side = multiple * geometry.patch
+        side, span = side_of(multiple) * geometry.patch, frames_of(multiple)
         rows, columns = geometry.grid(multiple)
+        frames = geometry.frames_at(multiple)
 
         def resized(own: torch.Tensor) -> torch.Tensor:
             return pad_to_grid(own, geometry, multiple)
@@ -134,8 +136,8 @@ class GridFamily(Family):
 
         def embed(_: torch.Tensor) -> torch.Tensor:
             # the transformer flattens (B, d, F, rows, columns) to tokens
-            tokens = embedding.tokens(patchify(pixels, side))
-            return tokens.transpose(1, 2).unflatten(2, (geometry.frames, rows, columns))
+            tokens = embedding.tokens(patchify(pixels, side, span))
+            return tokens.transpose(1, 2).unflatten(2, (frames, rows, columns))
 
         patches: list[torch.Tensor] = []
 
@@ -145,12 +147,12 @@ class GridFamily(Family):
 
         # Only the shape of the latent reaches the trunk: one whose p x p grid is the coarse grid. The transformer's
         # own un-patchify knows p alone, so its result is left aside.
-        shape = (pixels.shape[0], 1, geometry.frames, rows * geometry.patch, columns * geometry.patch)
+        shape = (pixels.shape[0], 1, frames, rows * geometry.patch, columns * geometry.patch)
         arguments = {**self.coarse_arguments(call, sigma, multiple), self.latent_argument: pixels.new_empty(shape)}
         ends = dict(zip(self.projection_names, (embed, deembed)))
         with swapped(module, **ends), self.placed(module, call, multiple, native):
             forward(**arguments)
-        return unpatchify(patches[0], side, geometry.frames, rows, columns)
+        return unpatchify(patches[0], side, frames, rows, columns, span)
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         modules = (getattr(pipe, name, None) for name in self.components)

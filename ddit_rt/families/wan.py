@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import Geometry, Scalar, bands, coarse_centres
+from ..multiples import ALL_MULTIPLES, frames_of, side_of
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import ModelInputs, NotCoarseError
 from .grid import GridFamily, Resize, Rotary, spread
@@ -42,6 +43,7 @@ class Wan(GridFamily):
     components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     projection_names = ("patch_embedding", "proj_out")
     time_scale = 1000.0
+    multiples: ClassVar[tuple[int, ...]] = ALL_MULTIPLES
     distill_optimizer = "adamw"
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
@@ -53,6 +55,15 @@ class Wan(GridFamily):
         if arguments["timestep"].ndim == 2:
             _check_times(_frame_times(arguments["timestep"], call.geometry))
         return call
+
+    def obstacle(self, call: ModelInputs, multiple: int) -> str:
+        if frames_of(multiple) == 1:
+            return ""
+        if call.geometry.frames == 1:
+            return "a single latent frame has none beside it"
+        if call.condition is not None or call.arguments["timestep"].ndim == 2:
+            return "frames that are given and frames that are made would share a patch"
+        return ""
 
     def patch(self, config: Any) -> int:
         return int(config.patch_size[1])
@@ -170,9 +181,9 @@ def _rope(module: nn.Module, geometry: Geometry, multiple: int, device: torch.de
     rope = module.rope
     rows, columns = geometry.grid(multiple)
     axes = (
-        (rope.t_dim, torch.arange(geometry.frames, device=device, dtype=torch.float32)),
-        (rope.h_dim, coarse_centres(rows, multiple, device)),
-        (rope.w_dim, coarse_centres(columns, multiple, device)),
+        (rope.t_dim, coarse_centres(geometry.frames_at(multiple), frames_of(multiple), device)),
+        (rope.h_dim, coarse_centres(rows, side_of(multiple), device)),
+        (rope.w_dim, coarse_centres(columns, side_of(multiple), device)),
     )
     cosines, sines = spread(
         [

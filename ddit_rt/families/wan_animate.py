@@ -14,6 +14,7 @@ from diffusers import WanAnimatePipeline, WanAnimateTransformer3DModel
 from torch import nn
 
 from ..granularity import Geometry, Scalar, bands
+from ..multiples import SUPPORTED_MULTIPLES
 from .base import Family, ModelInputs
 from .wan import Wan
 
@@ -23,6 +24,7 @@ class WanAnimate(Wan):
     transformer_class = WanAnimateTransformer3DModel
     pipelines = (WanAnimatePipeline,)
     components = ("transformer",)
+    multiples = SUPPORTED_MULTIPLES  # poses and faces are frames that are given
     limits: ClassVar[dict[str, str]] = {
         "first-block cache": "diffusers 0.42's FirstBlockCache does not know its blocks, without ddit_rt too",
     }

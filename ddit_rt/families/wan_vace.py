@@ -13,6 +13,7 @@ from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 from torch import nn
 
 from ..granularity import Geometry, Scalar, bands
+from ..multiples import SUPPORTED_MULTIPLES
 from .base import Family, ModelInputs, NotCoarseError
 from .wan import Wan
 
@@ -21,6 +22,7 @@ class WanVACE(Wan):
     name = "wan-vace"
     transformer_class = WanVACETransformer3DModel
     pipelines = (WanVACEPipeline,)
+    multiples = SUPPORTED_MULTIPLES  # hints are frames that are given
     shared_arguments = frozenset({"control_hidden_states_scale"})
     layer_groups: ClassVar[dict[str, str]] = {group: rf"(vace_)?{paths}" for group, paths in Wan.layer_groups.items()}
     # nothing is published for it, and hints come from outside the blocks that TeaCache skips

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SKIP
 from ..errors import ConfigError, OutOfReachError
 from ..families import family_of
 from ..granularity import Adapter, load_adapter
+from ..multiples import SKIP, SUPPORTED_MULTIPLES
 from ..pipeline import arguments_seen, identity_of, key_of_call
 from ..schedule import (
     WARP,
@@ -63,7 +63,8 @@ def fit_schedule(
         prompts: A few that resemble your use; four do. Each costs about eight plain runs, once. Texts, or mappings of
             arguments of the pipeline's call that stand for one, such as ``{"prompt_embeds": ..., "image": ...}``.
         speedup: Wanted ratio of FLOP, > 1; 2 if no quality is given either.
-        kinds: Multiples that steps may run at, 0 for no model call; None takes all that the model can work with.
+        kinds: Multiples that steps may run at, 0 for no model call; None takes p, 2p and 4p as far as the model can
+            work with them, and 0. 21 and 22 span two frames of a video, see :mod:`ddit_rt.multiples`.
         seed: Of the first prompt's noise; the i-th prompt takes seed + i.
         progress: Called with a line of text before every run.
         adapter: What coarse steps run, as for :func:`ddit_rt.accelerate`; None fits untrained ones.
@@ -84,7 +85,7 @@ def fit_schedule(
     """
     check_target(speedup, quality, reference, kinds)
     multiples = family_of(pipe).multiples
-    kinds = (*multiples, SKIP) if kinds is None else kinds
+    kinds = (*(k for k in multiples if k in SUPPORTED_MULTIPLES), SKIP) if kinds is None else kinds
     check_kinds(kinds, multiples)
     converged = reference == "converged"
     coarse = [] if converged else [kind for kind in kinds if kind > 1]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..granularity import Adapter, PredictionHistory
+from ..multiples import ALL_MULTIPLES, SKIP
 from ..trajectories import (
     AdapterErrors,
     Prompt,
@@ -115,7 +115,7 @@ def measure(
     )
 
 
-def check_kinds(kinds: Sequence[int], multiples: Sequence[int] = SUPPORTED_MULTIPLES) -> None:
+def check_kinds(kinds: Sequence[int], multiples: Sequence[int] = ALL_MULTIPLES) -> None:
     """Refuses kinds of steps that do not exist, or that a model whose ``multiples`` are given cannot make.
 
     Raises:

@@ -1,8 +1,9 @@
-"""The orthogonal split of a latent into a low band (k x k means) and what is left, and the flow-matching algebra on it.
+"""The orthogonal split of a latent into a low band (means of patches) and what is left, and the flow-matching algebra.
 
 With z = (1 - σ)x + σn, the mean over k x k pixels turns unit noise into noise of standard deviation 1/k, so down(z) is
 a flow-matching state of a k times smaller latent at another noise level, up to a scale: s·down(z) with
-s = 1/((1-σ) + σ/k) has noise share σ' = sσ/k and signal share s(1-σ), which add up to 1.
+s = 1/((1-σ) + σ/k) has noise share σ' = sσ/k and signal share s(1-σ), which add up to 1. Where a patch spans two latent
+frames, its mean is one over 2·k² values, and √2·k takes the place of k.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from ..multiples import frames_of, noise_shrink, side_of
 from .geometry import Geometry
 
 Scalar: TypeAlias = float | torch.Tensor
@@ -20,6 +22,9 @@ Scalar: TypeAlias = float | torch.Tensor
 def pad_to_grid(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
     """Pads (B, C, F, H, W) by edge replication to a grid that ``multiple`` divides."""
     bottom, right = geometry.padding(multiple)
+    behind = geometry.frame_padding(multiple)
+    if behind:
+        latent = torch.cat([latent, latent[:, :, -1:].expand(-1, -1, behind, -1, -1)], dim=2)
     if not bottom and not right:
         return latent
     # replicate padding takes 4-D input; frames ride along as channels
@@ -29,12 +34,17 @@ def pad_to_grid(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torc
 
 def crop_to_latent(latent: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Undoes :func:`pad_to_grid`."""
-    return latent[..., : geometry.height, : geometry.width]
+    return latent[..., : geometry.frames, : geometry.height, : geometry.width]
 
 
 def down(latent: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Mean over k x k pixels: (B, C, F, H, W) -> (B, C, F, H/k, W/k)."""
-    return F.avg_pool2d(latent.flatten(1, 2), multiple).unflatten(1, latent.shape[1:3])
+    """Mean over k x k pixels (of each frame, or of two): (B, C, F, H, W) -> (B, C, F, H/k, W/k)."""
+    side, span = side_of(multiple), frames_of(multiple)
+    if span > 1:
+        latent = latent.unflatten(2, (-1, span)).mean(3)
+    if side == 1:
+        return latent
+    return F.avg_pool2d(latent.flatten(1, 2), side).unflatten(1, latent.shape[1:3])
 
 
 def means(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tensor:
@@ -44,7 +54,11 @@ def means(latent: torch.Tensor, geometry: Geometry, multiple: int) -> torch.Tens
 
 def up(latent: torch.Tensor, multiple: int) -> torch.Tensor:
     """Nearest-neighbour upsampling: (B, C, F, H, W) -> (B, C, F, kH, kW); down(up(x)) == x."""
-    return F.interpolate(latent.flatten(1, 2), scale_factor=multiple, mode="nearest").unflatten(1, latent.shape[1:3])
+    side, span = side_of(multiple), frames_of(multiple)
+    if side > 1:
+        larger = F.interpolate(latent.flatten(1, 2), scale_factor=side, mode="nearest")
+        latent = larger.unflatten(1, latent.shape[1:3])
+    return latent if span == 1 else latent.repeat_interleave(span, dim=2)
 
 
 def high_band(latent: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -54,7 +68,7 @@ def high_band(latent: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def low_scale(sigma: Scalar, multiple: int) -> Scalar:
     """s = 1/((1-σ) + σ/k): makes noise share and signal share of the k x k means add up to 1."""
-    return 1 / ((1 - sigma) + sigma / multiple)
+    return 1 / ((1 - sigma) + sigma / noise_shrink(multiple))
 
 
 def low_state(latent: torch.Tensor, sigma: Scalar, multiple: int) -> tuple[torch.Tensor, Scalar]:
@@ -68,7 +82,7 @@ def low_state(latent: torch.Tensor, sigma: Scalar, multiple: int) -> tuple[torch
         s·down(z) of shape (B, C, F, H/k, W/k), and its noise level σ' = sσ/k.
     """
     scale = low_scale(sigma, multiple)
-    return scale * down(latent, multiple), scale * sigma / multiple
+    return scale * down(latent, multiple), scale * sigma / noise_shrink(multiple)
 
 
 def low_velocity(low_latent: torch.Tensor, low_sigma: Scalar, prediction: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -78,7 +92,7 @@ def low_velocity(low_latent: torch.Tensor, low_sigma: Scalar, prediction: torch.
     """
     clean = low_latent - low_sigma * prediction
     noise = low_latent + (1 - low_sigma) * prediction
-    return noise / multiple - clean
+    return noise / noise_shrink(multiple) - clean
 
 
 def noise_level(like: torch.Tensor, value: Scalar) -> torch.Tensor:

@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from ..errors import AdapterMismatchError
+from ..multiples import frames_of, side_of
 from ..resize import pi_resize_deembed, pi_resize_embed
 
 
@@ -67,12 +68,21 @@ class PatchEmbedding(nn.Module):
 
     @classmethod
     def from_base(cls, ends: PatchProjections, multiple: int) -> PatchEmbedding:
-        """The base model's own ends, PI-resized: exact on patches that are bilinear upsamplings."""
-        patch = ends.embed_weight.shape[2]
-        resized = pi_resize_deembed(
-            ends.deembed_weight.detach(), _detached(ends.deembed_bias), multiple, patch_size=patch
+        """The base model's own ends, PI-resized: exact on patches that are bilinear upsamplings.
+
+        Along time a patch's frames are alike: the embedding is that of their mean, and the de-embedding repeats itself.
+        """
+        patch, side, span = ends.embed_weight.shape[2], side_of(multiple), frames_of(multiple)
+        weight, bias = pi_resize_deembed(
+            ends.deembed_weight.detach(), _detached(ends.deembed_bias), side, patch_size=patch
         )
-        return cls(pi_resize_embed(ends.embed_weight.detach(), multiple), _clone(ends.embed_bias), *resized)
+        embed = pi_resize_embed(ends.embed_weight.detach(), side)
+        if span > 1:
+            embed = repeat(embed, "d c p q -> d (c g) p q", g=span) / span
+            channels = ends.channels
+            weight = repeat(weight, "(s c) d -> (s c g) d", c=channels, g=span)
+            bias = None if bias is None else repeat(bias, "(s c) -> (s c g)", c=channels, g=span)
+        return cls(embed, _clone(ends.embed_bias), weight, bias)
 
     @classmethod
     def of_means(cls, ends: PatchProjections, multiple: int, extra: int = 0) -> PatchEmbedding:

@@ -16,6 +16,7 @@ from ..config import SKIP, DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePreserving
+from ..multiples import side_of
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
 from .process import process_of
@@ -233,6 +234,10 @@ class CallState:
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
         multiple = self._choose(bool(note), len(history.recent))
+        refused = family.obstacle(inputs, multiple) if inputs is not None and multiple > 1 else ""
+        if refused:
+            multiple, note = side_of(multiple), refused
+        self._spacing.add(multiple)
         if multiple == 1 and self._is_clean():
             note = note or "a latent without noise has nothing for coarse steps to divide"
         if self.index == 0 and multiple > 1 and self._path.needs_anchor:
@@ -270,7 +275,6 @@ class CallState:
                 )
         if (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
             multiple = 1
-        spacing.add(multiple)
         return multiple
 
     def _is_clean(self) -> bool:

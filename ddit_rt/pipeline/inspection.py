@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from ..errors import UnsupportedPipelineError
 from ..families import FAMILIES, denoisers, family_of, supported_pipelines
+from ..multiples import side_of
 from .loading import naming, source_of
 
 RANKS = (2, 4, 8)
@@ -25,7 +26,7 @@ class SizeCost:
     """One patch size.
 
     Attributes:
-        multiple, side: k, and k·p in latent pixels.
+        multiple, side: k, and k·p in latent pixels (see :mod:`ddit_rt.multiples` where patches span frames).
         grid: Rows and columns of tokens.
         tokens: Per sample.
         flops: Of one transformer call per sample.
@@ -87,7 +88,9 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
         tokens = geometry.tokens(multiple)
         cost = family.flops(transformer, geometry, multiple, text_tokens)
         even = tuple(ranks for ranks in RANKS if tokens % ranks == 0)
-        sizes.append(SizeCost(multiple, multiple * geometry.patch, geometry.grid(multiple), tokens, cost, even))
+        sizes.append(
+            SizeCost(multiple, side_of(multiple) * geometry.patch, geometry.grid(multiple), tokens, cost, even)
+        )
     return Inspection(
         type(pipe).__name__,
         family.name,

@@ -16,6 +16,9 @@ import torch
 from ddit_kernels.evolve import evolve
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from ..multiples import frames_of, side_of
+from .policy import coarsest_below
+
 
 class EvolutionHistory:
     """Keeps as many increments as the finite difference needs.
@@ -216,6 +219,60 @@ class PendingEvolution:
         return self._patch_std
 
 
+class SpanningEvolution:
+    """The evolution at sizes in space, and at such that span frames; both under way.
+
+    A patch over two frames is one of a latent that has two frames side by side in its channels.
+
+    Args:
+        spatial: Over the sizes in space.
+        increments: Newest first, (B, C, F, H, W).
+        multiples: The sizes that span frames.
+        patch, quantile, backend, threshold: As for :class:`PendingEvolution`.
+    """
+
+    def __init__(
+        self,
+        spatial: PendingEvolution,
+        increments: Sequence[torch.Tensor],
+        multiples: Sequence[int],
+        patch: int,
+        quantile: float,
+        backend: str,
+        threshold: float,
+    ) -> None:
+        self._spatial, self._threshold = spatial, threshold
+        self._spanning = {
+            k: PendingEvolution(
+                [_side_by_side(increment, frames_of(k)) for increment in increments],
+                [side_of(k)],
+                patch,
+                quantile,
+                None,
+                backend,
+                threshold,
+            )
+            for k in multiples
+        }
+
+    def decision(self) -> int:
+        """As :meth:`PendingEvolution.decision`, from the σ_k: the two kinds are measured by kernels of their own."""
+        return coarsest_below(self.wait(), self._threshold)
+
+    def wait(self) -> dict[int, float]:
+        """Multiple -> σ_k, as :meth:`PendingEvolution.wait`."""
+        spanning = {k: evolution.wait()[side_of(k)] for k, evolution in self._spanning.items()}
+        return {**self._spatial.wait(), **spanning}
+
+
+def _side_by_side(increment: torch.Tensor, frames: int) -> torch.Tensor:
+    """(B, C, F, H, W) -> (B, C·frames, F/frames, H, W), the last frame repeated where they do not divide."""
+    behind = -increment.shape[2] % frames
+    if behind:
+        increment = torch.cat([increment, increment[:, :, -1:].expand(-1, -1, behind, -1, -1)], dim=2)
+    return increment.unflatten(2, (-1, frames)).transpose(2, 3).flatten(1, 2)
+
+
 class LatentEvolution:
     """The evolution of one call's latent, from increment to increment.
 
@@ -230,10 +287,12 @@ class LatentEvolution:
     def __init__(
         self, order: int, multiples: Sequence[int], quantile: float, backend: str, threshold: float = 0.0
     ) -> None:
-        self.current: PendingEvolution | None = None
-        self._multiples, self._quantile, self._backend, self._threshold = multiples, quantile, backend, threshold
+        self.current: PendingEvolution | SpanningEvolution | None = None
+        self._multiples = [k for k in multiples if frames_of(k) == 1]
+        self._spanning = [k for k in multiples if frames_of(k) > 1]
+        self._quantile, self._backend, self._threshold = quantile, backend, threshold
         self._history = EvolutionHistory(order)
-        self._pending: PendingEvolution | None = None
+        self._pending: PendingEvolution | SpanningEvolution | None = None
         self._host: HostMemory | None = None
 
     def clear(self) -> None:
@@ -247,7 +306,7 @@ class LatentEvolution:
 
     def end_step(
         self, increment: torch.Tensor | None, patch: int | None, packed: tuple[int, ...] | None
-    ) -> PendingEvolution | None:
+    ) -> PendingEvolution | SpanningEvolution | None:
         """Closes a step and launches the decision for the next one; waits for nothing.
 
         Args:
@@ -273,7 +332,7 @@ class LatentEvolution:
             increments = self._history.increments
             if increments[0].is_cuda and self._host is None:
                 self._host = HostMemory(increments[0].shape[0], len(self._multiples))
-            self._pending = PendingEvolution(
+            self._pending = spatial = PendingEvolution(
                 increments,
                 self._multiples,
                 patch,
@@ -283,4 +342,8 @@ class LatentEvolution:
                 self._threshold,
                 self._host,
             )
+            if self._spanning and increment.ndim == 5 and increment.shape[2] > 1:
+                self._pending = SpanningEvolution(
+                    spatial, increments, self._spanning, patch, self._quantile, self._backend, self._threshold
+                )
         return ended

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError, DDiTError, ScheduleError
 from ..hub import find_file, push_file
+from ..multiples import ALL_MULTIPLES, SKIP
 from ..settings import read_text, shown
 from .policy import FixedSchedule, StepView
 
@@ -57,10 +57,9 @@ class FittedSchedule:
         if not self.schedule:
             raise ScheduleError("schedule=[]: give one multiple per denoising step.")
         for index, multiple in enumerate(self.schedule):
-            if multiple not in (SKIP, *SUPPORTED_MULTIPLES):
+            if multiple not in (SKIP, *ALL_MULTIPLES):
                 raise ScheduleError(
-                    f"schedule[{index}]={shown(multiple)} is none of {SUPPORTED_MULTIPLES}, nor {SKIP} for no model "
-                    "call."
+                    f"schedule[{index}]={shown(multiple)} is none of {ALL_MULTIPLES}, nor {SKIP} for no model call."
                 )
         if not 0 < self.speedup < math.inf:
             raise ConfigError(f"speedup={shown(self.speedup)}: a ratio of FLOP, above 0.")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..multiples import label, volume
+
 
 class Reported(Protocol):
     """What is drawn of a :class:`~ddit_rt.schedule.Report`."""
@@ -20,7 +22,7 @@ class Reported(Protocol):
     def schedule(self) -> Sequence[int]: ...
 
 
-COLOURS = {0: "#d9d9d9", 1: "#1b4965", 2: "#f4a259", 4: "#bc4b51"}
+COLOURS = {0: "#d9d9d9", 1: "#1b4965", 2: "#f4a259", 4: "#bc4b51", 21: "#5b8e7d", 22: "#8cb369"}
 
 
 def plot_report(report: Reported, path: Path, title: str | None = None) -> Path:
@@ -49,7 +51,7 @@ def plot_reports(reports: Mapping[str, Reported], path: Path) -> Path:
         for k in report.config.get("multiples", ()):
             points = [(s.index, s.patch_std[k]) for s in report.steps if s.patch_std.get(k, 0) > 0]
             if points:
-                curves.semilogy(*zip(*points), color=COLOURS[k], marker=".", label=f"σ at {k if k > 1 else ''}p")
+                curves.semilogy(*zip(*points), color=COLOURS[k], marker=".", label=f"σ at {label(k)}")
         if report.config.get("threshold"):
             curves.axhline(report.config["threshold"], color="grey", linestyle="--", linewidth=1, label="τ")
         curves.set_xlabel("denoising step")
@@ -57,8 +59,9 @@ def plot_reports(reports: Mapping[str, Reported], path: Path) -> Path:
             curves.legend(fontsize=8)
         curves.grid(alpha=0.2)
     axes[1][0].set_ylabel("ρ-quantile of patch std")
-    used = sorted({k for report in reports.values() for k in (*report.config.get("multiples", ()), *report.schedule)})
-    handles = [Patch(color=COLOURS[k], label="skipped" if k == 0 else f"{k if k > 1 else ''}p") for k in used]
+    every = {k for report in reports.values() for k in (*report.config.get("multiples", ()), *report.schedule)}
+    used = sorted(every, key=volume)
+    handles = [Patch(color=COLOURS[k], label=label(k)) for k in used]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(used), fontsize=8, title="patch size")
     figure.savefig(path, dpi=130)
     return path

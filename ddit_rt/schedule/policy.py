@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Protocol, runtime_checkable
 
-from ..config import SKIP
 from ..errors import ScheduleError
+from ..multiples import SKIP, volume
 
 
 class Evolution(Protocol):
@@ -158,8 +158,8 @@ class KnownEvolution:
 
 
 def coarsest_below(patch_std: Mapping[int, float], threshold: float) -> int:
-    """The largest multiple whose ρ-quantile is below τ, else 1 (paper, equation 5). NaN is below nothing."""
-    return max((k for k, sigma in patch_std.items() if k > 1 and sigma < threshold), default=1)
+    """The coarsest multiple whose ρ-quantile is below τ, else 1 (paper, equation 5). NaN is below nothing."""
+    return max((k for k, sigma in patch_std.items() if k > 1 and sigma < threshold), key=volume, default=1)
 
 
 @dataclass

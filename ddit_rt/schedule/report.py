@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from ..config import SKIP, SUPPORTED_MULTIPLES
+from ..multiples import SKIP, SUPPORTED_MULTIPLES, TEMPORAL_MULTIPLES, short_label
 
 if TYPE_CHECKING:
     import torch
@@ -140,13 +140,16 @@ class Report:
 
         Returns:
             ``speedup`` (ratio of FLOP), ``steps`` (a multiple per step, 0 where the model was not called) and ``sizes``
-            (how many steps at p, 2p and 4p, and skipped).
+            (how many steps at p, 2p and 4p, at those that span frames if there are any, and skipped).
         """
         steps = self.schedule
         return {
             "speedup": round(self.speedup_estimate, 3),
             "steps": steps,
-            "sizes": {_size(multiple): steps.count(multiple) for multiple in (*SUPPORTED_MULTIPLES, SKIP)},
+            "sizes": {
+                short_label(multiple): steps.count(multiple)
+                for multiple in (*SUPPORTED_MULTIPLES, *(k for k in TEMPORAL_MULTIPLES if k in steps), SKIP)
+            },
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,20 +176,23 @@ class Report:
 
     def __str__(self) -> str:
         multiples = self.config.get("multiples", (1, 2, 4))
+        headings = [f"σ_{k}p" if k in SUPPORTED_MULTIPLES else f"σ_{short_label(k)}" for k in multiples]
         head = (
             f"{'step':>4} {'timestep':>9} {'size':>5} {'tokens':>7}"
-            + "".join(f" {f'σ_{k}p':>9}" for k in multiples)
+            + "".join(f" {heading:>9}" for heading in headings)
             + f" {'GFLOP':>9} {'seconds':>8}  executed"
         )
         lines = [head]
         for step in self.steps:
             stds = "".join(f" {step.patch_std[k]:9.2e}" if k in step.patch_std else f" {'-':>9}" for k in multiples)
             lines.append(
-                f"{step.index:4d} {step.timestep:9.2f} {_size(step.multiple):>5} {step.tokens:7d}{stds}"
+                f"{step.index:4d} {step.timestep:9.2f} {short_label(step.multiple):>5} {step.tokens:7d}{stds}"
                 f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed}{'  ' + step.note if step.note else ''}"
             )
         counts = ", ".join(
-            f"{self.schedule.count(k)} {'at ' if k else ''}{_size(k)}" for k in (0, *multiples) if k in self.schedule
+            f"{self.schedule.count(k)} {'at ' if k else ''}{short_label(k)}"
+            for k in (0, *multiples)
+            if k in self.schedule
         )
         lines.append(
             f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
@@ -194,10 +200,6 @@ class Report:
             + ("" if self.kept is None else f"; by a schedule fitted on {self.kept.prompts} prompts")
         )
         return "\n".join(lines)
-
-
-def _size(multiple: int) -> str:
-    return {0: "skipped", 1: "p"}.get(multiple, f"{multiple}p")
 
 
 def _finite(value: Any) -> Any:
