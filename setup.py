@@ -19,8 +19,11 @@ SERVE = [
     "imageio[ffmpeg]>=2.34",
     "httpx>=0.28",
 ]
+# optical flow, for the metrics of videos
+FLOW = ["opencv-python-headless>=4.8"]
 TEST = [
     *SERVE,
+    *FLOW,
     "openai>=3.54",
     "schemathesis>=4",
     "playwright>=1.48",
@@ -53,6 +56,8 @@ setup(
             "py.typed",
             "demo/model/*",
             "demo/model/*/*",
+            "demo/video_model/*",
+            "demo/video_model/*/*",
             "evaluate/adherence/*.json",
             "evaluate/adherence/*.safetensors",
             "demo/schedules/*.json",
@@ -92,7 +97,7 @@ setup(
     extras_require={
         "distill": DISTILL,
         "flash": ["flash-attn>=2.7"],
-        "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34"],
+        "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34", *FLOW],
         "baselines": BASELINES,
         "reward": ["image-reward>=1.5"],
         "serve": SERVE,

@@ -3,9 +3,9 @@
     python benchmarks/evaluations.py RUN FILE
 
 condenses the folder RUN into FILE. Of ``ddit-rt eval MODEL --output RUN`` it keeps, per method, the settings, the FLOP,
-the mean and spread of what judges said of the pictures, and per prompt and seed the seconds, those of the plain run
-beside it, and the metrics. Of ``ddit-rt analyse ... --output RUN`` it keeps the lines, and of every step of a report
-its multiple and its σ.
+the mean and spread of what judges said of the pictures, of videos the mean PSNR of every frame, and per prompt and seed
+the seconds, those of the plain run beside it, and the metrics. Of ``ddit-rt analyse ... --output RUN`` it keeps the
+lines, and of every step of a report its multiple and its σ.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Evaluation:
         plan: Methods, prompts, seeds and call.
         rows: One per method, prompt and seed, and one per method with its FLOP, as :func:`summarise` takes them.
         judged: Method -> metric -> mean and standard deviation of what a judge said of the pictures.
+        frames: Method -> of videos, the mean PSNR of every frame to the plain clip's, in dB.
     """
 
     machine: dict[str, Any]
     plan: Plan
     rows: list[dict[str, Any]]
     judged: dict[str, dict[str, tuple[float, float]]]
+    frames: dict[str, list[float]]
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
@@ -57,7 +59,10 @@ class Evaluation:
             for i, (prompt, seed) in enumerate(keys):
                 values = {name: column[i] for name, column in columns.items()}
                 rows.append({"method": entry["name"], "prompt": prompt, "seed": seed, **values})
-        return cls(content["machine"], plan, rows, {entry["name"]: entry["judged"] for entry in entries})
+        judged = {entry["name"]: entry["judged"] for entry in entries}
+        return cls(
+            content["machine"], plan, rows, judged, {entry["name"]: entry.get("frames", []) for entry in entries}
+        )
 
     def summaries(self, reference: int | None = None) -> list[Summary]:
         """One summary per method, judges' metrics included; ``reference`` keeps those compared with so many steps."""
@@ -65,6 +70,7 @@ class Evaluation:
         for summary in found:
             for name, (mean, spread) in self.judged[summary.method].items():
                 summary.metrics[name], summary.spread[name] = mean, spread
+            summary.frames = self.frames[summary.method]
         return [summary for summary in found if reference in (None, summary.reference)]
 
 
@@ -102,6 +108,7 @@ def condense(run: Path, target: Path) -> None:
                     for name, mean in summary["metrics"].items()
                     if name not in COMPARED
                 },
+                **({"frames": [_short(value) for value in summary["frames"]]} if summary.get("frames") else {}),
                 "runs": {name: [_short(row[name]) for row in own] for name in PER_RUN if name in own[0]},
             }
         )

@@ -4,7 +4,8 @@
 
 Tables stand between markers such as ``<!-- results-table -->``. Their numbers come from ``benchmarks/results/*`` (see
 ``benchmarks/evaluations.py``) and from ``docs/demo/demo.json``, which --demo renews from what ``ddit-rt demo`` wrote.
---pictures also runs the demo model for the pictures that stand side by side, which takes some minutes on a CPU.
+--pictures also runs the demo models for the pictures and clips that stand side by side, which takes some minutes on a
+CPU. The page on video is filled from what lies under ``benchmarks/results/demo-video``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import markers
 import readme_figures as figures
 import readme_tables as tables
 import target_tables
+import video_figures
+import video_tables
 from evaluations import Evaluation
 from serve_tables import serve_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "targets", "serving")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "targets", "serving", "video")))
 FIGURES = ROOT / "docs" / "demo"
 SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
+VIDEO = RESULTS / "demo-video"
 UNUSED = ("patch_std", "tokens", "pictures")
 """Parts of a demo's result that no table shows."""
 
@@ -58,9 +62,31 @@ def contents() -> dict[str, str]:
         "guided-table": tables.evaluation_table(guided, 50),
         "options-table": tables.options_table(options),
     }
-    return found | {
+    found |= {
         f"{name}-table": tables.analyses_table(lines) for name, lines in analyses.items() if isinstance(lines, list)
     }
+    return found | video_contents()
+
+
+def video_contents() -> dict[str, str]:
+    """Those of the page on video; of results that are not there, none."""
+    found = {}
+    if (VIDEO / "evaluation.json").is_file():
+        evaluation = Evaluation.read(VIDEO / "evaluation.json")
+        most, fewer = sorted({method.reference for method in evaluation.plan.methods}, reverse=True)
+        found = {
+            "video-table": video_tables.video_table(evaluation, most),
+            "video-28-table": video_tables.video_table(evaluation, fewer),
+            "video-tau-table": video_tables.tau_table(evaluation, most),
+            "video-figures": video_figures.links(FIGURES / "video", FIGURES.parent),
+        }
+        if (VIDEO / "spread.json").is_file():
+            spread = json.loads((VIDEO / "spread.json").read_text(encoding="utf-8"))
+            found["video-growth"] = video_tables.growth_table(evaluation, most, spread)
+    if (VIDEO / "coarse-gain.json").is_file():
+        result = json.loads((VIDEO / "coarse-gain.json").read_text(encoding="utf-8"))
+        found["coarse-gain-table"] = video_tables.gain_table(result)
+    return found
 
 
 def fill(text: str, found: dict[str, str]) -> str:
@@ -92,6 +118,10 @@ def draw() -> None:
     figures.fitted(FIGURES / "fitted.png")
     analyses = json.loads((RESULTS / "demo" / "analyses.json").read_text(encoding="utf-8"))
     figures.analyses(analyses, FIGURES / "analyses")
+    if (VIDEO / "evaluation.json").is_file():
+        spread = VIDEO / "spread.json"
+        along = json.loads(spread.read_text(encoding="utf-8"))["psnr_frames"] if spread.is_file() else ()
+        video_figures.curves(Evaluation.read(VIDEO / "evaluation.json"), FIGURES / "video", along)
 
 
 def main() -> None:
@@ -108,6 +138,8 @@ def main() -> None:
         targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
         figures.side_by_side(targets, figures.PICTURE, 2, FIGURES / "picture.webp", print, gain=5)
         figures.side_by_side(evaluation, figures.SHEET, 5, FIGURES / "methods.webp", print)
+        if (VIDEO / "evaluation.json").is_file():
+            video_figures.clips(Evaluation.read(VIDEO / "evaluation.json"), FIGURES / "video", print)
     found = contents()
     for page in PAGES:
         page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -11,7 +11,7 @@ from evaluations import Evaluation, read_reports
 from matplotlib.figure import Figure
 
 from ddit_rt.demo import FITTED, load_pipeline
-from ddit_rt.evaluate import TO_CONVERGED, generate, plot_curves, plot_sigma
+from ddit_rt.evaluate import TO_CONVERGED, Method, generate, plot_curves, plot_sigma
 from ddit_rt.evaluate.analyses import Line, plot_lines
 from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.schedule import COLOURS, FittedSchedule, StepView, TargetPolicy, plot_reports
@@ -149,7 +149,6 @@ def side_by_side(
     """
     found = pictures(evaluation, columns, prompts, progress)
     methods = {method.name: method for method in evaluation.plan.methods}
-    settings = {name: method.settings or {} for name, method in methods.items()}
     each = 1 if gain is None else 2
     figure = Figure(figsize=(1.75 * len(columns), 1.9 * each * prompts + 0.35), layout="constrained")
     grid = figure.subplots(each * prompts + 1, len(columns), height_ratios=[*[10] * each * prompts, 1], squeeze=False)
@@ -168,15 +167,16 @@ def side_by_side(
                 below.text(0.5, 0.5, f"differences\nx {gain:g}", color="white", **CENTRED, transform=below.transAxes)
             else:
                 _picture(grid[each * row + 1][column], np.clip(gain * abs(pixels - found[base, row][0]), 0, 1))
-        _strip(grid[-1][column], _schedule(settings[name], methods[name].steps))
+        _strip(grid[-1][column], schedule_of_settings(methods[name]))
     figure.savefig(path, dpi=110)
 
 
-def _schedule(settings: Mapping[str, Any], steps: int) -> list[int]:
+def schedule_of_settings(method: Method) -> list[int]:
     """The multiples of a method that has a schedule or a target; else none."""
+    settings = method.settings or {}
     if "target" in settings:
         policy = TargetPolicy(**settings["target"])
-        return [policy.choose(StepView(index, steps)) for index in range(steps)]
+        return [policy.choose(StepView(index, method.steps)) for index in range(method.steps)]
     return list(settings.get("schedule", ()))
 
 

@@ -87,7 +87,8 @@ def evaluation_table(evaluation: Evaluation, reference: int) -> str:
     judged = any("adherence" in row.metrics for row in rows)
     second = any(CONVERGED in row.metrics for row in rows)
     lines = [
-        f"{len(evaluation.plan.prompts)} prompts, {reference} steps, {_guidance(evaluation)}, one CPU thread per run.",
+        f"{len(evaluation.plan.prompts)} prompts, {reference} steps, {guidance_of(evaluation)}, "
+        "one CPU thread per run.",
         "",
         "| method | wall-clock | FLOP | PSNR, dB | worst tenth | SSIM |"
         + " PSNR to converged, dB | worst tenth |" * second
@@ -100,17 +101,18 @@ def evaluation_table(evaluation: Evaluation, reference: int) -> str:
             f"**{name}**" if row.kind.startswith(OURS) else name,
             f"{row.speedup:.2f}x",
             f"{row.flops_speedup:.2f}x",
-            _with_spread(row, "psnr"),
+            with_spread(row, "psnr"),
             _cell(row.worst, "psnr", 1),
             _cell(row.metrics, "ssim", 3),
-            *[_with_spread(row, CONVERGED), _cell(row.worst, CONVERGED, 1)] * second,
+            *[with_spread(row, CONVERGED), _cell(row.worst, CONVERGED, 1)] * second,
             *[f"{row.metrics.get('adherence', float('nan')):.3f}"] * judged,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _with_spread(row: Summary, metric: str) -> str:
+def with_spread(row: Summary, metric: str) -> str:
+    """Mean and standard deviation, or a dash where there is none."""
     return f"{row.metrics[metric]:.1f} ± {row.spread[metric]:.1f}" if metric in row.metrics else "-"
 
 
@@ -155,7 +157,7 @@ def options_table(evaluation: Evaluation) -> str:
             # the kind says the rest
             name = re.sub(r"^(residual|skipped-first|first|one-full-in|cycle)-|-full$", "", row.method)
             kinds.setdefault(row.kind, []).append(f"{name}: {row.metrics['psnr']:.1f} ({row.flops_speedup:.2f}x)")
-    head = f"{len(evaluation.plan.prompts)} prompts, {_guidance(evaluation)}; PSNR in dB (FLOP)."
+    head = f"{len(evaluation.plan.prompts)} prompts, {guidance_of(evaluation)}; PSNR in dB (FLOP)."
     rows = (f"| {kind} | {'; '.join(found)} |" for kind, found in kinds.items())
     return "\n".join([head, "", "| setting | |", "|---|---|", *rows])
 
@@ -225,6 +227,8 @@ def demo_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _guidance(evaluation: Evaluation) -> str:
-    scale = evaluation.plan.call.get("true_cfg_scale", 1)
-    return "no guidance" if scale == 1 else f"guidance {scale:g}"
+def guidance_of(evaluation: Evaluation) -> str:
+    """How the model was guided, in words."""
+    call = evaluation.plan.call
+    scale = call.get("true_cfg_scale", call.get("guidance_scale", 1))
+    return f"guidance {scale:g}" if scale > 1 else "no guidance"

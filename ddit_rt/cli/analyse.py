@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .models import load, shipped_prompts
+from .models import load, load_prompts, shipped_prompts
 from .options import (
     Coarse,
     Count,
@@ -35,7 +35,7 @@ group = typer.Typer(help="The paper's analyses on any pipeline: tables, figures,
 
 @group.command("order")
 def order(
-    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 8,
     steps: Steps = 50, speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None,
     width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
@@ -45,13 +45,13 @@ def order(
     from ..schedule import check_speedup
 
     check_speedup(speedup)
-    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype)
+    analysis = _open(model, load_prompts(prompts, count, model), call, coarse, seed, device, dtype)
     _write_table("order", output, lambda: analysis.order(speedup), analysis)
 
 
 @group.command("tau")
 def tau(
-    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 8,
     steps: Steps = 50,
     values: Annotated[str | None, typer.Option(help="τ with commas; by default around the one of --speedup.")] = None,
     speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None, width: Width = None,
@@ -61,7 +61,7 @@ def tau(
     thresholds = None if values is None else read_numbers(values, "values")
     call = _call(model, height, width, frames, steps)
     wanted = speedup if thresholds is None else None
-    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype, wanted)
+    analysis = _open(model, load_prompts(prompts, count, model), call, coarse, seed, device, dtype, wanted)
     if thresholds is None:
         middle = analysis.settings["threshold"]
         thresholds = [middle * factor for factor in (0.1, 0.3, 0.6, 1.0, 2.0, 4.0)]
@@ -70,7 +70,7 @@ def tau(
 
 @group.command("rho")
 def rho(
-    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 8,
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 8,
     steps: Steps = 50, values: Annotated[str, typer.Option(help="ρ with commas.")] = "0.1,0.2,0.4,0.6,0.8,1.0",
     tau: Tau = None, speedup: TargetSpeedup = 1.5, coarse: Coarse = "auto", height: Height = None,
     width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None, dtype: Dtype = None,
@@ -78,25 +78,25 @@ def rho(
     """Quality and speed over ρ, at one τ."""
     quantiles = read_numbers(values, "values")
     call = _call(model, height, width, frames, steps)
-    analysis = _open(model, _prompts(prompts, count), call, coarse, seed, device, dtype, speedup, tau)
+    analysis = _open(model, load_prompts(prompts, count, model), call, coarse, seed, device, dtype, speedup, tau)
     _write_table("rho", output, lambda: analysis.rho(quantiles), analysis)
 
 
 @group.command("patch-size")
 def patch_size(
-    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 4,
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 4,
     steps: Steps = 50, height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0,
     device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Figure 4: speed against patch size, every step at one size."""
     call = _call(model, height, width, frames, steps)
-    analysis = _open(model, _prompts(prompts, count), call, "auto", seed, device, dtype)
+    analysis = _open(model, load_prompts(prompts, count, model), call, "auto", seed, device, dtype)
     _write_table("patch-size", output, analysis.patch_size, analysis)
 
 
 @group.command("misses")
 def misses(
-    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = "demo", count: Count = 24,
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 24,
     steps: Steps = 50, values: Annotated[str, typer.Option(help="Speed-ups with commas.")] = "2,2.5,3,4",
     height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None,
     dtype: Dtype = None,
@@ -110,7 +110,7 @@ def misses(
 
     for speedup in speedups:
         check_speedup(speedup)
-    analysis = _open(model, _prompts(prompts, count), call, "auto", seed, device, dtype)
+    analysis = _open(model, load_prompts(prompts, count, model), call, "auto", seed, device, dtype)
     found = _watched(analysis, lambda: analysis.misses(speedups))
     shown = Table("speed-up", "PSNR, dB", "largest miss ÷ least", "rank correlation", "p")
     for line in found:
@@ -197,15 +197,9 @@ def _call(model: str, height: int | None, width: int | None, frames: int | None,
     return call_arguments(model, height, width, frames, steps)
 
 
-def _prompts(source: str, count: int) -> list[str]:
-    from ..evaluate import load_prompts
-
-    return load_prompts(source, count)
-
-
 def _two_prompts(model: str) -> list[str]:
     examples = shipped_prompts(model, "no --prompt: give two, a plain and a detailed one.")
-    return [examples["plain"], examples["detailed"]]
+    return list(examples.values())[:2]
 
 
 def _watched(analysis: Any, work: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .models import load
+from .models import load, load_prompts
 from .options import (
     Adapter,
     CallArguments,
@@ -35,7 +35,7 @@ def command(
     output: Annotated[
         Path, typer.Option(help="Folder for rows, results, curves and gallery; continued if begun.")
     ] = Path("eval-out"),
-    prompts: PromptSource = "demo",
+    prompts: PromptSource = None,
     count: Count = 64,
     seeds: Annotated[int, typer.Option(help="Seeds per prompt.", min=1)] = 1,
     steps: Annotated[str, typer.Option(help="Plain step counts; the first gets every method, others a few.")] = "50,28",
@@ -47,8 +47,9 @@ def command(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of psnr, ssim, lpips, fid, clip, imagereward, adherence (demo model only); or 'all'. "
-            "By default psnr and ssim, and on the demo model adherence."
+            help="Of psnr, ssim, lpips, of videos growth, flicker, warping, smoothness, consistency, of pictures fid, "
+            "clip, imagereward, adherence (demo model only); or 'all'. By default psnr, ssim and those of videos, and "
+            "on the demo model adherence."
         ),
     ] = None,
     height: Height = None,
@@ -78,16 +79,15 @@ def command(
     with importing():
         from ..evaluate import (
             APART,
-            PAIRED,
+            CLIP,
             PLAN,
             Plan,
-            load_prompts,
             read_rows,
             run_sweep,
             standard_plan,
             with_adapter,
         )
-        from ..pipeline import DEMO, call_arguments
+        from ..pipeline import call_arguments, is_own, makes_videos
 
     hide_loading_bars()
     if report_only:
@@ -102,7 +102,9 @@ def command(
         pipe = load(model, dtype, device)
         if adapter is not None:
             others = [
-                prompt for prompt in load_prompts(prompts, len(plan.prompts) + APART) if prompt not in plan.prompts
+                prompt
+                for prompt in load_prompts(prompts, len(plan.prompts) + APART, model)
+                if prompt not in plan.prompts
             ]
             with activity("fitting") as show:
                 plan = with_adapter(plan, adapter, pipe, others[:APART] or plan.prompts[:APART], show)
@@ -112,16 +114,19 @@ def command(
             "are not looked at"
         )
     else:
-        chosen = load_prompts(prompts, count + APART)
+        chosen = load_prompts(prompts, count + APART, model)
         if len(chosen) <= count:
             note("every prompt is evaluated: thresholds and schedules are fitted to the first of them")
         arguments = call_arguments(model, height, width, frames, further=further)
         pipe = load(model, dtype, device, arguments)
-        usable = _usable(paired, PAIRED)
+        videos = makes_videos(pipe)
+        if metrics not in (None, "all") and not videos and (named := [name for name in paired if name in CLIP]):
+            raise ConfigError(f"metrics={','.join(named)}: {model} makes pictures.")
+        usable = _usable(paired, videos)
         with activity("calibrating") as show:
             plan = standard_plan(
                 pipe, model, chosen[:count], step_counts, list(range(seeds)), arguments, usable,
-                fit_baselines=model == DEMO, apart=chosen[count:], methods_file=methods,
+                fit_baselines=is_own(model), apart=chosen[count:], methods_file=methods,
                 adapter=None if adapter is None else Path(adapter), converged=converged, progress=show,
             )  # fmt: skip
         plan.write(output)
@@ -142,8 +147,10 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
         PLAN,
         adherence_note,
         compare_all,
+        holds_videos,
         judge_pictures,
         plot_curves,
+        plot_frames,
         summarise,
         table,
         write_comparisons,
@@ -152,11 +159,14 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
     )
 
     summaries = summarise(plan, rows)
+    if judges and holds_videos(plan, folder):
+        note(f"left out {', '.join(judges)}: they judge pictures")
+        judges = []
     loaded = {name: judge for name in judges if (judge := _load(name, JUDGES[name])) is not None}
     judge_pictures(plan, folder, summaries, loaded)
     as_json, as_csv = write_results(plan, folder, summaries)
     pairs = write_comparisons(compare_all(summaries, rows), folder)
-    curves = plot_curves(summaries, folder)
+    curves = [*plot_curves(summaries, folder), *plot_frames(summaries, folder)]
     machine = json.loads((folder / PLAN).read_text(encoding="utf-8"))["machine"]
     notes = [adherence_note(plan.prompts)] if "adherence" in loaded else []
     page = write_gallery(plan, folder, summaries, curves, machine, notes)
@@ -168,24 +178,28 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
 
 
 def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:
-    """Names of the metrics of pairs and of the judges."""
-    from ..evaluate import JUDGES, PAIRED
+    """Names of the metrics that are measured as pictures are made, those of videos among them, and of the judges."""
+    from ..evaluate import CLIP, JUDGES, MEASURED
     from ..pipeline import DEMO
 
     if text is None:
-        text = "psnr,ssim,adherence" if model == DEMO else "psnr,ssim"
-    names = [*PAIRED, *JUDGES] if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in PAIRED and name not in JUDGES]
+        text = ",".join(["psnr", "ssim", *CLIP, *["adherence"] * (model == DEMO)])
+    names = [*MEASURED, *JUDGES] if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in MEASURED and name not in JUDGES]
     if unknown:
-        raise ConfigError(f"metrics={','.join(unknown)}: take from {', '.join([*PAIRED, *JUDGES])}, or 'all'.")
+        raise ConfigError(f"metrics={','.join(unknown)}: take from {', '.join([*MEASURED, *JUDGES])}, or 'all'.")
     if model != DEMO and "adherence" in names:
         note("left out adherence: its reader knows the demo model's pictures alone")
         names.remove("adherence")
-    return [name for name in names if name in PAIRED], [name for name in names if name in JUDGES]
+    return [name for name in names if name in MEASURED], [name for name in names if name in JUDGES]
 
 
-def _usable(names: Sequence[str], loaders: dict[str, Callable[[], Any]]) -> list[str]:
-    return [name for name in names if _load(name, loaders[name]) is not None]
+def _usable(names: Sequence[str], videos: bool) -> list[str]:
+    """Those that can be loaded; of metrics that pictures do not have, none."""
+    from ..evaluate import CLIP, PAIRED
+
+    loaders = PAIRED | (CLIP if videos else {})
+    return [name for name in names if name in loaders and _load(name, loaders[name]) is not None]
 
 
 def _load(name: str, loader: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..errors import ConfigError
 from .export import Export, kinds_to_export, write_export
-from .models import load
+from .models import load, load_prompts
 from .options import (
     Adapter,
     CallArguments,
@@ -33,6 +33,7 @@ from .options import (
     Width,
     read_integers,
     read_object,
+    read_ratios,
 )
 from .terminal import activity, console, importing, print_json, print_line
 
@@ -50,8 +51,15 @@ def command(
         str | None,
         typer.Option(help="Multiples that steps may run at, 0 to skip the model call.", show_default="1,2,4,0"),
     ] = None,
+    cost_ratios: Annotated[
+        str | None,
+        typer.Option(
+            help="What steps at 2p and 4p cost of a full one, as in 2:0.12,4:0.02, to fit as if for a larger size; "
+            "such a schedule is not kept."
+        ),
+    ] = None,
     adapter: Adapter = None,
-    prompts: PromptSource = "demo",
+    prompts: PromptSource = None,
     count: Count = 4,
     steps: Steps = 50,
     height: Height = None,
@@ -84,8 +92,8 @@ def command(
         )
     if (model is not None) + (schedule is not None) + list_ + clear != 1:
         raise ConfigError(
-            "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', a folder in diffusers format, or a "
-            "hub id."
+            "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', 'demo-video', a folder in "
+            "diffusers format, or a hub id."
         )
     if list_:
         _list(as_json)
@@ -102,24 +110,24 @@ def command(
         return
     assert model is not None
     further = read_object(call, "call")
+    ratios = None if cost_ratios is None else read_ratios(cost_ratios, "cost-ratios")
     multiples = None if kinds is None else read_integers(kinds, "kinds", least=0)
     if export is not None:
         multiples = kinds_to_export(export, multiples, reference)
 
     with importing():
-        from ..evaluate import load_prompts
         from ..fitting import check_target, fit_schedule
         from ..granularity import load_adapter
         from ..pipeline import call_arguments
 
     check_target(speedup, quality, reference, multiples)
-    chosen = load_prompts(prompts, count)
+    chosen = load_prompts(prompts, count, model)
     arguments = call_arguments(model, height, width, frames, steps, further)
     trained = None if adapter is None else load_adapter(adapter)
     pipe = load(model, dtype, device, arguments)
     with activity("fitting") as show:
         found = fit_schedule(
-            pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, **arguments
+            pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, cost_ratios=ratios, **arguments
         )  # fmt: skip
     found.save(output)
     if export is not None:

@@ -83,7 +83,7 @@ def command(
 
     with importing():
         from ..granularity import load_adapter
-        from ..pipeline import call_arguments
+        from ..pipeline import call_arguments, frame_rate
         from ..trajectories import generate, psnr, save, ssim
 
     words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
@@ -94,12 +94,13 @@ def command(
     if output.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
         raise ConfigError(f"output={str(output)!r}: {type(pipe).__name__} makes pictures; name a .png.")
     fast = _with_bar("accelerated", pipe, lambda: generate(pipe, settings, seed, **call))
-    written = save(fast.frames, output)
+    fps = frame_rate(model)
+    written = save(fast.frames, output, fps)
     assert fast.report is not None
     result: dict[str, Any] = {"output": str(written), "seconds": fast.seconds, "report": fast.report.to_dict()}
     if baseline:
         base = _with_bar("plain", pipe, lambda: generate(pipe, None, seed, **call))
-        beside = save(base.frames, output.with_stem(output.stem + "-baseline"))
+        beside = save(base.frames, output.with_stem(output.stem + "-baseline"), fps)
         result["baseline"] = {
             "output": str(beside),
             "seconds": base.seconds,

@@ -31,6 +31,20 @@ def load(model: str, dtype: str | None, device: str | None, *calls: Mapping[str,
     return pipe
 
 
+def load_prompts(source: str | None, count: int, model: str) -> list[str]:
+    """The first ``count`` prompts of ``--prompts``; by default captions of a shipped model's own world, or the demo's.
+
+    Args:
+        source: As for :func:`ddit_rt.evaluate.load_prompts`, or None.
+        count: How many.
+        model: That they are for.
+    """
+    from ..evaluate import load_prompts as read
+    from ..pipeline import DEMO, SHIPPED
+
+    return read(source or (model if model in SHIPPED else DEMO), count)
+
+
 def shipped_prompts(model: str, missing: str) -> dict[str, str]:
     """The example prompts of a shipped model, by name.
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 # -- the model and where it runs ------------------------------------------------------------------------------------
 
-_MODEL = typer.Argument(help="'demo', a folder in diffusers format, or a hub id.")
+_MODEL = typer.Argument(help="'demo', 'demo-video', a folder in diffusers format, or a hub id.")
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default CUDA where there is one.")]
@@ -38,10 +38,11 @@ CallArguments = Annotated[
 # -- prompts --------------------------------------------------------------------------------------------------------
 
 PromptSource = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--prompts",
-        help="'demo', 'drawbench', 'partiprompts', 'coco', a hub id, or a .txt, .csv, .tsv, .json(l).",
+        help="'demo', 'demo-video', 'drawbench', 'partiprompts', 'coco', a hub id, or a .txt, .csv, .tsv, .json(l).",
+        show_default="captions of the model's own world, or of the demo's",
     ),
 ]
 PromptList = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
@@ -157,6 +158,19 @@ def read_numbers(text: str, name: str) -> list[float]:
     if not all(math.isfinite(number) for number in numbers):
         raise ConfigError(f"{name}={text!r}: write finite numbers.")
     return numbers
+
+
+def read_ratios(text: str, name: str) -> dict[int, float]:
+    """Multiple -> ratio, of pairs with commas.
+
+    Raises:
+        ConfigError: names the option ``name`` and its text.
+    """
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {int(multiple): float(ratio) for multiple, ratio in pairs}
+    except ValueError:
+        raise ConfigError(f"{name}={text!r}: write pairs with commas, as in 2:0.12,4:0.02.") from None
 
 
 def read_schedule(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The demo model that ships with the package: loading and showing it."""
+"""The models that ship with the package: loading and showing them."""
 
 from .pipeline import (
     ADAPTER,
@@ -12,6 +12,7 @@ from .pipeline import (
     load_pipeline,
 )
 from .showcase import print_summary, run_showcase
+from .video_showcase import print_video_summary, run_video_showcase
 
 __all__ = [
     "ADAPTER",
@@ -24,5 +25,7 @@ __all__ = [
     "MODEL_DIR",
     "load_pipeline",
     "print_summary",
+    "print_video_summary",
     "run_showcase",
+    "run_video_showcase",
 ]

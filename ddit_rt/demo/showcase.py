@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from ..errors import ConfigError
 from ..schedule import one_in, plot_reports
-from ..trajectories import Outcome, generate, generate_converged, psnr, save, ssim
+from ..trajectories import psnr, save, ssim
 from .pipeline import ADAPTER, CALL_DEFAULTS, DEMO_PROMPTS, DEMO_THRESHOLD
+from .running import Runner, check_numbers, started, timed, write_page
 
 SHOWN = ("plain", "detailed")
 
@@ -38,29 +33,6 @@ BASELINES: dict[str, dict[str, Any]] = {
     "reuse, no model call": {"coarse": "reuse", "corrector": False},
 }
 """Row -> settings at fixed spacing: an eighth of the steps full, then one in three, the others at 2p."""
-
-
-@dataclass
-class Runner:
-    """Runs the pipeline and moves the progress bar."""
-
-    pipe: Any
-    bar: tqdm
-    call: dict[str, Any]
-    seed: int
-
-    def __call__(self, what: str, prompt: str, settings: Mapping[str, Any] | None, **call: Any) -> Outcome:
-        self.bar.set_description(f"{what:<45}")
-        outcome = generate(self.pipe, settings, self.seed, **{**self.call, **call, "prompt": prompt})
-        self.bar.update()
-        return outcome
-
-    def converged(self, what: str, prompt: str) -> Outcome:
-        """The converged picture."""
-        self.bar.set_description(f"{what:<45}")
-        outcome = generate_converged(self.pipe, self.seed, **{**self.call, "prompt": prompt})
-        self.bar.update()
-        return outcome
 
 
 def run_showcase(
@@ -82,65 +54,37 @@ def run_showcase(
     Raises:
         ConfigError: too few steps or repeats.
     """
-    if steps < 8:
-        raise ConfigError(f"steps={steps}: the demo needs at least 8, so that the evolution has a history.")
-    if repeats < 1:
-        raise ConfigError(f"repeats={repeats}: at least one timed run.")
+    check_numbers(steps, repeats, 8, "so that the evolution has a history")
     threshold = DEMO_THRESHOLD if threshold is None else threshold
     output.mkdir(parents=True, exist_ok=True)
     runs = len(SHOWN) * (repeats * (1 + len(TARGETS)) + 1 + len(BASELINES) + 2) + 3
-    with tqdm(total=runs, bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
-        run = Runner(pipe, bar, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed)
-        generate(pipe, None, seed, **{**run.call, "num_inference_steps": 2, "prompt": "warm-up"})
+    with started(pipe, runs, {**CALL_DEFAULTS, "num_inference_steps": steps}, seed) as run:
         prompts = {name: _targets(run, output, name, repeats) for name in SHOWN}
         plain = {name: entry.pop("_plain") for name, entry in prompts.items()}
         baselines = _baselines(run, output, steps, threshold, plain)
         sizes = _sizes(run, steps)
     reports = {f"{e['prompt']}, {row}": r for e in prompts.values() for row, r in e.pop("_reports").items()}
     plot_reports(reports, output / "schedules.png")
-    result = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "device": str(pipe.device),
-        "steps": steps,
-        "threshold": threshold,
-        "seed": seed,
-        "prompts": prompts,
-        "baselines": baselines,
-        "sizes": sizes,
-    }
-    (output / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-    page = Environment(loader=PackageLoader("ddit_rt.demo", "."), autoescape=True).get_template("page.html.j2")
-    (output / "index.html").write_text(page.render(result=result), encoding="utf-8")
-    result["page"] = str(output / "index.html")
-    return result
+    measured = {"threshold": threshold, "prompts": prompts, "baselines": baselines, "sizes": sizes}
+    return write_page(pipe, output, "page.html.j2", steps, seed, **measured)
 
 
 def _targets(run: Runner, output: Path, name: str, repeats: int) -> dict[str, Any]:
     """One prompt by the plain pipeline and by every target, in turns, against both references."""
     prompt = DEMO_PROMPTS[name]
     converged = run.converged(f"{name}: converged", prompt).frames
-    outcomes: dict[str, list[Outcome]] = {}
-    for _ in range(repeats):
-        outcomes.setdefault("plain", []).append(run(f"{name}: plain", prompt, None))
-        for row, settings in TARGETS.items():
-            outcomes.setdefault(row, []).append(run(f"{name}: {row}", prompt, settings))
+    outcomes = run.in_turns(name, prompt, TARGETS, repeats)
     plain = outcomes["plain"][0].frames
     save(converged, output / f"{name}-converged.png")
     rows: dict[str, dict[str, Any]] = {}
     for index, (row, made) in enumerate(outcomes.items()):
-        seconds = [outcome.seconds for outcome in made]
-        report = made[0].report
+        accelerated = made[0].report is not None
         rows[row] = {
-            "seconds": seconds,
+            **timed(made, outcomes["plain"]),
             "picture": save(made[0].frames, output / f"{name}-{index}.png").name,
-            "speedup_wall_clock": statistics.median(o.seconds for o in outcomes["plain"]) / statistics.median(seconds),
-            "speedup_flop": 1.0 if report is None else report.speedup_estimate,
-            "psnr": None if report is None else psnr(made[0].frames, plain),
-            "ssim": None if report is None else ssim(made[0].frames, plain),
+            "psnr": psnr(made[0].frames, plain) if accelerated else None,
+            "ssim": ssim(made[0].frames, plain) if accelerated else None,
             "psnr_converged": psnr(made[0].frames, converged),
-            "schedule": [] if report is None else report.schedule,
-            "fitted": report is not None and report.kept is not None,
         }
     reports = {row: made[0].report for row, made in outcomes.items() if made[0].report is not None}
     return {"prompt": prompt, "rows": rows, "_plain": plain, "_reports": reports}

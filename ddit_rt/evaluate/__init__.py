@@ -3,28 +3,37 @@
 from .adherence import adherence_note
 from .analyses import Analysis, Misses, plot_sigma, write_lines, write_misses, write_schedules
 from .baselines import BASELINES, Baseline, Library, Listing, OtherSolver, StepCache, runs_twice
+from .clips import Clip, beside, contact_sheet, read_clip, save_clip, to_clip, webp
+from .columns import COMPARED, FRAMES, MEASURED
 from .comparison import Comparison, compare, compare_all, write_comparisons
-from .curves import plot_curves
+from .curves import plot_curves, plot_frames
 from .gallery import write_gallery
 from .judges import JUDGES
 from .measurement import generate
 from .methods import Method
-from .metrics import COMPARED, PAIRED, TO_CONVERGED, MetricUnavailableError
+from .metrics import PAIRED, TO_CONVERGED
 from .prompts import load_prompts
 from .standard import APART, standard_plan, with_adapter
 from .summary import Summary, judge_pictures, summarise, table, write_results
-from .sweep import PLAN, Plan, read_rows, run_sweep
+from .sweep import PLAN, Plan, holds_videos, read_rows, run_sweep
+from .unavailable import MetricUnavailableError
+from .video_metrics import CLIP, CLIP_PAIRED, error_growth, flicker, growth_of, psnr_of_frames, warping
 
 __all__ = [
     "APART",
     "BASELINES",
+    "CLIP",
+    "CLIP_PAIRED",
     "COMPARED",
+    "FRAMES",
     "JUDGES",
+    "MEASURED",
     "PAIRED",
     "PLAN",
     "TO_CONVERGED",
     "Analysis",
     "Baseline",
+    "Clip",
     "Comparison",
     "Library",
     "Listing",
@@ -36,19 +45,32 @@ __all__ = [
     "StepCache",
     "Summary",
     "adherence_note",
+    "beside",
     "compare",
     "compare_all",
+    "contact_sheet",
+    "error_growth",
+    "flicker",
     "generate",
+    "growth_of",
+    "holds_videos",
     "judge_pictures",
     "load_prompts",
     "plot_curves",
+    "plot_frames",
     "plot_sigma",
+    "psnr_of_frames",
+    "read_clip",
     "read_rows",
     "run_sweep",
     "runs_twice",
+    "save_clip",
     "standard_plan",
     "summarise",
     "table",
+    "to_clip",
+    "warping",
+    "webp",
     "with_adapter",
     "write_comparisons",
     "write_gallery",

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..errors import ConfigError
-from .metrics import LOWER_IS_BETTER, TO_CONVERGED
+from .columns import LOWER_IS_BETTER
+from .metrics import TO_CONVERGED
 from .summary import Summary
 from .sweep import Row
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .metrics import TO_CONVERGED
-from .summary import METRIC_NAMES, Summary
-from .sweep import PSNR_LIMIT
+from .columns import METRIC_NAMES
+from .metrics import PSNR_LIMIT, TO_CONVERGED
+from .summary import Summary
 
 _MARKERS = "osD^v<>Pp*Xh8d"
 _OURS = ("DDiT", "delta", "mixed", "adapter")
@@ -39,6 +40,60 @@ def plot_curves(summaries: Sequence[Summary], folder: Path, suffix: str = "png")
             figure.savefig(path, dpi=130)
             written.append(path)
     return written
+
+
+FRAMES_AT = (2.0, 3.0, 5.0)
+"""Ratios of FLOP at which methods are shown frame by frame."""
+
+_NEAR = 1.15  # a method stands for a ratio that it is no farther from than this factor
+
+
+def plot_frames(
+    summaries: Sequence[Summary], folder: Path, suffix: str = "png", spread: Sequence[float] = ()
+) -> list[Path]:
+    """Draws ``frames-STEPS.png`` for videos: PSNR to the plain clip over its frames; returns the files.
+
+    One line per kind of method, of its method that is nearest to each of :data:`FRAMES_AT`, if one is near.
+
+    Args:
+        spread: PSNR of the plain model's clips of one prompt to each other, frame by frame, to show beside.
+    """
+    from matplotlib.figure import Figure
+
+    written = []
+    for reference in sorted({summary.reference for summary in summaries}):
+        shown = [s for s in summaries if s.reference == reference and s.frames and s.flops_speedup]
+        if not shown:
+            continue
+        figure = Figure(figsize=(4.6 * len(FRAMES_AT), 4.6), layout="constrained")
+        labels: dict[str, Any] = {}
+        for axis, speedup in zip(figure.subplots(1, len(FRAMES_AT), sharey=True), FRAMES_AT):
+            for number, kind in enumerate(dict.fromkeys(summary.kind for summary in shown)):
+                nearest = min((s for s in shown if s.kind == kind), key=lambda s: _apart(s, speedup))
+                # a clip that is the plain one would squeeze all others together
+                if _apart(nearest, speedup) > _NEAR or min(nearest.frames) >= PSNR_LIMIT:
+                    continue
+                style = "-" if kind.startswith(_OURS) else "--"
+                marker = _MARKERS[number % len(_MARKERS)]
+                (labels[kind],) = axis.plot(nearest.frames, style, marker=marker, markersize=4, color=f"C{number % 10}")
+            if spread:
+                (labels["plain, other seeds"],) = axis.plot(spread, ":", color="black")
+            axis.set_title(f"about {speedup:g}x fewer FLOP", fontsize=10)
+            axis.set_xlabel("frame")
+            axis.grid(alpha=0.25)
+        figure.axes[0].set_ylabel("PSNR to the plain clip's frame, dB")
+        figure.legend(list(labels.values()), list(labels), loc="outside right center", fontsize=8)
+        figure.suptitle(f"Error along the clip, {reference} steps, {max(s.runs for s in shown)} clips", fontsize=11)
+        path = folder / f"frames-{reference}.{suffix}"
+        figure.savefig(path, dpi=130)
+        written.append(path)
+    return written
+
+
+def _apart(summary: Summary, speedup: float) -> float:
+    """The factor between a method's ratio of FLOP and another, at least 1."""
+    own = summary.flops_speedup or 1.0
+    return max(own / speedup, speedup / own)
 
 
 def _draw(axis, summaries: Sequence[Summary], metric: str, speed: str) -> None:  # type: ignore[no-untyped-def]

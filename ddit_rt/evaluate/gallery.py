@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from PIL import Image
 
-from .summary import METRIC_NAMES, Summary
-from .sweep import Plan, pictures_of
+from ..pipeline import frame_rate
+from .clips import read_clip, webp
+from .columns import METRIC_NAMES
+from .summary import Summary
+from .sweep import Plan, holds_videos, pictures_of
 
 
 def write_gallery(
@@ -31,14 +32,17 @@ def write_gallery(
         curves: Figures to show.
         machine: As the plan's file has it.
         notes: On how to read the table.
-        prompts: How many prompts to show.
+        prompts: How many prompts to show; half as many of videos, whose thumbnails move.
         side: Longest side of a thumbnail, in pixels.
     """
+    if holds_videos(plan, folder):
+        prompts = -(-prompts // 2)
+    fps = frame_rate(plan.model)
     methods = {method.name: method for method in plan.methods}
     names = [summary.method for summary in summaries]
     thumbnails = {
         name: {
-            index: _embedded(path, side)
+            index: _url("webp", webp(read_clip(path), fps, side))
             for index, seed, path in pictures_of(folder, plan, methods[name])
             if index < prompts and seed == plan.seeds[0]
         }
@@ -50,7 +54,7 @@ def write_gallery(
         summaries=summaries,
         metrics={k: v for k, v in METRIC_NAMES.items() if any(k in summary.metrics for summary in summaries)},
         worst=[k for k in METRIC_NAMES if k.startswith("psnr") and any(k in summary.worst for summary in summaries)],
-        curves=[_embedded(path, None) for path in curves],
+        curves=[_url(path.suffix[1:], path.read_bytes()) for path in curves],
         shown=list(enumerate(plan.prompts))[:prompts],
         thumbnails=thumbnails,
         machine=machine,
@@ -61,12 +65,6 @@ def write_gallery(
     return path
 
 
-def _embedded(path: Path, side: int | None) -> str:
-    """A picture file as a data URL; scaled down to ``side`` if given."""
-    if side is None:
-        return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    picture = Image.open(path).convert("RGB")
-    picture.thumbnail((side, side))
-    stream = io.BytesIO()
-    picture.save(stream, "webp", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _url(format: str, data: bytes) -> str:
+    """A picture file as a data URL."""
+    return f"data:image/{format};base64,{base64.b64encode(data).decode()}"

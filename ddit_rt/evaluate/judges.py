@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from .adherence import adherence
-from .metrics import Judge, unavailable
+from .metrics import Judge
+from .unavailable import unavailable
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 

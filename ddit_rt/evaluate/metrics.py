@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from ..errors import DDiTError
 from ..trajectories import frames_of_all as _flat
 from ..trajectories import psnr, ssim
+from .unavailable import unavailable
 
 Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], list[float]]
 """(pictures, base pictures, prompts), in the same order -> a value per picture that has one, or one for the set."""
 
 
-class MetricUnavailableError(DDiTError):
-    """A metric's package or weights are not to be had here; the text says which and how to get them."""
+PSNR_LIMIT = 100.0
+"""dB of the very same picture: infinity has no place in JSON nor in a mean."""
 
 
 def lpips() -> Callable[[torch.Tensor, torch.Tensor], float]:
@@ -46,16 +46,3 @@ PAIRED: dict[str, Callable[[], Callable[[torch.Tensor, torch.Tensor], float]]] =
 
 TO_CONVERGED = {name: f"{name}_converged" for name in PAIRED}
 """Metric -> its name where the base is the converged picture and not the plain one."""
-
-COMPARED = (*PAIRED, *TO_CONVERGED.values())
-"""All that a row may hold of them."""
-
-LOWER_IS_BETTER = ("lpips", TO_CONVERGED["lpips"])
-
-
-def unavailable(metric: str, needs: str, error: Exception) -> MetricUnavailableError:
-    """The error for a metric that cannot be loaded."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return MetricUnavailableError(
-        f"{metric} needs {needs} (pip install 'ddit-rt[eval]', and a connection once): {type(error).__name__}: {reason}"
-    )

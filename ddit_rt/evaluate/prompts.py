@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..pipeline import SHIPPED
 
 BENCHMARKS = {
     "drawbench": ("sayakpaul/drawbench", "train", "Prompts"),
@@ -17,8 +18,8 @@ BENCHMARKS = {
 }
 """Name -> (hub id, split, column)."""
 
-DEMO_PROMPTS = Path(__file__).parent / "demo_prompts.txt"
-"""Captions that ``examples.demo_model.scenes`` draws, one a line, none twice."""
+OWN = {name: Path(__file__).parent / f"{name.replace('-', '_')}_prompts.txt" for name in SHIPPED}
+"""Shipped model -> captions that its training data may have, one a line, none twice."""
 
 _COLUMNS = ("prompt", "prompts", "caption", "text", "Prompt", "Prompts", "Caption")
 
@@ -27,18 +28,18 @@ def load_prompts(source: str, limit: int | None = None) -> list[str]:
     """Reads prompts.
 
     Args:
-        source: ``"demo"`` (captions drawn from the demo model's grammar); ``"drawbench"``, ``"partiprompts"`` or
-            ``"coco"`` (from the hub, through ``datasets``); a hub id as ``owner/name``, ``owner/name:split`` or
-            ``owner/name:split:column``; or a file: .txt (one a line), .csv or .tsv with a prompt column, .json or
-            .jsonl (strings, objects with a prompt or caption, or COCO's annotation file).
-        limit: Take the first so many; None for all (64 for ``"demo"``).
+        source: ``"demo"`` or ``"demo-video"`` (captions drawn from the model's grammar); ``"drawbench"``,
+            ``"partiprompts"`` or ``"coco"`` (from the hub, through ``datasets``); a hub id as ``owner/name``,
+            ``owner/name:split`` or ``owner/name:split:column``; or a file: .txt (one a line), .csv or .tsv with a
+            prompt column, .json or .jsonl (strings, objects with a prompt or caption, or COCO's annotation file).
+        limit: Take the first so many; None for all (64 of a shipped model's).
 
     Raises:
         ConfigError: no such file, no prompt in it, or the hub cannot be reached.
     """
     path = Path(source)
-    if source == "demo":
-        prompts = demo_prompts(limit or 64)
+    if source in OWN:
+        prompts = own_prompts(source, limit)
     elif path.is_file():
         prompts = _from_file(path)
     elif path.suffix in (".txt", ".csv", ".tsv", ".json", ".jsonl"):
@@ -51,16 +52,18 @@ def load_prompts(source: str, limit: int | None = None) -> list[str]:
     return prompts
 
 
-def demo_prompts(count: int) -> list[str]:
-    """``count`` different captions of the demo model's grammar, always the same ones.
+def own_prompts(model: str, count: int | None = None) -> list[str]:
+    """``count`` different captions of a shipped model's grammar, always the same ones; None takes 64, or all.
 
     Raises:
-        ConfigError: more than there are.
+        ConfigError: more than there are, or the model's are not in this installation.
     """
-    prompts = DEMO_PROMPTS.read_text(encoding="utf-8").splitlines()
-    if count > len(prompts):
-        raise ConfigError(f"count={count}: there are {len(prompts)} demo prompts; ask for fewer, or give a file.")
-    return prompts[:count]
+    if not OWN[model].is_file():
+        raise ConfigError(f"prompts={model!r}: this installation has no {OWN[model].name}; give a file of prompts.")
+    prompts = OWN[model].read_text(encoding="utf-8").splitlines()
+    if count is not None and count > len(prompts):
+        raise ConfigError(f"count={count}: there are {len(prompts)} {model} prompts; ask for fewer, or give a file.")
+    return prompts[: count or 64]
 
 
 def _from_file(path: Path) -> list[str]:
@@ -97,7 +100,8 @@ def _from_hub(source: str, limit: int | None) -> list[str]:
         name, split, column = (*source.split(":"), "", "")[:3]
         if "/" not in name:
             raise ConfigError(
-                f"prompts={source!r}: give a file, a hub id (owner/name), 'demo', or one of {', '.join(BENCHMARKS)}."
+                f"prompts={source!r}: give a file, a hub id (owner/name), {', '.join(map(repr, OWN))}, or one of "
+                f"{', '.join(BENCHMARKS)}."
             )
     try:
         from datasets import load_dataset

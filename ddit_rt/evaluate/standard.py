@@ -53,6 +53,10 @@ TARGETS = (1.5, 2, 3, 4, 6)
 FITTED_ADAPTER = FittedSpec("fitted-adapter", "fitted to the adapter", (1, 2, 4, 0), (1.5, 2, 3, 4), (2, 3))
 
 
+PAPER_THRESHOLD = 1e-3
+"""τ of all the paper's experiments, on FLUX and on Wan."""
+
+
 @dataclass(frozen=True)
 class PolicySpec:
     """A way to let DDiT decide, and the FLOP ratios for which its τ is found."""
@@ -198,6 +202,7 @@ def _methods(listing: Listing, adapter: Path | None) -> list[Method]:
             methods += baseline.methods(listing)
     methods += target_methods(steps, TARGETS)
     cache = TeaCache.gentlest(methods)
+    methods += policy_methods(steps, "ddit-tau", "DDiT, the paper's τ", {f"{PAPER_THRESHOLD:g}": PAPER_THRESHOLD})
     for spec in policies(steps):
 
         def threshold(speedup: float, spec: PolicySpec = spec) -> float:

@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.table import Table
 
+from .columns import COMPARED, FRAMES, LOWER_IS_BETTER, METRIC_NAMES, TO_PLAIN
 from .methods import Method
-from .metrics import COMPARED, LOWER_IS_BETTER, PAIRED, TO_CONVERGED, Judge
+from .metrics import TO_CONVERGED, Judge
 from .sweep import PLAN, Plan, Row, pictures_of
 
 
@@ -35,6 +36,7 @@ class Summary:
         metrics: Metric -> mean over the runs that have it (the set's value for FID and the like).
         spread: Metric -> standard deviation over those runs.
         worst: Metric -> mean over the worst tenth of the runs, of metrics to the plain and the converged picture.
+        frames: Of videos, the PSNR of every frame to the plain clip's in dB, mean over the runs; empty for pictures.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     worst: dict[str, float] = field(default_factory=dict)
+    frames: list[float] = field(default_factory=list)
 
 
 def summarise(plan: Plan, rows: Sequence[Row]) -> list[Summary]:
@@ -83,7 +86,8 @@ def _summary(
     own = flops.get(method.name)
     first = next(iter(runs.values()))
     # the plain picture is no distance from itself
-    names = [name for name in COMPARED if name in first and not (method.is_reference and name in PAIRED)]
+    names = [name for name in COMPARED if name in first and not (method.is_reference and name in TO_PLAIN)]
+    frames = [] if method.is_reference else [row[FRAMES] for row in runs.values() if FRAMES in row]
     values = {name: [row[name] for row in runs.values()] for name in names}
 
     def mean(name: str) -> float | None:
@@ -109,6 +113,7 @@ def _summary(
         metrics={name: statistics.fmean(numbers) for name, numbers in values.items()},
         spread={name: statistics.pstdev(numbers) for name, numbers in values.items()},
         worst={name: worst_tenth(numbers, name in LOWER_IS_BETTER) for name, numbers in values.items()},
+        frames=[statistics.fmean(column) for column in zip(*frames)],
     )
 
 
@@ -145,7 +150,7 @@ def write_results(plan: Plan, folder: Path, summaries: Sequence[Summary]) -> tup
     worst = sorted({name for summary in summaries for name in summary.worst})
     with as_csv.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        plain = [name for name in Summary.__dataclass_fields__ if name not in _PER_METRIC]
+        plain = [name for name in Summary.__dataclass_fields__ if name not in _NO_COLUMN]
         writer.writerow(
             [*plain, *metrics, *(f"{name}_std" for name in metrics), *(f"{name}_worst_tenth" for name in worst)]
         )
@@ -178,20 +183,7 @@ def table(summaries: Sequence[Summary], title: str = "") -> Table:
     return result
 
 
-_PER_METRIC = ("metrics", "spread", "worst")
-
-METRIC_NAMES = {
-    "psnr": "PSNR to base, dB",
-    "ssim": "SSIM to base",
-    "lpips": "LPIPS to base",
-    TO_CONVERGED["psnr"]: "PSNR to converged, dB",
-    TO_CONVERGED["ssim"]: "SSIM to converged",
-    TO_CONVERGED["lpips"]: "LPIPS to converged",
-    "fid": "FID to base",
-    "clip": "CLIP score",
-    "imagereward": "ImageReward",
-    "adherence": "prompt adherence",
-}
+_NO_COLUMN = ("metrics", "spread", "worst", "frames")
 
 
 def _cell(value: Any) -> Any:

@@ -15,18 +15,19 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
-from ..trajectories import Outcome, check_deterministic_flow, save
+from ..pipeline import frame_rate, makes_videos
+from ..trajectories import Outcome, can_encode, check_deterministic_flow, save
 from .baselines import find_library
+from .columns import FRAMES, MEASURED
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED, TO_CONVERGED
+from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
 from .references import ConvergedPictures
 from .settings import check_methods, run_settings
+from .video_metrics import CLIP, psnr_of_frames
 
 ROWS = "rows*.jsonl"
 PLAN = "plan.json"
-# an infinite PSNR (the very same picture) has no place in JSON nor in a mean
-PSNR_LIMIT = 100.0
 
 Row = dict[str, Any]
 
@@ -41,7 +42,7 @@ class Plan:
         prompts: One picture or video each per seed.
         seeds: Of the noise; prompt i takes seed + 1000 i.
         call: Arguments of the pipeline besides prompt and steps, JSON-ready.
-        metrics: Of :data:`~ddit_rt.evaluate.metrics.PAIRED`.
+        metrics: Of :data:`~ddit_rt.evaluate.columns.MEASURED`.
         converged: Compare with the converged picture too, which costs two plain runs per prompt and seed.
     """
 
@@ -57,9 +58,9 @@ class Plan:
         check_methods(self.methods)
         if not self.prompts or not self.seeds:
             raise ConfigError("a sweep needs at least one prompt and one seed.")
-        unknown = [name for name in self.metrics if name not in PAIRED]
+        unknown = [name for name in self.metrics if name not in MEASURED]
         if unknown:
-            raise ConfigError(f"metrics={unknown}: take from {', '.join(PAIRED)}.")
+            raise ConfigError(f"metrics={unknown}: take from {', '.join(MEASURED)}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "methods": [method.to_dict() for method in self.methods]}
@@ -177,8 +178,9 @@ def run_sweep(
     Every row holds ``method``, ``prompt`` (index), ``seed``, ``seconds``, ``reference_seconds`` (of the plain run in
     the same turn, under the same load), ``peak_bytes`` (CUDA), ``schedule``, ``tokens``, ``cached`` and
     ``speedup_estimate`` (of the report, where there is one), and a value per metric, to the plain picture and, as
-    ``METRIC_converged``, to the converged one; the plain picture's own row has both. Another library that says how many
-    steps it cached has ``cached`` too; those steps still run a few blocks. Lines with ``flops`` hold what the
+    ``METRIC_converged``, to the converged one; the plain picture's own row has both. Rows of videos have
+    ``psnr_frames`` too, and metrics of clips to the plain clip alone. Another library that says how many steps it
+    cached has ``cached`` too; those steps still run a few blocks. Lines with ``flops`` hold what the
     transformer executed for the first prompt, counted in a separate run that warms up and is not timed.
 
     Args:
@@ -195,9 +197,12 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation, a library that the plan names is not installed, or the
-            pipeline's pictures have no converged one.
+        ConfigError: the folder holds another evaluation, a library that the plan names is not installed, the
+            pipeline's pictures have no converged one, or metrics of clips are asked for of a pipeline that makes none.
     """
+    of_clips = [name for name in plan.metrics if name in CLIP]
+    if of_clips and not makes_videos(pipe):
+        raise ConfigError(f"metrics={','.join(of_clips)}: {type(pipe).__name__} makes no videos.")
     if plan.converged:
         _require_converged(pipe)
     for method in plan.methods:
@@ -213,7 +218,9 @@ def run_sweep(
     missing = sum((m.name, p, s) not in done for m in plan.methods for p, s in mine)
     if warmup_runs is None:
         warmup_runs = 1 if torch.cuda.is_available() else 0
-    scorers = {name: PAIRED[name]() for name in plan.metrics}
+    scorers = {name: PAIRED[name]() for name in plan.metrics if name in PAIRED}
+    clip_scorers = {name: CLIP[name]() for name in of_clips}
+    fps = frame_rate(plan.model)
     converged = ConvergedPictures(folder, pipe) if plan.converged else None
     with tqdm(total=missing, disable=not progress, unit="run") as bar:
         for method in plan.methods[index::count]:
@@ -238,12 +245,16 @@ def run_sweep(
                 if method in again:
                     continue
                 row["reference_seconds"] = bases[method.reference].seconds
-                row |= _score(scorers, outcome.frames, bases[method.reference].frames)
+                plain = bases[method.reference].frames
+                row |= _score(scorers, outcome.frames, plain) | _score(clip_scorers, outcome.frames, plain)
+                if plain.ndim == 5:
+                    row[FRAMES] = psnr_of_frames(outcome.frames, plain)
                 if limit is not None:
                     found = _score(scorers, outcome.frames, limit)
                     row |= {TO_CONVERGED[name]: value for name, value in found.items()}
                 if pictures:
-                    _keep(outcome.frames, folder / "pictures" / method.name, plan.prompts[prompt], prompt, seed)
+                    kept = folder / "pictures" / method.name
+                    _keep(outcome.frames, kept, plan.prompts[prompt], prompt, seed, fps)
                 writer.add(row)
                 bar.update()
     return read_rows(folder)
@@ -310,20 +321,29 @@ def picture_path(folder: Path, prompt: str, index: int, seed: int, video: bool) 
     return folder / f"{index:04d}-{seed}.png"
 
 
-def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int) -> None:
+def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int, fps: int) -> None:
     video = frames.ndim == 5
     path = picture_path(folder, prompt, index, seed, video)
-    try:
-        save(frames, path)
-    except (ImportError, AttributeError):  # diffusers' errors where there is no encoder: keep the frames
+    if not video or can_encode():
+        save(frames, path, fps)
+    else:
         for number in range(frames.shape[1]):
             save(frames[:, number], path.with_suffix("") / f"{number:04d}.png")
 
 
+def holds_videos(plan: Plan, folder: Path) -> bool:
+    """Whether what a sweep has kept are videos."""
+    kept = (path for method in plan.methods for _, _, path in pictures_of(folder, plan, method))
+    return next((path.suffix != ".png" for path in kept), False)
+
+
 def pictures_of(folder: Path, plan: Plan, method: Method) -> Iterator[tuple[int, int, Path]]:
-    """(prompt index, seed, file) of the pictures that are there."""
+    """(prompt index, seed, path) of the pictures that are there: a picture, a video, or the folder of its frames."""
+    kept = folder / "pictures" / method.name
     for index, prompt in enumerate(plan.prompts):
         for seed in plan.seeds:
-            path = picture_path(folder / "pictures" / method.name, prompt, index, seed, False)
-            if path.is_file():
-                yield index, seed, path
+            video = picture_path(kept, prompt, index, seed, True)
+            places = (picture_path(kept, prompt, index, seed, False), video, video.with_suffix(""))
+            found = next((path for path in places if path.exists()), None)
+            if found is not None:
+                yield index, seed, found

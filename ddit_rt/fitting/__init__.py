@@ -1,8 +1,9 @@
 """Schedules, thresholds and coefficients fitted to a model."""
 
 from .error_model import ErrorModel
-from .fitter import check_target, fit_schedule, try_schedule
+from .fitter import Fitter, check_target, fit_schedule
 from .measurement import measure
+from .real_runs import try_schedule
 from .search import find_evaluations, find_schedule
 from .teacache import TeaCacheFit, fit_teacache
 from .threshold import Calibration, calibrate
@@ -10,6 +11,7 @@ from .threshold import Calibration, calibrate
 __all__ = [
     "Calibration",
     "ErrorModel",
+    "Fitter",
     "TeaCacheFit",
     "calibrate",
     "check_target",

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..errors import ConfigError, OutOfReachError
 from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..multiples import SKIP, SUPPORTED_MULTIPLES
-from ..pipeline import arguments_seen, identity_of, key_of_call
+from ..pipeline import identity_of, key_of_call
 from ..schedule import (
     WARP,
     FittedSchedule,
@@ -28,9 +27,10 @@ from ..schedule import (
     levels_of_steps,
     schedule_of,
 )
-from ..trajectories import Prompt, call_with, generate, generate_converged, name_of, psnr
+from ..trajectories import Prompt, call_with
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
+from .real_runs import RealRuns, unmeasured
 from .search import fewest_evaluations, find_evaluations, find_schedule
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def fit_schedule(
     quality: float | None = None,
     reference: str = "plain",
     keep: bool = True,
+    cost_ratios: Mapping[int, float] | None = None,
     **call: Any,
 ) -> FittedSchedule:
     """Finds the schedule that ends nearest to a reference at a wanted speed-up, or the fastest of a wanted quality.
@@ -73,48 +74,143 @@ def fit_schedule(
             give; the second takes full and skipped steps only, and moves the noise levels.
         keep: Also put it into the user's cache directory (:func:`ddit_rt.schedule.cache_directory`), where
             ``accelerate(pipe, speedup=...)`` finds it for this model and calls like this.
+        cost_ratios: Multiple -> what a coarse step costs of a full one, in place of the ratio of this model's FLOP, as
+            if it ran at another size. The wanted speed-up counts by them; what the schedule says of its own is still
+            this model's FLOP, and it is not kept.
         **call: Arguments of the pipeline; the schedule holds for this ``num_inference_steps`` alone, and for about
             this size and guidance.
 
     Raises:
         ConfigError: a kind or reference is unknown, the model cannot work with a kind, both targets are given, there is
-            no prompt, or too few steps.
+            no prompt, too few steps, or a cost ratio that no step can have.
         OutOfReachError: no schedule of these kinds is that fast, or that good.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
     check_target(speedup, quality, reference, kinds)
-    multiples = family_of(pipe).multiples
-    kinds = (*(k for k in multiples if k in SUPPORTED_MULTIPLES), SKIP) if kinds is None else kinds
-    check_kinds(kinds, multiples)
-    converged = reference == "converged"
-    coarse = [] if converged else [kind for kind in kinds if kind > 1]
-    settings: dict[str, Any] = {}
-    trained = load_adapter(adapter) if adapter is not None and coarse else None
-    if trained is not None:
-        settings = {"coarse": "adapter", "adapter": trained, "multiples": (1, *coarse)}
-    parameters = inspect.signature(pipe.__call__).parameters
-    if "num_inference_steps" not in call:
-        call["num_inference_steps"] = parameters["num_inference_steps"].default
-    for prompt in prompts:
-        given = call_with(prompt, call)
-        if converged and "strength" in parameters and given.get("strength", parameters["strength"].default) < 1:
-            raise ConfigError("reference='converged' is fitted for whole runs: pass strength=1.0, or leave it plain.")
-    runs = _Runs(pipe, prompts, seed, progress, settings, reference, call)
-    error_model = measure(pipe, prompts, coarse, seed, progress, trained, _FINER if converged else 1, **call)
-    steps = error_model.steps // (_FINER if converged else 1)  # of a run from a picture fewer than the call's
-    progress("searching")
+    if quality is not None and cost_ratios is not None:
+        raise ConfigError(
+            f"quality={quality:g} and cost_ratios: a quality has no cost to count; leave out one of them."
+        )
+    fitter = Fitter(pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, **call)
     if quality is not None:
-        found = _of_quality(runs, error_model, steps, quality)
+        found = fitter.of_quality(quality)
     else:
-        found = runs.best(_at_speedup(error_model, reference, steps, 2.0 if speedup is None else speedup, kinds))
-    sensitivity = np.interp(
-        np.linspace(0, 1, steps), np.linspace(0, 1, error_model.steps), np.asarray(error_model.sensitivity)
-    )
-    found = replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
-    if keep:
-        _keep(pipe, found, runs.seen, trained)
+        found = fitter.at_speedup(2.0 if speedup is None else speedup)
+    if keep and cost_ratios is None:
+        fitter.keep(found)
     return found
+
+
+class Fitter:
+    """Fits schedules for one model and one kind of call; one measurement and one set of plain runs serve all of them.
+
+    Args:
+        pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, call: As for :func:`fit_schedule`.
+
+    Attributes:
+        error_model: What was measured, with the cost ratios that were given.
+        steps: Denoising steps of a run.
+
+    Raises:
+        ConfigError, UnsupportedPipelineError, AdapterMismatchError: as :func:`fit_schedule`.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[Prompt],
+        kinds: Sequence[int] | None = None,
+        seed: int = 0,
+        progress: Progress = lambda text: None,
+        adapter: str | Path | Adapter | None = None,
+        reference: str = "plain",
+        cost_ratios: Mapping[int, float] | None = None,
+        **call: Any,
+    ) -> None:
+        multiples = family_of(pipe).multiples
+        in_space = (k for k in multiples if k in SUPPORTED_MULTIPLES)
+        self._kinds = (*in_space, SKIP) if kinds is None else kinds
+        check_kinds(self._kinds, multiples)
+        check_cost_ratios(cost_ratios or {}, multiples)
+        converged = reference == "converged"
+        coarse = [] if converged else [kind for kind in self._kinds if kind > 1]
+        settings: dict[str, Any] = {}
+        self._trained = load_adapter(adapter) if adapter is not None and coarse else None
+        if self._trained is not None:
+            settings = {"coarse": "adapter", "adapter": self._trained, "multiples": (1, *coarse)}
+        parameters = inspect.signature(pipe.__call__).parameters
+        if "num_inference_steps" not in call:
+            call["num_inference_steps"] = parameters["num_inference_steps"].default
+        for prompt in prompts:
+            given = call_with(prompt, call)
+            if converged and "strength" in parameters and given.get("strength", parameters["strength"].default) < 1:
+                raise ConfigError(
+                    "reference='converged' is fitted for whole runs: pass strength=1.0, or leave it plain."
+                )
+        self._pipe, self._reference, self._progress = pipe, reference, progress
+        self._runs = RealRuns(pipe, prompts, seed, progress, settings, reference, call)
+        finer = _FINER if converged else 1
+        found = measure(pipe, prompts, coarse, seed, progress, self._trained, finer, **call)
+        self.error_model = replace(found, shares={**found.shares, **(cost_ratios or {})})
+        self.steps = found.steps // finer  # of a run from a picture fewer than the call's
+
+    def at_speedup(self, speedup: float, kinds: Sequence[int] | None = None) -> FittedSchedule:
+        """The schedule whose real runs end nearest to the reference, among those found for a speed-up.
+
+        Args:
+            speedup: As for :func:`fit_schedule`.
+            kinds: Some of those that were given; None for all.
+
+        Raises:
+            OutOfReachError: no schedule of these kinds is that fast.
+        """
+        self._progress("searching")
+        kinds = self._kinds if kinds is None else kinds
+        return self._finished(
+            self._runs.best(_at_speedup(self.error_model, self._reference, self.steps, speedup, kinds))
+        )
+
+    def of_quality(self, quality: float) -> FittedSchedule:
+        """The schedule of the fewest evaluations whose real runs reach a quality.
+
+        Args:
+            quality: As for :func:`fit_schedule`.
+
+        Raises:
+            OutOfReachError: no schedule is that good.
+        """
+        self._progress("searching")
+        return self._finished(_of_quality(self._runs, self.error_model, self.steps, quality))
+
+    def measured(self, schedule: Sequence[int]) -> FittedSchedule:
+        """A schedule with what its real runs give."""
+        return self._finished(self._runs.measured(unmeasured(schedule)))
+
+    def keep(self, found: FittedSchedule) -> None:
+        """Puts a schedule into the user's cache directory, where calls with a target find it."""
+        _keep(self._pipe, found, self._runs.seen, self._trained)
+
+    def _finished(self, found: FittedSchedule) -> FittedSchedule:
+        """With the sensitivity that was measured."""
+        measured = np.asarray(self.error_model.sensitivity)
+        places = np.linspace(0, 1, self.steps), np.linspace(0, 1, self.error_model.steps)
+        sensitivity = np.interp(*places, measured)
+        return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
+
+
+def check_cost_ratios(cost_ratios: Mapping[int, float], multiples: Sequence[int]) -> None:
+    """Refuses what no coarse step can cost of a full one.
+
+    Raises:
+        ConfigError: naming the multiple and the ratio.
+    """
+    for multiple, ratio in cost_ratios.items():
+        if multiple not in multiples or multiple == 1:
+            coarse = ", ".join(str(kind) for kind in multiples if kind > 1)
+            raise ConfigError(f"cost_ratios: {multiple} is none of the coarse multiples {coarse}.")
+        if not 0 < ratio < 1:
+            raise ConfigError(f"cost_ratios: {multiple} costs {ratio:g} of a full step: a number between 0 and 1.")
 
 
 def check_target(speedup: float | None, quality: float | None, reference: str, kinds: Sequence[int] | None) -> None:
@@ -165,7 +261,7 @@ def _at_speedup(
         # first order flatters coarse steps where steps are long, and an adapter where its errors add up
         if error_model.adapter_residual:
             schedules.append(find_schedule(replace(error_model, adapter_residual={}), speedup, kinds))
-        found += [_unmeasured(schedule) for schedule in schedules]
+        found += [unmeasured(schedule) for schedule in schedules]
     if not found:
         raise OutOfReachError(f"speedup={speedup:g}: {steps} steps have to keep 2; ask for {steps / 2:g} at most.")
     return found
@@ -179,7 +275,7 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
         searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
         by_rule = schedule_of(steps, evaluations, WARP["plain"])
-        return [_unmeasured(schedule) for schedule in (*searched, by_rule)]
+        return [unmeasured(schedule) for schedule in (*searched, by_rule)]
     last = float(error_model.sigmas[-1])
     found = []
     for candidate in searched:
@@ -187,11 +283,11 @@ def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: 
         at = evaluation_steps(steps, len(levels), WARP["converged"])
         schedule = [1 if t in at else SKIP for t in range(steps)]
         sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last)]
-        found.append(replace(_unmeasured(schedule), sigmas=sigmas, reference="converged"))
+        found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
     return found
 
 
-def _of_quality(runs: _Runs, error_model: ErrorModel, steps: int, quality: float) -> FittedSchedule:
+def _of_quality(runs: RealRuns, error_model: ErrorModel, steps: int, quality: float) -> FittedSchedule:
     """The fewest evaluations whose real runs reach a quality, by bisection."""
     low, high, reached = fewest_evaluations(error_model), steps, -math.inf
     best: FittedSchedule | None = None
@@ -208,90 +304,3 @@ def _of_quality(runs: _Runs, error_model: ErrorModel, steps: int, quality: float
             f"quality={quality:g}: {steps} full steps come to {reached:.1f} dB here. Ask for less, or more steps."
         )
     return best
-
-
-def _unmeasured(schedule: Sequence[int]) -> FittedSchedule:
-    return FittedSchedule(list(schedule), 1.0, 0.0, 0)
-
-
-class _Runs:
-    """Real runs of schedules, against references that are made once per prompt.
-
-    Attributes:
-        seen: Arguments of the pipeline's calls, defaults filled in.
-    """
-
-    def __init__(
-        self,
-        pipe: Any,
-        prompts: Sequence[Prompt],
-        seed: int,
-        progress: Progress,
-        settings: Mapping[str, Any],
-        reference: str,
-        call: Mapping[str, Any],
-    ) -> None:
-        self.reference = reference
-        self.call = call
-        self._pipe, self._prompts, self._seed, self._progress = pipe, prompts, seed, progress
-        self._settings = settings
-        self.seen: Mapping[str, Any] = {}
-        self._plain: dict[int, Any] = {}
-        self._converged: dict[int, Any] = {}
-
-    def best(self, candidates: Sequence[FittedSchedule]) -> FittedSchedule:
-        """The candidate whose runs end nearest to the reference, with what they gave."""
-        different = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
-        return max((self.measured(candidate) for candidate in different), key=self.quality_of)
-
-    def quality_of(self, fitted: FittedSchedule) -> float:
-        """dB to the reference."""
-        return fitted.psnr if fitted.psnr_converged is None else fitted.psnr_converged
-
-    def measured(self, fitted: FittedSchedule) -> FittedSchedule:
-        """The schedule with its FLOP speed-up and its PSNR, means over the prompts."""
-        speedups, decibels, to_converged = [], [], []
-        for i, prompt in enumerate(self._prompts):
-            self._progress(f"trying: {name_of(prompt, i)}")
-            arguments = call_with(prompt, self.call)
-            if i not in self._plain:
-                with arguments_seen(self._pipe) as seen:
-                    self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
-                self.seen = seen[0]
-                if self.reference == "converged":
-                    self._converged[i] = generate_converged(self._pipe, self._seed + i, **arguments).frames
-            fast = generate(self._pipe, {"schedule": fitted, **self._settings}, self._seed + i, **arguments)
-            assert fast.report is not None
-            speedups.append(fast.report.speedup_estimate)
-            decibels.append(psnr(fast.frames, self._plain[i]))
-            if self._converged:
-                to_converged.append(psnr(fast.frames, self._converged[i]))
-        return replace(
-            fitted,
-            speedup=float(np.mean(speedups)),
-            psnr=float(np.mean(decibels)),
-            prompts=len(self._prompts),
-            psnr_converged=float(np.mean(to_converged)) if to_converged else None,
-        )
-
-
-def try_schedule(
-    pipe: Any,
-    schedule: Sequence[int],
-    prompts: Sequence[Prompt],
-    seed: int = 0,
-    progress: Progress = lambda text: None,
-    settings: Mapping[str, Any] = MappingProxyType({}),
-    **call: Any,
-) -> FittedSchedule:
-    """Runs a schedule and the plain pipeline, and says how fast and how near to it the schedule is.
-
-    Args:
-        pipe, prompts, seed, progress, call: As for :func:`fit_schedule`.
-        schedule: One multiple per step, 0 for no model call.
-        settings: Further settings of :func:`ddit_rt.accelerate`.
-
-    Returns:
-        The schedule with its FLOP speed-up and its PSNR in dB, means over the prompts; no sensitivity.
-    """
-    return _Runs(pipe, prompts, seed, progress, settings, "plain", call).measured(_unmeasured(schedule))

@@ -5,13 +5,17 @@ from .inspection import inspect_pipeline, pipeline_of_configs, supported
 from .lifecycle import accelerate, accelerated, find_accelerated, report, restore
 from .loading import (
     DEMO,
+    DEMO_VIDEO,
     SHIPPED,
     call_arguments,
     call_defaults,
     check_call,
     default_device,
     example_prompts,
+    frame_rate,
+    is_own,
     load_any,
+    makes_videos,
 )
 from .prepare import warmup
 from .progress import Progress, Watcher
@@ -20,6 +24,7 @@ from .watching import POLICY_SETTINGS, configured, settings_of_call, watched
 
 __all__ = [
     "DEMO",
+    "DEMO_VIDEO",
     "POLICY_SETTINGS",
     "SHIPPED",
     "SHIPPED_SCHEDULES",
@@ -36,10 +41,13 @@ __all__ = [
     "default_device",
     "example_prompts",
     "find_accelerated",
+    "frame_rate",
     "identity_of",
     "inspect_pipeline",
+    "is_own",
     "key_of_call",
     "load_any",
+    "makes_videos",
     "pipeline_of_configs",
     "report",
     "restore",

@@ -17,9 +17,13 @@ from huggingface_hub.errors import HFValidationError
 from ..errors import ConfigError
 from ..families import family_of
 
-DEMO = "demo"
-SHIPPED: Mapping[str, Path] = MappingProxyType({DEMO: Path(__file__).parents[1] / "demo" / "model"})
+DEMO, DEMO_VIDEO = "demo", "demo-video"
+_FOLDER = Path(__file__).parents[1] / "demo"
+SHIPPED: Mapping[str, Path] = MappingProxyType({DEMO: _FOLDER / "model", DEMO_VIDEO: _FOLDER / "video_model"})
 """Name of a model inside the package -> its folder in diffusers format, whose demo.json says how to call it."""
+
+_SETTINGS = "demo.json"
+_FRAME_RATE = 16  # of Wan's videos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,13 +61,26 @@ def source_of(model: str) -> str:
     """What diffusers loads ``model`` from: a folder or a hub id.
 
     Raises:
-        ConfigError: a path that holds no pipeline.
+        ConfigError: a path that holds no pipeline, or a shipped model that this installation lacks.
     """
-    folder = SHIPPED.get(model, Path(model))
-    is_path = model in SHIPPED or folder.is_absolute() or folder.is_dir() or model.startswith(".")
+    if model in SHIPPED:
+        return str(_shipped_folder(model))
+    folder = Path(model)
+    is_path = folder.is_absolute() or folder.is_dir() or model.startswith(".")
     if is_path and not (folder / "model_index.json").is_file():
         raise ConfigError(f"{model!r} holds no pipeline: a folder in diffusers format has a model_index.json.")
-    return str(folder) if is_path else model
+    return model
+
+
+def _shipped_folder(model: str) -> Path:
+    folder = SHIPPED[model]
+    if not (folder / "model_index.json").is_file():
+        present = [repr(name) for name, place in SHIPPED.items() if (place / "model_index.json").is_file()]
+        raise ConfigError(
+            f"{model!r} is not in this installation: {folder} holds no pipeline. Give "
+            f"{' or '.join([*present, 'the folder of a trained one'])}."
+        )
+    return folder
 
 
 @contextmanager
@@ -84,19 +101,40 @@ def naming(model: str) -> Iterator[None]:
 
 
 def call_defaults(model: str) -> dict[str, Any]:
-    """Arguments that a call of ``model`` needs beyond diffusers' defaults; shipped models have sizes of their own."""
-    return _shipped_settings(model)["call"]
+    """Arguments that a call of ``model`` needs beyond diffusers' defaults: those in its demo.json, if it has one."""
+    return _own_settings(model)["call"]
 
 
 def example_prompts(model: str) -> dict[str, str]:
-    """Prompts that a shipped model was made for, by name, from the plainest to the most detailed; else none."""
-    return _shipped_settings(model)["prompts"]
+    """Prompts that a model was made for, by name, from the plainest to the most detailed: those in its demo.json."""
+    return _own_settings(model)["prompts"]
 
 
-def _shipped_settings(model: str) -> dict[str, Any]:
-    if model not in SHIPPED:
+def frame_rate(model: str) -> int:
+    """Frames per second that a model's videos are shown at: ``fps`` in its demo.json, else 16, as Wan's."""
+    return int(_own_settings(model).get("fps", _FRAME_RATE))
+
+
+def is_own(model: str) -> bool:
+    """Whether a model is one of this project's: it comes with a demo.json, and nothing is published for it."""
+    return bool(_own_settings(model)["prompts"])
+
+
+def makes_videos(pipe: Any) -> bool:
+    """Whether a pipeline's calls give frames."""
+    return not {"num_frames", "video"}.isdisjoint(inspect.signature(type(pipe).__call__).parameters)
+
+
+def _own_settings(model: str) -> dict[str, Any]:
+    """What the demo.json of a shipped model, or of one in a folder, says.
+
+    Raises:
+        ConfigError: a shipped model that this installation lacks.
+    """
+    path = (_shipped_folder(model) if model in SHIPPED else Path(model)) / _SETTINGS
+    if not path.is_file():
         return {"call": {}, "prompts": {}}
-    return json.loads((SHIPPED[model] / "demo.json").read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def call_arguments(

@@ -11,13 +11,13 @@ import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
 from ..families import family_of
-from ..pipeline import call_defaults, example_prompts
+from ..pipeline import call_defaults, example_prompts, frame_rate
 from .encode import decoded
 from .errors import ApiError
 from .settings import ModelConfig
 from .work import Kind, ModelFacts, Work
 
-FALLBACK_STEPS, FALLBACK_SIDE, FPS = 50, 1024, 16
+FALLBACK_STEPS, FALLBACK_SIDE = 50, 1024
 
 
 class Variants:
@@ -85,7 +85,7 @@ class Variants:
             steps=int(self.default("num_inference_steps") or FALLBACK_STEPS),
             guidance=None if guidance is None else float(guidance),
             frames=int(self.default("num_frames") or 1),
-            fps=FPS,
+            fps=frame_rate(self.config.model),
             negative="negative_prompt" in self._known,
             speedup=speedup,
             loras=tuple(self.config.loras),

@@ -2,7 +2,7 @@
 
 from .converged import UNIPC, generate_converged
 from .fidelity import frames_of_all, psnr, ssim
-from .generation import Outcome, denoise, generate, save, timed_call
+from .generation import Outcome, can_encode, denoise, generate, save, timed_call
 from .prompts import Prompt, call_with, name_of
 from .recorder import Recorder, Step, StreamCall
 from .recording import Recording, Shard, record, sole_transformer
@@ -25,6 +25,7 @@ __all__ = [
     "Trajectory",
     "adapter_errors",
     "call_with",
+    "can_encode",
     "check_deterministic_flow",
     "coarse_predictions",
     "denoise",

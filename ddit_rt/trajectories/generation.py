@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from diffusers.utils import export_to_gif, export_to_video
 from PIL import Image
 
+from ..errors import ConfigError
 from ..pipeline import accelerated, report, restore
 from ..schedule import Report
 
@@ -76,25 +78,37 @@ def timed_call(pipe: Any, seed: int, call: Mapping[str, Any], warmup_runs: int =
     return frames, time.perf_counter() - began
 
 
-def save(frames: torch.Tensor, path: Path) -> Path:
+def can_encode() -> bool:
+    """Whether MP4 files can be written: imageio with ffmpeg is there."""
+    return all(importlib.util.find_spec(name) is not None for name in ("imageio", "imageio_ffmpeg"))
+
+
+def save(frames: torch.Tensor, path: Path, fps: int = 16) -> Path:
     """Writes the first picture (or video) of a batch.
 
     Args:
         frames: As in :class:`Outcome`.
         path: Picture file, or for videos .gif or .mp4 (mp4 needs imageio with ffmpeg); a video under a picture's name
             becomes a .gif beside it.
+        fps: Frames per second of a video.
 
     Returns:
         The file written.
+
+    Raises:
+        ConfigError: an .mp4 is asked for, and there is nothing to encode it.
     """
+    if path.suffix == ".mp4" and not can_encode():
+        raise ConfigError(f"{path.name}: .mp4 needs imageio with ffmpeg: pip install 'ddit-rt[eval]', or write a .gif.")
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (frames[0] * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
     if pixels.ndim == 3:
         Image.fromarray(pixels).save(path)
         return path
     if path.suffix == ".mp4":
-        export_to_video(list(pixels / 255.0), str(path), fps=16)
+        # a block of 1: the encoder would scale other sizes to multiples of 16
+        export_to_video(list(pixels / 255.0), str(path), fps=fps, macro_block_size=1)
         return path
     path = path.with_suffix(".gif")
-    export_to_gif([Image.fromarray(frame) for frame in pixels], str(path), fps=16)
+    export_to_gif([Image.fromarray(frame) for frame in pixels], str(path), fps=fps)
     return path

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from ddit_rt.demo import DEMO_PROMPTS, print_summary, run_showcase, showcase
+from ddit_rt.demo import DEMO_PROMPTS, print_summary, run_showcase, running, showcase
 
 STEPS = 24
 
@@ -34,8 +34,8 @@ def shown(tmp_path, monkeypatch):
         asked.append((settings, call))
         return outcome(0.5 if settings is None else 0.51, settings is not None)
 
-    monkeypatch.setattr(showcase, "generate", generate)
-    monkeypatch.setattr(showcase, "generate_converged", lambda pipe, seed, **call: outcome(0.52, False))
+    monkeypatch.setattr(running, "generate", generate)
+    monkeypatch.setattr(running, "generate_converged", lambda pipe, seed, **call: outcome(0.52, False))
     monkeypatch.setattr(showcase, "plot_reports", lambda reports, path: path)
     pipe = SimpleNamespace(device="cpu")
     return run_showcase(pipe, tmp_path, steps=STEPS, repeats=2), asked, tmp_path

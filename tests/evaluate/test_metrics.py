@@ -8,7 +8,7 @@ from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ddit_rt.evaluate.judges import fid, read_pictures
-from ddit_rt.evaluate.metrics import MetricUnavailableError, unavailable
+from ddit_rt.evaluate.unavailable import MetricUnavailableError, unavailable
 from ddit_rt.trajectories.fidelity import psnr, ssim
 
 

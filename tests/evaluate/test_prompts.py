@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ddit_rt import ConfigError
-from ddit_rt.evaluate.prompts import demo_prompts, load_prompts
+from ddit_rt.evaluate import prompts as module
+from ddit_rt.evaluate.prompts import load_prompts, own_prompts
 
 
 @pytest.mark.parametrize(
@@ -27,9 +28,19 @@ def test_files(tmp_path, name, text):
 
 
 def test_demo_prompts_are_many_different_and_always_the_same():
-    prompts = demo_prompts(64)
-    assert len(set(prompts)) == 64 and prompts == demo_prompts(64) and prompts[:8] == demo_prompts(8)
+    prompts = own_prompts("demo", 64)
+    assert len(set(prompts)) == 64 and prompts == own_prompts("demo") and prompts[:8] == own_prompts("demo", 8)
     assert load_prompts("demo", 5) == prompts[:5]
+
+
+def test_a_model_whose_captions_are_not_here_asks_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(module.OWN, "demo-video", tmp_path / "demo_video_prompts.txt")
+    with pytest.raises(ConfigError, match=r"no demo_video_prompts\.txt; give a file"):
+        load_prompts("demo-video", 2)
+    (tmp_path / "demo_video_prompts.txt").write_text("a ball rolls\na star turns\n")
+    assert load_prompts("demo-video") == ["a ball rolls", "a star turns"] and len(load_prompts("demo-video", 1)) == 1
+    with pytest.raises(ConfigError, match="count=3: there are 2 demo-video prompts"):
+        load_prompts("demo-video", 3)
 
 
 def test_errors(tmp_path):

@@ -12,13 +12,23 @@ import pytest
 import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny import flux, picture, smooth, wan
+from tiny import flux, picture, smooth, wan, wan_vae
 from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
 from ddit_rt.cli import app
 from ddit_rt.errors import OutOfReachError
-from ddit_rt.fitting import ErrorModel, find_evaluations, find_schedule, fit_schedule, fitter, measure, measurement
+from ddit_rt.fitting import (
+    ErrorModel,
+    Fitter,
+    find_evaluations,
+    find_schedule,
+    fit_schedule,
+    fitter,
+    measure,
+    measurement,
+    try_schedule,
+)
 from ddit_rt.granularity import PredictionHistory
 from ddit_rt.pipeline import targets
 from ddit_rt.runtime import MethodPatch
@@ -287,7 +297,7 @@ def test_fit_with_trained() -> None:
     adapter = trained(pipe, multiples=(4,))
     found = fit_schedule(pipe, ["a"], 1.5, (1, 4, 0), adapter=adapter, **call)
     settings = {"coarse": "adapter", "adapter": adapter, "multiples": (1, 4)}
-    again = fitter.try_schedule(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)
+    again = try_schedule(pipe, found.schedule, ["a"], 0, lambda text: None, settings, **call)
     assert (again.speedup, again.psnr) == (found.speedup, found.psnr)
     with pytest.raises(AdapterMismatchError, match="the adapter has no 2"):
         fit_schedule(pipe, ["a"], 1.5, (1, 2, 0), adapter=adapter, **call)
@@ -375,7 +385,7 @@ def test_fit_finds_runs_and_keeps(tmp_path: Path) -> None:
     assert len(found.sensitivity) == STEPS and min(found.sensitivity) > 0
     assert "forward" not in pipe.transformer.__dict__ and "step" not in pipe.scheduler.__dict__
     every_other = [1, 1, *[0, 1] * 5]
-    baseline = fitter.try_schedule(pipe, every_other, ["a", "b"], **call)
+    baseline = try_schedule(pipe, every_other, ["a", "b"], **call)
     assert baseline.speedup < found.speedup and found.psnr > baseline.psnr - 3
     assert FittedSchedule.load(found.save(tmp_path / "s.json")) == found
 
@@ -386,7 +396,7 @@ def test_real_runs_choose_between_mixed_and_skipped(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fitter, "find_schedule", lambda error_model, speedup, kinds: mixed)
     for name in ("find_evaluations", "schedule_of"):
         monkeypatch.setattr(fitter, name, lambda *a: skipped)
-    better = max((mixed, skipped), key=lambda s: fitter.try_schedule(pipe, s, ["a"], **call).psnr)
+    better = max((mixed, skipped), key=lambda s: try_schedule(pipe, s, ["a"], **call).psnr)
     assert fit_schedule(pipe, ["a"], 1.5, **call).schedule == better
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
 
@@ -404,9 +414,32 @@ def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.Monkey
     for name in ("find_evaluations", "schedule_of"):
         monkeypatch.setattr(fitter, name, lambda *a: found["skipped"])
     settings = {"coarse": "adapter", "adapter": adapter}
-    runs = [fitter.try_schedule(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
+    runs = [try_schedule(pipe, s, ["a"], 0, lambda text: None, settings, **call) for s in found.values()]
     best = max(runs, key=lambda run: run.psnr)
     assert fit_schedule(pipe, ["a"], 1.5, adapter=adapter, **call).schedule == best.schedule
+
+
+def test_a_fit_may_count_cost_as_at_another_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    pipe, call = a_wan()
+    pipe.register_modules(vae=wan_vae())
+    ratios = {2: 0.12, 4: 0.02}
+    found = Fitter(pipe, ["a"], (1, 2, 4), cost_ratios=ratios, **call)
+    own = measure(pipe, ["a"], **call)
+    assert found.error_model.shares == ratios and own.shares[2] > 0.12
+    schedule = found.at_speedup(3).schedule
+    assert found.error_model.cost(schedule) <= STEPS / 3 < own.cost(schedule)
+    assert found.measured(schedule).speedup == pytest.approx(STEPS / own.cost(schedule), rel=0.02), "of its own FLOP"
+    fitted = fit_schedule(pipe, ["a"], 3, (1, 2, 4), cost_ratios=ratios, **call)
+    assert fitted.schedule == schedule and fitted.sensitivity and not list(tmp_path.rglob("*.json")), "it is not kept"
+    for wrong, match in (
+        ({3: 0.1}, "3 is none of the coarse multiples 2, 4"),
+        ({2: 1.5}, "2 costs 1.5 of a full step"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            fit_schedule(pipe, ["a"], 3, cost_ratios=wrong, **call)
+    with pytest.raises(ConfigError, match="leave out one"):
+        fit_schedule(pipe, ["a"], quality=30, cost_ratios=ratios, **call)
 
 
 def test_bad_requests_name_the_value(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ from typing import Any, Self
 
 import uvicorn
 from helpers import tiny
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from helpers.videos import text_parts
 
-from ddit_rt.demo import MODEL_DIR
-from ddit_rt.families.testing import randomise
 from ddit_rt.serve import ServeConfig
 from ddit_rt.serve.app import create_app
 from ddit_rt.serve.engine import Engine
@@ -83,16 +81,6 @@ class LocalServer:
 def video_model(folder: Path) -> Path:
     """Saves a WanPipeline of random weights with a text encoder, and returns its folder."""
     pipe = tiny.wan()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR / "tokenizer_2")
-    config = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        d_kv=8,
-        d_ff=16,
-        num_layers=1,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )
-    pipe.register_modules(tokenizer=tokenizer, text_encoder=randomise(UMT5EncoderModel(config)), vae=tiny.wan_vae())
+    pipe.register_modules(**text_parts(), vae=tiny.wan_vae())
     pipe.save_pretrained(folder)
     return folder

@@ -9,7 +9,19 @@ import pytest
 import tiny
 
 from ddit_rt import ConfigError
-from ddit_rt.pipeline import DEMO, SHIPPED, call_arguments, call_defaults, check_call, example_prompts, loading
+from ddit_rt.pipeline import (
+    DEMO,
+    DEMO_VIDEO,
+    SHIPPED,
+    call_arguments,
+    call_defaults,
+    check_call,
+    example_prompts,
+    frame_rate,
+    is_own,
+    loading,
+    makes_videos,
+)
 
 
 def test_a_shipped_model_says_how_it_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,6 +38,27 @@ def test_the_demo_is_shipped_and_other_models_have_no_defaults() -> None:
     assert call_defaults(DEMO)["height"] == 128 and set(example_prompts(DEMO)) == {"plain", "detailed", "two", "many"}
     assert call_defaults("owner/model") == {} and example_prompts("owner/model") == {}
     assert loading.source_of("owner/model") == "owner/model"
+
+
+def test_a_folder_with_a_demo_json_says_how_it_is_called(tmp_path: Path) -> None:
+    assert call_defaults(str(tmp_path)) == {} and not is_own(str(tmp_path)) and frame_rate(str(tmp_path)) == 16
+    settings = {"call": {"num_frames": 9}, "prompts": {"one": "a dot"}, "fps": 8}
+    (tmp_path / "demo.json").write_text(json.dumps(settings))
+    assert call_defaults(str(tmp_path)) == {"num_frames": 9} and is_own(str(tmp_path))
+    assert example_prompts(str(tmp_path)) == {"one": "a dot"} and frame_rate(str(tmp_path)) == 8
+
+
+def test_a_shipped_model_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loading, "SHIPPED", {DEMO: SHIPPED[DEMO], DEMO_VIDEO: tmp_path})
+    for ask in (loading.load_any, loading.source_of, call_defaults, example_prompts, frame_rate):
+        with pytest.raises(
+            ConfigError, match=r"'demo-video' is not in this installation: .* Give 'demo' or the folder"
+        ):
+            ask(DEMO_VIDEO)
+
+
+def test_videos_are_told_from_pictures_by_what_a_pipeline_takes() -> None:
+    assert makes_videos(tiny.wan()) and not makes_videos(tiny.flux())
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,13 @@ class ReaderNet(nn.Module):
         self.places = nn.Conv2d(width, sum(_PLACES.values()), 1)
         self.wholes = nn.Linear(3 * width, sum(_WHOLES.values()))
 
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the answers are read from: (B, 3, 128, 128) in [0, 1] -> (B, d, 16, 16), none below 0."""
+        features: Tensor = self.trunk(self.stem(pictures - 0.5))
+        return features
+
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(self.stem(pictures - 0.5))
+        features = self.features(pictures)
         places = dict(zip(_PLACES, self.places(features).split(list(_PLACES.values()), dim=1)))
         free = places["shape"].detach().softmax(1)[:, :1]
         behind = (features * free).sum((2, 3)) / free.sum((2, 3)).clamp_min(1e-3)

@@ -1,0 +1,225 @@
+"""What coarse steps add to skipped steps alone, at given ratios of cost: fitted with and without them, and compared.
+
+    python benchmarks/coarse_gain.py demo-video --output runs/gain [--prompts FILE] [--adapter FILE] [--into FILE]
+
+For every speed-up it fits, on prompts of their own, the best schedule of full and skipped steps and the best one with
+coarse steps too; both run on other prompts, the same noise for each, and are compared prompt by prompt. What a coarse
+step costs is not this model's ratio but --ratios: those of Wan 2.1 unless said otherwise. It can be stopped and started
+again: what is in the output folder is not done again. --into writes the result for ``benchmarks/readme.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pipe_models import build, flops
+from video_tables import gain_table
+
+from ddit_rt.cli.options import read_numbers, read_ratios
+from ddit_rt.config import SKIP
+from ddit_rt.errors import OutOfReachError
+from ddit_rt.evaluate import (
+    APART,
+    CLIP,
+    Method,
+    MetricUnavailableError,
+    Plan,
+    Summary,
+    compare,
+    load_prompts,
+    read_rows,
+    run_sweep,
+    summarise,
+)
+from ddit_rt.fitting import Fitter, find_schedule
+from ddit_rt.pipeline import call_defaults, load_any, makes_videos
+
+KINDS = ((1, 2, 4, SKIP), (1, 2, SKIP), (1, 4, SKIP))
+"""What a search with coarse steps may use; of what they find, real runs choose."""
+
+SKIPPED, COARSE, ADAPTER = "skipped", "coarse", "adapter"
+SHOWN = ("psnr", "ssim", "growth", "flicker", "warping")
+FITS, RESULT = "fits.json", "coarse-gain.json"
+
+Fit = dict[str, Any]
+"""``speedup`` (asked), ``by``, ``schedule``, ``cost`` (in full steps, by the ratios), ``psnr`` (on its own prompts).
+
+Without a schedule: the search takes no coarse step."""
+
+
+def wan_ratios() -> dict[int, float]:
+    """FLOP of a step at 2p and 4p over one at p, of Wan 2.1 1.3B at 832 x 480 pixels and 81 frames."""
+    each = flops(*build("wan", torch.device("meta"), tiny=False))
+    return {k: each[k] / each[1] for k in (2, 4)}
+
+
+def fit(
+    pipe: Any,
+    prompts: Sequence[str],
+    speedups: Sequence[float],
+    ratios: Mapping[int, float],
+    adapter: str | None,
+    call: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[str], None],
+) -> list[Fit]:
+    """Fits what is missing in ``folder``, and returns all.
+
+    Raises:
+        SystemExit: the folder holds fits of other settings.
+    """
+    path = folder / FITS
+    asked = json.loads(json.dumps({"prompts": prompts, "ratios": ratios, "call": call, "adapter": adapter}))
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"asked": asked, "fits": []}
+    # an adapter may join later
+    if known["asked"] not in (asked, {**asked, "adapter": None}):
+        raise SystemExit(f"{path} holds fits of other prompts, ratios, calls or adapters: choose another --output.")
+    found: list[Fit] = known["fits"]
+
+    def keep(**entry: Any) -> None:
+        found.append(entry)
+        path.write_text(json.dumps({"asked": asked, "fits": found}) + "\n", encoding="utf-8")
+
+    for coarse, file in ((COARSE, None), (ADAPTER, adapter)):
+        if coarse == ADAPTER and adapter is None:
+            continue
+        wanted = [(speedup, by) for speedup in speedups for by in (SKIPPED, coarse)]
+        missing = [pair for pair in wanted if pair not in {(entry["speedup"], entry["by"]) for entry in found}]
+        if not missing:
+            continue
+        fitter = Fitter(pipe, prompts, adapter=file, cost_ratios=ratios, progress=progress, **call)
+        for speedup, by in missing:
+            if by == SKIPPED:
+                best = fitter.at_speedup(speedup, (1, SKIP))
+            else:
+                searched = [find_schedule(fitter.error_model, speedup, kinds) for kinds in KINDS]
+                mixed = [schedule for schedule in searched if any(kind > 1 for kind in schedule)]
+                if not mixed:
+                    keep(speedup=speedup, by=by, schedule=None)
+                    continue
+                best = max((fitter.measured(schedule) for schedule in mixed), key=lambda one: one.psnr)
+            cost = fitter.error_model.cost(best.schedule)
+            keep(speedup=speedup, by=by, schedule=best.schedule, cost=cost, psnr=best.psnr)
+    return found
+
+
+def methods_of(fits: Sequence[Fit], steps: int, adapter: str | None) -> list[Method]:
+    """The plain run and one method per fit."""
+    methods = [Method(f"base@{steps}", "base", steps, steps)]
+    for entry in fits:
+        if entry["schedule"] is None:
+            continue
+        settings: dict[str, Any] = {"schedule": entry["schedule"], "coarse": "delta"}
+        if entry["by"] == ADAPTER:
+            settings |= {"coarse": "adapter", "adapter": adapter}
+        methods.append(Method(name_of(entry, steps), f"fitted, {entry['by']}", steps, steps, settings))
+    return methods
+
+
+def name_of(entry: Fit, steps: int) -> str:
+    """Of the method that runs a fit."""
+    return f"{entry['by']}-{entry['speedup']:g}x@{steps}"
+
+
+def result_of(plan: Plan, rows: Sequence[dict[str, Any]], fits: Sequence[Fit], ratios: Mapping[int, float]) -> Any:
+    """What ``benchmarks/readme.py`` shows: a line per speed-up and way to make coarse steps."""
+    steps = next(method.steps for method in plan.methods if method.is_reference)
+    summaries = {summary.method: summary for summary in summarise(plan, rows)}
+    by = {(entry["speedup"], entry["by"]): entry for entry in fits}
+    lines = []
+    for speedup in dict.fromkeys(entry["speedup"] for entry in fits):
+        alone = by[speedup, SKIPPED]
+        for coarse in (COARSE, ADAPTER):
+            entry = by.get((speedup, coarse))
+            if entry is None:
+                continue
+            if entry["schedule"] is None:
+                lines.append({"speedup": speedup, "by": coarse, "skipped": _side(alone, steps, summaries)})
+                continue
+            found = compare(rows, name_of(entry, steps), name_of(alone, steps), "psnr")
+            assert found is not None
+            lines.append(
+                {
+                    "speedup": speedup,
+                    "by": coarse,
+                    "skipped": _side(alone, steps, summaries),
+                    "coarse": _side(entry, steps, summaries),
+                    **{name: getattr(found, name) for name in ("runs", "difference", "low", "high", "p", "better")},
+                }
+            )
+    shared = {"model": plan.model, "steps": steps, "prompts": len(plan.prompts), "call": plan.call}
+    return {**shared, "ratios": {str(k): ratio for k, ratio in ratios.items()}, "lines": lines}
+
+
+def _side(entry: Fit, steps: int, summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    found = summaries[name_of(entry, steps)]
+    return {
+        "speedup": steps / entry["cost"],
+        "flops_speedup": found.flops_speedup,
+        "steps": {str(kind): entry["schedule"].count(kind) for kind in (1, 2, 4, SKIP)},
+        "worst": found.worst["psnr"],
+        **{name: found.metrics[name] for name in SHOWN if name in found.metrics},
+    }
+
+
+def _metrics(pipe: Any) -> list[str]:
+    """Those of :data:`SHOWN` that can be had here."""
+    usable = []
+    for name in SHOWN:
+        try:
+            if name in CLIP and (not makes_videos(pipe) or CLIP[name]() is None):
+                continue
+        except MetricUnavailableError as error:
+            print(f"left out {name}: {error}")
+            continue
+        usable.append(name)
+    return usable
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="'demo-video', 'demo', or a folder with a demo.json")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for fits, rows and the result; continued if begun"
+    )
+    parser.add_argument("--prompts", help="as for ddit-rt eval; by default the model's own captions")
+    parser.add_argument("--count", type=int, default=32, help="prompts to compare on")
+    parser.add_argument("--apart", type=int, default=APART, help="further prompts, to fit on")
+    parser.add_argument("--speedups", default="2,3,5,8", help="by the ratios, with commas")
+    parser.add_argument("--ratios", help="what coarse steps cost of a full one, as 2:0.12,4:0.02; by default Wan 2.1's")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--adapter", help="a trained adapter, to compare its coarse steps too")
+    parser.add_argument("--into", type=Path, help="file for the result")
+    options = parser.parse_args(arguments)
+    ratios = wan_ratios() if options.ratios is None else read_ratios(options.ratios, "ratios")
+    speedups = read_numbers(options.speedups, "speedups")
+    prompts = load_prompts(options.prompts or options.model, options.count + options.apart)
+    if len(prompts) < options.count + options.apart:
+        raise SystemExit(f"{len(prompts)} prompts: --count {options.count} and --apart {options.apart} ask for more.")
+    call = {**call_defaults(options.model), "num_inference_steps": options.steps}
+    pipe = load_any(options.model)
+    options.output.mkdir(parents=True, exist_ok=True)
+    fits = fit(pipe, prompts[options.count :], speedups, ratios, options.adapter, call, options.output, print)
+    methods = methods_of(fits, options.steps, options.adapter)
+    arguments_of_call = {name: value for name, value in call.items() if name != "num_inference_steps"}
+    chosen = prompts[: options.count]
+    plan = Plan(options.model, methods, chosen, [0], arguments_of_call, _metrics(pipe), converged=False)
+    run_sweep(pipe, plan, options.output, pictures=False)
+    result = result_of(plan, read_rows(options.output), fits, ratios)
+    for path in (options.output / RESULT, *([options.into] if options.into is not None else [])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(gain_table(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OutOfReachError as error:
+        raise SystemExit(str(error)) from None

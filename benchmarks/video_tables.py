@@ -1,0 +1,124 @@
+"""The tables of the documentation's page on video, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluations import Evaluation
+from readme_tables import CONVERGED, OURS, guidance_of, with_spread
+
+from ddit_rt.evaluate import CLIP
+
+HEADS = {
+    "growth": "growth, dB",
+    "flicker": "flicker",
+    "warping": "warping x 1000",
+    "smoothness": "smoothness",
+    "consistency": "consistency",
+}
+FORMS = {"growth": "+.1f", "flicker": ".3f", "warping": "+.2f", "smoothness": ".4f", "consistency": ".4f"}
+
+
+def video_table(evaluation: Evaluation, reference: int) -> str:
+    """Every method that is compared with ``reference`` plain steps, the one of the fewest FLOP last."""
+    rows = sorted(evaluation.summaries(reference), key=lambda row: row.flops_speedup or 0)
+    metrics = [name for name in CLIP if any(name in row.metrics for row in rows)]
+    lpips = any("lpips" in row.metrics for row in rows)
+    second = any(CONVERGED in row.metrics for row in rows)
+    heads = ["method", "wall-clock", "FLOP", "PSNR, dB", "worst tenth", "SSIM", *["LPIPS"] * lpips]
+    heads += [*(HEADS[name] for name in metrics), *["PSNR to converged, dB"] * second]
+    lines = [
+        f"{len(evaluation.plan.prompts)} prompts, {reference} steps, {guidance_of(evaluation)}.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for row in rows:
+        name = row.method.replace(f"@{reference}", "")
+        cells = [
+            f"**{name}**" if row.kind.startswith(OURS) else name,
+            f"{row.speedup:.2f}x",
+            "" if row.flops_speedup is None else f"{row.flops_speedup:.2f}x",
+            with_spread(row, "psnr"),
+            _value(row.worst, "psnr", ".1f"),
+            _value(row.metrics, "ssim", ".3f"),
+            *[_value(row.metrics, "lpips", ".4f")] * lpips,
+            *(_value(row.metrics, name, FORMS[name]) for name in metrics),
+            *[with_spread(row, CONVERGED)] * second,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tau_table(evaluation: Evaluation, reference: int) -> str:
+    """The threshold rule at the paper's τ and at those that were calibrated to this model."""
+    settings = {method.name: method.settings or {} for method in evaluation.plan.methods}
+    rows = ["| rule | τ | FLOP | PSNR, dB | worst tenth |", "|---|---|---|---|---|"]
+    for row in evaluation.summaries(reference):
+        given = settings[row.method]
+        # caches run every step in full, at a τ that nothing lies below
+        if given.get("threshold") and row.kind.startswith("DDiT"):
+            rows.append(
+                f"| {row.method.replace(f'@{reference}', '')} | {given['threshold']:.2g} | {row.flops_speedup:.2f}x | "
+                f"{with_spread(row, 'psnr')} | {_value(row.worst, 'psnr', '.1f')} |"
+            )
+    return "\n".join(rows)
+
+
+def growth_table(evaluation: Evaluation, reference: int, spread: Mapping[str, Any]) -> str:
+    """Which methods' errors grow along the clip by more than 1 dB over what clips of two seeds differ by."""
+    rows = [row for row in evaluation.summaries(reference) if "growth" in row.metrics]
+    limit = spread["growth"] + 1
+    over = [row for row in rows if row.metrics["growth"] > limit]
+    names = ", ".join(f"{row.method.replace(f'@{reference}', '')} ({row.metrics['growth']:+.1f})" for row in over)
+    return (
+        f"Plain clips of one prompt and two seeds grow apart by {spread['growth']:+.1f} ± "
+        f"{spread['growth_spread']:.1f} dB from the first frame to the last ({len(spread['clips'])} prompts). Of "
+        f"{len(rows)} methods {len(rows) - len(over)} stay within {limit:+.1f} dB"
+        f"{'; the others: ' + names if over else ''}."
+    )
+
+
+def gain_table(result: Mapping[str, Any]) -> str:
+    """What coarse steps add to skipped ones, from the result of ``coarse_gain.py``, and that in a sentence."""
+    ratios = ", ".join(f"{k}p {ratio:.3f}" for k, ratio in result["ratios"].items())
+    lines = [
+        f"{result['model']}, {result['prompts']} prompts, {result['steps']} steps; what coarse steps cost of a full "
+        f"one: {ratios}. PSNR to plain in dB: mean (worst tenth).",
+        "",
+        "| asked | coarse steps by | skipped steps alone: p, skipped | speed-up | dB | with coarse steps: p, 2p, 4p, "
+        "skipped | speed-up | dB | gain | 95 % interval | p | better on |",
+        "|---" * 12 + "|",
+    ]
+    said = []
+    for line in result["lines"]:
+        alone = line["skipped"]
+        by = {"coarse": "delta", "adapter": "the adapter"}[line["by"]]
+        cells = [f"{line['speedup']:g}x", by, _counts(alone, "10"), f"{alone['speedup']:.2f}x", _decibels(alone)]
+        if "coarse" not in line:
+            lines.append(f"| {' | '.join([*cells, 'the search takes none', *[''] * 6])} |")
+            said.append(f"at {line['speedup']:g}x nothing, since the search takes none")
+            continue
+        mixed = line["coarse"]
+        p = f"{line['p']:.2g}" if line["p"] >= 1e-4 else "< 0.0001"
+        cells += [_counts(mixed, "1240"), f"{mixed['speedup']:.2f}x", _decibels(mixed), f"{line['difference']:+.1f}"]
+        cells += [f"{line['low']:+.1f} to {line['high']:+.1f}", p, f"{line['better']} of {line['runs']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+        said.append(f"at {line['speedup']:g}x by {by} {line['difference']:+.1f} dB (p {p})")
+    return "\n".join([*lines, "", f"Coarse steps added to skipped steps alone: {'; '.join(said)}."])
+
+
+def _counts(side: Mapping[str, Any], kinds: str) -> str:
+    return ", ".join(str(side["steps"][kind]) for kind in kinds)
+
+
+def _decibels(side: Mapping[str, Any]) -> str:
+    return f"{side['psnr']:.1f} ({side['worst']:.1f})"
+
+
+def _value(values: Mapping[str, float], name: str, form: str) -> str:
+    """A value, or a dash where there is none: the plain clip has no distance from itself."""
+    if name not in values:
+        return "-"
+    return format(values[name] * (1000 if name == "warping" else 1), form)
