@@ -36,6 +36,8 @@ TEST = [
     "scikit-image>=0.24",
     "import-linter>=2.17",
     "torchao>=0.15",
+    "gguf>=0.10",
+    "bitsandbytes>=0.48; platform_system == 'Linux'",
     # drives a Chromium that is installed; brings none
     "playwright>=1.50",
 ]
@@ -97,6 +99,7 @@ setup(
     extras_require={
         "distill": DISTILL,
         "flash": ["flash-attn>=2.7"],
+        "quantize": ["torchao>=0.15"],
         "eval": ["torchmetrics[image,multimodal]>=1.4", "datasets>=3", "imageio[ffmpeg]>=2.34", *FLOW],
         "baselines": BASELINES,
         "reward": ["image-reward>=1.5"],

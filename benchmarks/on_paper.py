@@ -1,35 +1,36 @@
 """What full-size runs should take on GPUs, computed: every operation of the real transformers against a data sheet.
 
-    python benchmarks/on_paper.py [--into docs/runtime.md]
+    python benchmarks/on_paper.py [--into docs/runtime.md] [--save benchmarks/results/on-paper/routes.json]
 
 Nothing is measured. FLUX.1-dev and Wan 2.1 1.3B go through ddit_rt's own coarse path as shapes without data
 (``paper_count.py``); every operation that would launch a kernel takes the longer of its arithmetic and its bytes on the
 GPU in question, at shares of the peak that large kernels reach, and no less than a kernel takes. A matrix product or an
 attention counts in whole waves of tiles: the few tokens of a coarse step leave processors idle. Eager runs also cannot
 be faster than the host issues kernels; graphs can. Published times stand beside what the same model computes for them.
+--save writes the routes to the wanted times, lever by lever (``paper_routes.py``), which ``readme.py`` shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import markers
 from paper_count import ATTENTION, HOST, KERNEL, MATMUL, MEMORY, Gpu, rows
+from paper_routes import GUIDED, routes
 from pipe_models import MODELS
 from pipe_schedules import mixed, speedup
 from pipe_targets import GRAPHS_GIB, RATIOS, RECORDS
 
 GPUS = (
-    Gpu("RTX 4090", 128, 165.2e12, 1.008e12),
-    Gpu("A100 80GB SXM", 108, 312e12, 2.039e12),
-    Gpu("H100 SXM", 132, 989.4e12, 3.35e12),
-    Gpu("H200", 132, 989.4e12, 4.8e12),
+    Gpu("RTX 4090", 128, 165.2e12, 1.008e12, 330.3e12, memory=24e9),
+    Gpu("A100 80GB SXM", 108, 312e12, 2.039e12, 624e12, memory=80e9),
+    Gpu("H100 SXM", 132, 989.4e12, 3.35e12, 1978.9e12, memory=80e9),
+    Gpu("H200", 132, 989.4e12, 4.8e12, 1978.9e12, memory=141e9),
 )
-
-GUIDED = {"flux": 1, "wan": 2}  # transformer calls per step
 
 
 def run_seconds(model: str, gpu: Gpu, schedule: Sequence[int], graphs: bool, compiled: bool) -> float:
@@ -111,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, help="Markdown file with markers for the tables")
+    parser.add_argument("--save", type=Path, help="JSON file for the routes")
     options = parser.parse_args(arguments)
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(json.dumps(routes(GPUS), indent=1) + "\n", encoding="utf-8")
     if options.into is None:
         print(text())
     else:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from pipe_ends import make
 from pipe_models import build
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -25,6 +26,7 @@ from ddit_rt.granularity import Anchor, Models, PredictionHistory
 from ddit_rt.granularity.paths.band_split import BandSplitPath
 
 MATMUL, ATTENTION, MEMORY = 0.75, 0.55, 0.8  # of the peak, reached by large kernels
+MATMUL_EIGHT = 0.6  # likewise, of products in 8 bits scaled per row, which scale their results besides
 TILES = ((128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.75), (64, 64, 0.6))  # rows, columns, share of MATMUL
 QUERIES = 128  # rows of an attention's tile
 KERNEL, HOST = 2e-6, 6e-6  # seconds that the smallest kernel takes replayed, and that the host takes to issue one
@@ -32,12 +34,23 @@ KERNEL, HOST = 2e-6, 6e-6  # seconds that the smallest kernel takes replayed, an
 
 @dataclass(frozen=True)
 class Gpu:
-    """Figures of NVIDIA's data sheets: bf16 without sparsity, accumulating in float32."""
+    """Figures of NVIDIA's data sheets, without sparsity.
+
+    Attributes:
+        flops: bf16, accumulating in float32.
+        bandwidth: Bytes a second.
+        eight: Operations a second in the 8 bits that the GPU is quantised to, accumulating in 32.
+        attention: Share of ``flops`` that attention reaches.
+        memory: Bytes.
+    """
 
     name: str
     processors: int
     flops: float
     bandwidth: float
+    eight: float = 0.0
+    attention: float = ATTENTION
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,25 +62,28 @@ class Operation:
         tiles: Shape of the result in rows and columns and how many of them; (0, 0, 0) without arithmetic.
         attention: Whether it is one.
         bytes: Read and written.
+        eight: Whether its operands are in 8 bits.
     """
 
     flops: float
     tiles: tuple[int, int, int]
     attention: bool
     bytes: float
+    eight: bool = False
 
     def seconds(self, gpu: Gpu, waves: bool = True) -> float:
         """On a GPU, replayed; without ``waves`` as if no processor ever waited for the last tiles."""
         busy = 0.0
         rows, columns, count = self.tiles
         if self.attention:
-            busy = self.flops / (gpu.flops * ATTENTION * _filled(math.ceil(rows / QUERIES) * count, gpu, waves))
+            busy = self.flops / (gpu.flops * gpu.attention * _filled(math.ceil(rows / QUERIES) * count, gpu, waves))
         elif self.flops:
             shares = (
                 share * _filled(math.ceil(rows / r) * math.ceil(columns / c) * count, gpu, waves)
                 for r, c, share in TILES
             )
-            busy = self.flops / (gpu.flops * MATMUL * max(shares))
+            peak = gpu.eight * MATMUL_EIGHT if self.eight else gpu.flops * MATMUL
+            busy = self.flops / (peak * max(shares))
         return max(busy, self.bytes / (gpu.bandwidth * MEMORY), KERNEL)
 
 
@@ -199,16 +215,18 @@ def _noted() -> Iterator[Row]:
 
 
 @cache
-def rows(model: str) -> dict[int, Row]:
+def rows(model: str, text: int = 512) -> dict[int, Row]:
     """Multiple -> a step of one transformer call: the plain forward at 1, delta with two known anchors beyond.
 
     Args:
         model: ``"flux"`` or ``"wan"``.
+        text: Tokens of the text condition.
     """
     meta = torch.device("meta")
     pipe, inputs = build(model, meta, tiny=False)
     family, base = family_of(pipe), pipe.transformer
-    arguments = _arguments(model, family.geometry(pipe, inputs["height"], inputs["width"], inputs.get("num_frames", 1)))
+    geometry = family.geometry(pipe, inputs["height"], inputs["width"], inputs.get("num_frames", 1))
+    arguments = _arguments(model, geometry, text)
     found = {}
     with _noted() as found[1]:
         raw = base(**arguments)
@@ -233,7 +251,20 @@ def rows(model: str) -> dict[int, Row]:
     return found
 
 
-def _arguments(model: str, geometry: Any) -> dict[str, Any]:
+def end(model: str, which: str) -> Row:
+    """What stands before or behind the denoising steps of a request.
+
+    Args:
+        model: ``"flux"`` or ``"wan"``.
+        which: One of :data:`pipe_ends.ENDS`.
+    """
+    run = make(model, which, torch.device("meta"), tiny=False)
+    with _noted() as row:
+        run()
+    return row
+
+
+def _arguments(model: str, geometry: Any, text: int) -> dict[str, Any]:
     """Of a transformer call as the pipeline makes it, without data."""
 
     def half(*shape: int) -> torch.Tensor:
@@ -245,7 +276,7 @@ def _arguments(model: str, geometry: Any) -> dict[str, Any]:
         return {
             "hidden_states": latent,
             "timestep": whole,
-            "encoder_hidden_states": half(1, 512, 4096),
+            "encoder_hidden_states": half(1, text, 4096),
             "return_dict": False,
         }
     tokens = geometry.tokens(1)
@@ -256,8 +287,8 @@ def _arguments(model: str, geometry: Any) -> dict[str, Any]:
         "timestep": half(1),
         "guidance": whole,
         "pooled_projections": half(1, 768),
-        "encoder_hidden_states": half(1, 512, 4096),
-        "txt_ids": half(512, 3),
+        "encoder_hidden_states": half(1, text, 4096),
+        "txt_ids": half(text, 3),
         "img_ids": ids,
         "return_dict": False,
     }

@@ -19,7 +19,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from ddit_rt.families import family_of
+from ddit_rt.families import FAMILIES, family_of
 
 Built = tuple[Any, dict[str, Any]]
 
@@ -132,6 +132,12 @@ def flops(pipe: Any, inputs: dict[str, Any]) -> dict[int, float]:
     return {k: family.flops(pipe.transformer, geometry, k, inputs["prompt_embeds"].shape[1]) for k in (1, 2, 4)}
 
 
+def makes_ahead(model: str) -> bool:
+    """Whether a model's modulations can be made ahead."""
+    known = MODELS[model].transformer
+    return any(family.modulation_inputs for family in FAMILIES if family.transformer_class is known)
+
+
 def fp8_obstacle(device: torch.device) -> str:
     """Why there can be no FP8 here; empty if there can."""
     if importlib.util.find_spec("torchao") is None:
@@ -142,7 +148,8 @@ def fp8_obstacle(device: torch.device) -> str:
 
 
 def to_fp8(transformer: torch.nn.Module) -> None:
-    """Weights and activations of the blocks' linear layers in FP8, scaled per row; the ends keep their precision."""
+    """What ``ddit_rt.quantize(pipe, "fp8")`` does, in a dry run too: weights and activations of the blocks' layers in
+    FP8, scaled per row; modulations and the ends keep their precision."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
     # the compiler's settings are the process's: what other rows compile must not depend on this one
@@ -153,4 +160,4 @@ def to_fp8(transformer: torch.nn.Module) -> None:
 
 def in_fp8(layer: torch.nn.Module, name: str) -> bool:
     """Whether :func:`to_fp8` takes a layer of that name."""
-    return isinstance(layer, torch.nn.Linear) and "blocks." in name
+    return isinstance(layer, torch.nn.Linear) and "blocks." in name and "norm" not in name

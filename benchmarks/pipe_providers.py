@@ -1,7 +1,8 @@
 """Who runs a pipeline: the plain one or ours, and what is added to either. What a name promises is checked to hold.
 
 A provider's name is a sum: ``stock`` or ``ours``, then features. *graphs*: replayed from CUDA graphs. *compile*: blocks
-compiled. *fp8*, *cudnn*: matrix products in FP8, attention by cuDNN. *adapter*: coarse steps run a trained adapter
+compiled. *fp8*, *cudnn*: matrix products in FP8, attention by cuDNN. *ahead*: modulations of all steps made at the
+first. *adapter*: coarse steps run a trained adapter
 (here with random weights), its LoRA beside the layers, or *merged* into copies. *teacache*: TeaCache, skipping every
 other step. *batch2*, *batch4*: pictures at once. ``ends`` is no pipeline but what stands before and behind it.
 """
@@ -22,6 +23,7 @@ PROVIDERS = (  # what the targets need first, and then what decides whether a re
     "ours+graphs",
     "ends",
     "ours+graphs+compile+fp8+cudnn",
+    "ours+graphs+compile+fp8+cudnn+ahead",
     "ours",
     "ours+graphs+compile",
     "ours+graphs+adapter+merged",
@@ -48,8 +50,10 @@ def batch_of(provider: str) -> int:
     return next((int(feature[5:]) for feature in features_of(provider) if feature.startswith("batch")), 1)
 
 
-def obstacle(provider: str, device: torch.device) -> str:
+def obstacle(model: str, provider: str, device: torch.device) -> str:
     """Why a provider cannot be had here; empty if it can."""
+    if "ahead" in features_of(provider) and not pipe_models.makes_ahead(model):
+        return "the model has no modulations to make ahead"
     return pipe_models.fp8_obstacle(device) if "fp8" in features_of(provider) else ""
 
 
@@ -87,6 +91,8 @@ def settings(provider: str, pipe: Any, cuda: bool) -> dict[str, Any]:
         asked["adapter"] = fresh_adapter(family_of(pipe), pipe.transformer)
         asked["merge_adapter"] = "merged" in features
         asked["coarse"] = "adapter"
+    if "ahead" in features:
+        asked["modulation"] = "ahead"
     if "teacache" in features:
         # a change of 1 at every step whatever the input: random weights say nothing of how often it would skip
         asked["cache"] = TeaCacheConfig(threshold=1.5, coefficients=(0.0, 1.0))

@@ -151,7 +151,7 @@ def _rows_of(
         if not store.has(provider=provider, schedule=plan.name, steps=plan.steps)
     ]
     # a provider that cannot be had here is skipped; one that fails where it should not is an error
-    obstacle, failure = pipe_providers.obstacle(provider, device), ""
+    obstacle, failure = pipe_providers.obstacle(model, provider, device), ""
     timeline = Timeline(device)
     pipe: Any = None
     inputs: dict[str, Any] = {}

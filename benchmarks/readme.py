@@ -22,10 +22,12 @@ import target_tables
 import video_figures
 import video_tables
 from evaluations import Evaluation
+from route_tables import routes_table
 from serve_tables import serve_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "targets", "serving", "video")))
+DOCUMENTS = ("evaluation", "runtime", "targets", "serving", "video")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCUMENTS))
 FIGURES = ROOT / "docs" / "demo"
 SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,6 +55,7 @@ def contents() -> dict[str, str]:
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
         "targets-all-table": tables.evaluation_table(targets, 50),
+        "routes-table": routes_table(json.loads((RESULTS / "on-paper" / "routes.json").read_text(encoding="utf-8"))),
         "serve-table": serve_table(json.loads((RESULTS / "serve" / "serve.json").read_text(encoding="utf-8"))),
         "results-table": tables.short_table(evaluation),
         "demo-table": tables.demo_tables(json.loads(SHOWCASE.read_text(encoding="utf-8"))),
@@ -61,6 +64,7 @@ def contents() -> dict[str, str]:
         "paired-table": tables.paired_table(evaluation),
         "guided-table": tables.evaluation_table(guided, 50),
         "options-table": tables.options_table(options),
+        "trim-table": tables.options_table(Evaluation.read(RESULTS / "demo-trim" / "evaluation.json")),
     }
     found |= {
         f"{name}-table": tables.analyses_table(lines) for name, lines in analyses.items() if isinstance(lines, list)

@@ -9,7 +9,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from . import ops, resize
-    from .api import accelerate, accelerated, fit, report, restore, warmup
+    from .api import accelerate, accelerated, fit, quantize, report, restore, warmup
     from .config import DDiTConfig, TeaCacheConfig
     from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
     from .granularity import Adapter, load_adapter, push_to_hub, save_adapter
@@ -33,6 +33,7 @@ __all__ = [
     "load_adapter",
     "ops",
     "push_to_hub",
+    "quantize",
     "report",
     "resize",
     "restore",
@@ -42,7 +43,7 @@ __all__ = [
 
 # loaded when first asked for, so that the command line answers without importing torch and diffusers
 _SOURCES = {
-    "api": ("accelerate", "accelerated", "fit", "report", "restore", "warmup"),
+    "api": ("accelerate", "accelerated", "fit", "quantize", "report", "restore", "warmup"),
     "config": ("DDiTConfig", "TeaCacheConfig"),
     "errors": ("AdapterMismatchError", "ConfigError", "DDiTError", "ScheduleError", "UnsupportedPipelineError"),
     "granularity": ("Adapter", "load_adapter", "push_to_hub", "save_adapter"),

@@ -1,6 +1,6 @@
 """The public calls."""
 
 from .fitting import fit_schedule as fit
-from .pipeline import accelerate, accelerated, report, restore, warmup
+from .pipeline import accelerate, accelerated, quantize, report, restore, warmup
 
-__all__ = ["accelerate", "accelerated", "fit", "report", "restore", "warmup"]
+__all__ = ["accelerate", "accelerated", "fit", "quantize", "report", "restore", "warmup"]

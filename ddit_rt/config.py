@@ -20,7 +20,7 @@ ScheduleFn = Callable[[int, Mapping[int, float]], int]
 DEFAULT_SPEEDUP = 2.0
 """What ``accelerate(pipe)`` aims at."""
 # settings that leave the choice of steps to the default target
-_NEUTRAL = frozenset({"reference", "corrector", "backend", "cuda_graphs", "max_graphs"})
+_NEUTRAL = frozenset({"reference", "corrector", "backend", "cuda_graphs", "max_graphs", "modulation", "trim_text"})
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
 FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
@@ -274,6 +274,14 @@ class DDiTConfig(Settings):
     """Merge the adapter's LoRA into copies of the layers' weights, one per coarse size: nothing to compute beside the
     model, for memory (FLUX.1-dev, bf16: 12 GB per size). Layers that are quantised, hooked or have a user's LoRA keep
     ours beside them."""
+    modulation: Literal["step", "ahead"] = "step"
+    """When the transformer makes its modulations, adaLN's scales and shifts, from the noise level: ``"step"``, in every
+    step, reading their weights each time (FLUX.1-dev: 6.5 GB), or ``"ahead"``, those of all steps of a call in one
+    product per layer, at the first. The sums are the same in another order, so that pictures agree to the rounding of
+    the weights' dtype and not bit for bit. FLUX."""
+    trim_text: Annotated[bool, Expected("use True or False.")] = False
+    """Leave the padding behind the prompt out of coarse steps, rounded up to a sixteenth of the text's length. A model
+    that attends to padding, as FLUX does, predicts something else without it. FLUX, in calls with a ``prompt``."""
     cache: Annotated[Any, PlainValidator(_checked_cache), WithJsonSchema(_CACHE_SCHEMA)] = None
     """A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig` or a mapping ``{"type": "teacache",
     "threshold": 0.4}``, or a cache config of diffusers (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``,

@@ -60,6 +60,9 @@ def command(
     ] = None,
     coarse: OptionalCoarse = None,
     adapter: Adapter = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Blocks in few bits: fp8, int8, int4, fp8-weights, int8-weights, or auto.")
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -83,9 +86,12 @@ def command(
 
     with importing():
         from ..granularity import load_adapter
-        from ..pipeline import call_arguments, frame_rate
+        from ..pipeline import call_arguments, check_scheme, frame_rate
+        from ..pipeline import quantize as quantised
         from ..trajectories import generate, psnr, save, ssim
 
+    if quantize is not None:
+        check_scheme(quantize)
     words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
     call = call_arguments(model, height, width, frames, steps, words)
     if adapter is not None:
@@ -93,6 +99,8 @@ def command(
     pipe = load(model, dtype, device, call)
     if output.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
         raise ConfigError(f"output={str(output)!r}: {type(pipe).__name__} makes pictures; name a .png.")
+    if quantize is not None:
+        quantised(pipe, quantize)
     fast = _with_bar("accelerated", pipe, lambda: generate(pipe, settings, seed, **call))
     fps = frame_rate(model)
     written = save(fast.frames, output, fps)

@@ -91,6 +91,10 @@ class Family(ABC):
     """
     distill_optimizer: ClassVar[str] = "prodigy"
     """What trains an adapter for it unless told otherwise, ``"prodigy"`` or ``"adamw"``, as in the paper."""
+    modulation_inputs: ClassVar[tuple[str, ...]] = ()
+    """Arguments beside the noise level that :meth:`modulations` reads; empty where there are none to make ahead."""
+    trims_text: ClassVar[bool] = False
+    """Whether :meth:`text_in_prompt` and :meth:`trimmed` are there."""
     graph_obstacle: ClassVar[str] = ""
     """Why CUDA graphs cannot capture the transformer's forward; empty where they can."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -137,6 +141,46 @@ class Family(ABC):
         """The ``timestep`` that a call tells the transformer for what is noisy in its first sample, a 0-dim tensor."""
         times: torch.Tensor = arguments[self.time_argument]
         return times.flatten()[0]
+
+    def told_times(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the pipelines of :attr:`pipelines` tell the transformer at timesteps of the scheduler, to the last bit.
+
+        Args:
+            timesteps: (n,) float32.
+            dtype: Of the transformer's argument.
+
+        Returns:
+            (n,) of that dtype.
+        """
+        raise NotImplementedError(f"{self.name} makes no modulations ahead")
+
+    def modulations(
+        self, module: nn.Module, arguments: Mapping[str, Any], times: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Results of the modules that read nothing but the noise level and :attr:`modulation_inputs`.
+
+        Args:
+            module: The transformer.
+            arguments: Of a call, by name, for B samples.
+            times: (n, B) values of :attr:`time_argument`.
+
+        Returns:
+            Path of the module -> (n·B, width), in the order of ``times``.
+        """
+        raise NotImplementedError(f"{self.name} makes no modulations ahead")
+
+    def text_in_prompt(self, pipe: Any, call: Mapping[str, Any]) -> int | None:
+        """Tokens of the longest prompt of a pipeline call, negative ones among them; None where it has none to count.
+
+        Args:
+            pipe: The pipeline.
+            call: All arguments of its call, defaults included.
+        """
+        raise NotImplementedError(f"{self.name} keeps all text")
+
+    def trimmed(self, call: ModelInputs, tokens: int) -> ModelInputs:
+        """A transformer call with the first ``tokens`` of its text alone."""
+        raise NotImplementedError(f"{self.name} keeps all text")
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         """Whether a pipeline call runs the transformer for the prompt and for the negative prompt in every step.

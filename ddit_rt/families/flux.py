@@ -7,6 +7,7 @@ IP-Adapter keys and values of its own in the double blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from ..runtime import TeaCacheDefaults, Trunk
-from .base import present
+from .base import ModelInputs, present
 from .packed import is_truly_guided
 from .streams import TwoStreamFamily
 
@@ -40,6 +41,53 @@ class Flux(TwoStreamFamily):
         "FluxControlNetImg2ImgPipeline",
         "FluxControlNetInpaintPipeline",
     )
+
+    modulation_inputs = ("pooled_projections", "guidance")
+    trims_text = True
+
+    def told_times(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        # rounded before it is divided, as the pipelines do
+        return timesteps.to(dtype) / 1000
+
+    def modulations(
+        self, module: nn.Module, arguments: Mapping[str, Any], times: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        model: Any = module
+        (count, batch), dtype = times.shape, arguments["hidden_states"].dtype
+        guidance, pooled = arguments.get("guidance"), arguments["pooled_projections"]
+        scaled = [times.flatten().to(dtype) * 1000]
+        if guidance is not None:
+            scaled.append((guidance.to(dtype) * 1000).expand(batch).repeat(count))
+        embedded = model.time_text_embed(*scaled, pooled.expand(batch, -1).repeat(count, 1))
+        layers = {
+            f"{blocks}.{index}.{name}.linear": getattr(block, name)
+            for blocks, names in (
+                ("transformer_blocks", ("norm1", "norm1_context")),
+                ("single_transformer_blocks", ("norm",)),
+            )
+            for index, block in enumerate(getattr(model, blocks))
+            for name in names
+        }
+        layers["norm_out.linear"] = model.norm_out
+        activated = model.norm_out.silu(embedded)
+        return {"time_text_embed": embedded, **{path: norm.linear(activated) for path, norm in layers.items()}}
+
+    def text_in_prompt(self, pipe: Any, call: Mapping[str, Any]) -> int | None:
+        tokenizer = getattr(pipe, "tokenizer_2", None)
+        kinds = ["prompt", "negative_prompt"] if is_truly_guided(call) else ["prompt"]
+        prompts: list[Any] = [call.get(f"{kind}_2") or call.get(kind) for kind in kinds]
+        if tokenizer is None or any(prompt is None for prompt in prompts):
+            return None
+        texts = [text for prompt in prompts for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        found = tokenizer(texts, truncation=True, max_length=call.get("max_sequence_length") or 512)
+        return max(map(len, found.input_ids))
+
+    def trimmed(self, call: ModelInputs, tokens: int) -> ModelInputs:
+        arguments = dict(call.arguments)
+        text, ids = arguments["encoder_hidden_states"], arguments["txt_ids"]
+        arguments["encoder_hidden_states"], arguments["txt_ids"] = text[:, :tokens], ids[..., :tokens, :]
+        fewer = text.shape[1] - arguments["encoder_hidden_states"].shape[1]
+        return replace(call, arguments=arguments, text_tokens=call.text_tokens - fewer)
 
     def is_guided(self, pipe: Any, call: Mapping[str, Any]) -> bool:
         return is_truly_guided(call)

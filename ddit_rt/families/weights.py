@@ -1,10 +1,11 @@
-"""Weights as a model has them, however they are stored: offloaded, in 8 bits, or with a LoRA fused into them."""
+"""Weights as a model has them, however they are stored: offloaded, quantised, or with a LoRA fused into them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _EIGHT_BIT_FLOATS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
@@ -31,14 +32,50 @@ def kept(layer: Any, name: str = "weight") -> Any:
 def stored(layer: Any, name: str = "weight") -> Any:
     """A layer's weight or bias to compute with; None where it has none.
 
-    8-bit floats of diffusers' layerwise casting become float32.
+    8-bit floats of diffusers' layerwise casting become float32, and what torchao, GGUF or bitsandbytes have quantised
+    is computed from what they keep.
 
     Args:
         layer: A linear or convolution layer, or peft's wrapping of one.
         name: "weight" or "bias".
     """
     tensor = kept(layer, name)
-    return tensor.float() if tensor is not None and tensor.dtype in _EIGHT_BIT_FLOATS else tensor
+    if tensor is None:
+        return None
+    if is_quantised(tensor):
+        return _dequantised(layer, tensor)
+    return tensor.float() if tensor.dtype in _EIGHT_BIT_FLOATS else tensor
+
+
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight holds codes of torchao, GGUF or bitsandbytes instead of values."""
+    return is_traceable_wrapper_subclass(weight) or type(weight).__name__ in ("GGUFParameter", *_BITSANDBYTES)
+
+
+_BITSANDBYTES = ("Params4bit", "Int8Params")
+
+
+@torch.no_grad()
+def _dequantised(layer: Any, weight: Any) -> torch.Tensor:
+    """The values of a quantised weight; each library is there, since the weight is."""
+    kind, found = type(weight).__name__, None
+    if kind == "GGUFParameter":
+        from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+        found = dequantize_gguf_tensor(weight)
+    elif kind in _BITSANDBYTES:
+        from bitsandbytes import functional
+
+        if kind == "Params4bit":
+            found = functional.dequantize_4bit(weight.data, weight.quant_state)
+        else:
+            # the first run takes the scales from the weight to the layer's state
+            scales = weight.SCB if weight.SCB is not None else getattr(layer, "base_layer", layer).state.SCB
+            found = functional.int8_vectorwise_dequant(weight.data, scales)
+    else:
+        found = weight.dequantize()
+    dtype = getattr(layer, "compute_dtype", None) or found.dtype
+    return found.as_subclass(torch.Tensor).to(dtype)
 
 
 def own_weight(layer: Any) -> torch.Tensor | None:
@@ -48,6 +85,8 @@ def own_weight(layer: Any) -> torch.Tensor | None:
         layer: As for :func:`stored`.
     """
     merged = list(getattr(layer, "merged_adapters", ()))
+    if is_quantised(layer.weight):
+        return None
     weight: torch.Tensor = layer.weight if not layer.weight.is_meta else stored(layer)
     if not merged:
         return weight

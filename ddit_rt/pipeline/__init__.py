@@ -19,6 +19,7 @@ from .loading import (
 )
 from .prepare import warmup
 from .progress import Progress, Watcher
+from .quantization import check_scheme, quantize
 from .targets import SHIPPED_SCHEDULES, arguments_seen, identity_of, key_of_call
 from .watching import POLICY_SETTINGS, configured, settings_of_call, watched
 
@@ -37,6 +38,7 @@ __all__ = [
     "call_arguments",
     "call_defaults",
     "check_call",
+    "check_scheme",
     "configured",
     "default_device",
     "example_prompts",
@@ -49,6 +51,7 @@ __all__ = [
     "load_any",
     "makes_videos",
     "pipeline_of_configs",
+    "quantize",
     "report",
     "restore",
     "settings_of_call",

@@ -42,9 +42,10 @@ from ..schedule import (
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
-from .checks import check_finite, check_merge, check_not_compiled, check_unshared
+from .checks import check_finite, check_levers, check_merge, check_not_compiled, check_unshared
 from .executor import StepExecutor
 from .levels import place_levels
+from .modulation import ModulationAhead
 from .plain_state import keep_plain, release_plain
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
@@ -85,6 +86,7 @@ class AcceleratedPipeline:
         name = default_path(adapter is not None) if config.coarse == "auto" else config.coarse
         self._path: CoarsePath = make_path(name, PathOptions(config.residual, config.high_band, adapter))
         check_merge(config, self._path)
+        check_levers(config, family, denoisers(pipe, family))
         limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = make_policy(self.config, limit)
@@ -247,6 +249,8 @@ class AcceleratedPipeline:
         self._executor.begin_call()
         call = CallState(self.config, kept or self._policy, self._path, caller)
         noise = noise_of_call(self._scheduler, arguments)
+        if self.config.trim_text and arguments:
+            call.text = self.family.text_in_prompt(self.pipe, arguments)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
         self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
@@ -370,6 +374,7 @@ class AcceleratedPipeline:
                 call.start(self._scheduler, family, family.told_time(arguments))
                 call.solver = self._solver(call)
                 call.companion_solver = self._solver(call) if family.companion_scheduler else None
+                call.ahead = self._ahead(call, family.told_time(arguments))
                 check_finite(inputs)
             executed = "eager" if executor.graphs is None else "graph"
             call.begin_step(base, family, inputs, obstacle, executed)
@@ -393,6 +398,8 @@ class AcceleratedPipeline:
             caches.contexts(call, base, inner, ordinal) if cached else None,
             (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
+            None if call.ahead is None else partial(call.ahead.of_step, base, arguments, call.index),
+            None if getattr(base, "_parallel_config", None) is not None else call.text,
         )
         # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
         # difference of the two counts for guidance, so that the second may lean on no less than the first.
@@ -418,6 +425,13 @@ class AcceleratedPipeline:
                     history.add_companion(record.sigma, result.companion)
         call.add(result)
         return result.output
+
+    def _ahead(self, call: CallState, told: torch.Tensor) -> ModulationAhead | None:
+        """Modulations made ahead, where the timesteps of the call are known; ``told`` is the first."""
+        if self.config.modulation != "ahead" or not call.timesteps:
+            return None
+        made = ModulationAhead(self.family, call.timesteps, call.sigmas, self._path.told_level)
+        return made if made.starts_at(told) else None
 
     def _solver(self, call: CallState) -> FlowSolver | None:
         """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""

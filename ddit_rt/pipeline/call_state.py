@@ -19,6 +19,7 @@ from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePrese
 from ..multiples import side_of
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .modulation import ModulationAhead
 from .process import process_of
 from .transformer_call import StepResult
 
@@ -48,6 +49,8 @@ class CallState:
         obstacle: Why all steps have to be full, if so.
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
+        ahead: Modulations of the call's steps; None leaves them to the transformer.
+        text: Tokens of the longest prompt, if coarse steps are to keep no more; else None.
         process: Of the call's latents; None for a flow's.
         layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
         source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
@@ -71,6 +74,8 @@ class CallState:
         self.stepped: tuple[int, Ran, Hashable] | None = None
         self._config = config
         self.policy = policy
+        self.ahead: ModulationAhead | None = None
+        self.text: int | None = None
         self._path = path
         self._spacing = Spacing()
         self._base = 0
@@ -149,6 +154,11 @@ class CallState:
     def sigmas(self) -> list[float]:
         """Noise levels of the steps and the one after them; empty where they cannot be told."""
         return self._sigmas
+
+    @property
+    def timesteps(self) -> list[float]:
+        """The scheduler's timesteps of the steps; empty where they cannot be told."""
+        return self._timesteps
 
     @property
     def source(self) -> Hashable:

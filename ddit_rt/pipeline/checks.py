@@ -10,8 +10,9 @@ from torch import nn
 
 from ..config import DDiTConfig
 from ..errors import ConfigError, UnsupportedPipelineError
-from ..families import ModelInputs
+from ..families import Family, ModelInputs
 from ..granularity import CoarsePath
+from .modulation import weights_elsewhere
 from .plain_state import accelerated_by
 
 
@@ -36,6 +37,31 @@ def check_merge(config: DDiTConfig, path: CoarsePath) -> None:
     """
     if config.merge_adapter and path.adapter is None:
         raise ConfigError("merge_adapter=True: there is no adapter to merge; pass adapter=..., or leave it out.")
+
+
+def check_levers(config: DDiTConfig, family: Family, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses levers that the model does not have, or that the others leave nothing to do for.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    if config.modulation == "ahead":
+        if not family.modulation_inputs:
+            raise ConfigError(
+                f"modulation='ahead': models of family {family.name} have none to make ahead; leave it out."
+            )
+        for name, module in modules.items():
+            reason = weights_elsewhere(module)
+            if reason:
+                raise ConfigError(
+                    f"modulation='ahead' reads weights before the transformer runs, and in {name} {reason}. Leave it "
+                    "out, or keep the transformer on the device."
+                )
+    if config.trim_text:
+        if not family.trims_text:
+            raise ConfigError(f"trim_text=True: models of family {family.name} keep all their text; leave it out.")
+        if len(config.multiples) == 1:
+            raise ConfigError("trim_text=True is for coarse steps, and multiples=(1,) has none: leave one of them out.")
 
 
 def check_not_compiled(modules: Mapping[str, nn.Module]) -> None:

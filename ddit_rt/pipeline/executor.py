@@ -29,8 +29,11 @@ from ..granularity import (
     Scalar,
     VariancePreserving,
 )
-from ..runtime import GraphRunner
+from ..runtime import GraphRunner, substituted
 from .transformer_call import CallModels, StepResult, TransformerCall
+
+TEXT_PARTS, LEAST_TEXT = 16, 4
+"""Text that is trimmed keeps a multiple of this part of its length, and of at least so many tokens."""
 
 # multiple -> the transformer's forward
 Forwards = Callable[[int], Callable[..., Any]]
@@ -94,7 +97,8 @@ class StepExecutor:
             return at(1)(**arguments)
 
         done = _Execution()
-        raw = self._through_cache(call, done, 1, "full", (call.base,), run, call.arguments)
+        function, given = _modulated(call, 1, run, call.arguments)
+        raw = self._through_cache(call, done, 1, "full", (call.base,), function, given)
         if call.inputs is None:
             return StepResult(raw, None, 0.0, 0.0, done.replayed, done.blocks_skipped)
         cost = self._flops(call, call.inputs, 1)
@@ -115,8 +119,8 @@ class StepExecutor:
 
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
-        inputs, path = call.inputs, self.path
-        assert inputs is not None
+        assert call.inputs is not None
+        inputs, path = self._trimmed(call, call.inputs), self.path
         done, flops = _Execution(), 0.0
         anchors = list(history.anchors)[-path.anchors :] if path.anchors else []
         for anchor in reversed(anchors[-path.probes :] if path.probes else []):
@@ -142,10 +146,12 @@ class StepExecutor:
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
-        prediction, *companions = self._through_cache(call, done, multiple, ("coarse", multiple), modules, run, given)
+        function, tensors = _modulated(call, multiple, run, given)
+        label = ("coarse", multiple)
+        prediction, *companions = self._through_cache(call, done, multiple, label, modules, function, tensors)
         if not done.blocks_skipped:
             flops += self._flops(call, inputs, multiple)
-        return self._result(call, inputs, prediction, next(iter(companions), None), flops, done)
+        return self._result(call, call.inputs, prediction, next(iter(companions), None), flops, done)
 
     def skipped(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A step without a model call: by the path if it makes none at ``multiple``, else by a line."""
@@ -203,9 +209,8 @@ class StepExecutor:
         """What the coarse model misses at an earlier full step."""
         assert isinstance(anchor.models, CallModels)
         call = anchor.models.call
-        inputs = call.inputs
-        assert inputs is not None
-
+        assert call.inputs is not None
+        inputs = self._trimmed(call, call.inputs)
         forwards = _forwards(call, probe=True)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
@@ -217,7 +222,18 @@ class StepExecutor:
             "training levels": None if call.process is None else call.process.levels,
             "anchor": _tensors_of_anchor(anchor, multiple),
         }
-        return self._execute(call, done, ("probe", multiple), self._modules(call, inputs, multiple), run, given)
+        function, tensors = _modulated(call, multiple, run, given)
+        modules = self._modules(call, inputs, multiple)
+        return self._execute(call, done, ("probe", multiple), modules, function, tensors)
+
+    def _trimmed(self, call: TransformerCall, inputs: ModelInputs) -> ModelInputs:
+        """A call's inputs as coarse runs get them: with the text that the call says, a little more, or all of it."""
+        whole = int(inputs.arguments["encoder_hidden_states"].shape[1]) if call.text is not None else 0
+        if call.text is None or call.text >= whole:
+            return inputs
+        step = max(whole // TEXT_PARTS, LEAST_TEXT)  # every length is a graph of its own
+        kept = -(-call.text // step) * step
+        return inputs if kept >= whole else self._family.trimmed(inputs, kept)
 
     def _through_cache(
         self,
@@ -352,6 +368,22 @@ class StepExecutor:
         arguments = {name: value for name, value in inputs.arguments.items() if name != taken}
         extra = {"condition": inputs.condition, "references": inputs.references}
         return {"arguments": arguments, "latent": inputs.latent, **extra}
+
+
+def _modulated(
+    call: TransformerCall, multiple: int, run: Callable[..., Any], given: Any
+) -> tuple[Callable[..., Any], Any]:
+    """``run`` and its input (its last argument), with modulations that were made ahead among the input's tensors."""
+    found = None if call.ahead is None else call.ahead(multiple)
+    if found is None:
+        return run, given
+
+    def modulated(*arguments: Any) -> Any:
+        *first, inputs = arguments
+        with substituted(call.base, found.results(inputs["modulation"])):
+            return run(*first, inputs["given"])
+
+    return modulated, {"given": given, "modulation": found.values}
 
 
 def _forwards(call: TransformerCall, probe: bool) -> Forwards:

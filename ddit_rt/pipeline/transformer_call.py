@@ -12,6 +12,7 @@ from torch import nn
 from ..families import ModelInputs
 from ..granularity import Models, VariancePreserving
 from ..runtime import CacheState, TeaCache
+from .modulation import Modulation
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class TransformerCall:
         in_context: (multiple, probe?) -> the same in the context of diffusers' cache; None without such a cache.
         obstacle: Why its runs cannot be captured, if the caller knows a reason.
         cache: Multiple -> TeaCache and what it remembers; None without TeaCache. Probes pass it by.
+        ahead: Multiple -> what the transformer's modulations are at this step; None where it makes them itself.
+        text: Tokens that hold text, which coarse runs keep; None keeps all.
     """
 
     base: nn.Module
@@ -48,6 +51,8 @@ class TransformerCall:
     in_context: Callable[[int, bool], Callable[..., Any]] | None = None
     obstacle: str = ""
     cache: Callable[[int], tuple[TeaCache, CacheState]] | None = None
+    ahead: Callable[[int], Modulation | None] | None = None
+    text: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from .model_state import wrapped_forward
 from .parallel import agree_on_multiple, divided, own_part
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
+from .substitution import substituted
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "own_part",
     "polynomial",
     "relative_change",
+    "substituted",
     "wrapped_forward",
 ]

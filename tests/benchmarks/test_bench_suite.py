@@ -156,6 +156,14 @@ def test_fp8_needs_torchao_and_a_gpu_that_has_it(monkeypatch):
     assert pipe_models.fp8_obstacle(torch.device("cuda")) == ""
 
 
+def test_modulations_are_made_ahead_where_there_are_some():
+    cpu, provider = torch.device("cpu"), "ours+graphs+ahead"
+    assert pipe_providers.obstacle("flux", provider, cpu) == ""
+    assert "no modulations" in pipe_providers.obstacle("wan", provider, cpu)
+    pipe, _ = pipe_models.build("flux", cpu, tiny=True)
+    assert pipe_providers.settings(provider, pipe, cuda=False)["modulation"] == "ahead"
+
+
 def test_memory_in_graphs_is_that_of_their_pools(monkeypatch):
     segments = [{"total_size": 2**30, "segment_pool_id": pool} for pool in ((0, 0), (0, 1), (0, 1))]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)

@@ -144,3 +144,13 @@ def test_an_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture, mon
         main()
     assert stop.value.code == 2
     assert "threshold=-1" in capsys.readouterr().err
+
+
+def test_generate_quantises_or_says_why_it_cannot(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    call = ["generate", "demo", "a red apple", "--output", str(tmp_path / "a.png"), "--json", *SMALL, "--quantize"]
+    report = json.loads(run(*call, "int8"))["report"]
+    assert (tmp_path / "a.png").is_file() and report["steps"]
+    for scheme, said in (("int3", "scheme='int3': use 'auto' or one of"), ("fp8", "cannot be had on cpu")):
+        with pytest.raises(ConfigError, match=said):
+            RUNNER.invoke(app, [*call, scheme], catch_exceptions=False)

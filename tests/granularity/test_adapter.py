@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 import ddit_rt
 from ddit_rt import AdapterMismatchError, ConfigError, DDiTConfig
+from ddit_rt.granularity.adapter.lora import LowRank
 
 SCHEDULE = [1, 1, 1, 2, 4, 1, 2, 4]
 
@@ -330,3 +331,21 @@ def test_coarse_runs_end_where_training_did():
             tiny.latents_of(pipe, inputs)
             found[limit] = [step.multiple for step in ddit_rt.report(pipe).steps]
     assert found == {"auto": [1, 2, 2, 1, 2, 2, 1, 2], None: [1] + [2] * 7}
+
+
+@pytest.mark.parametrize("alpha", [4.0, 6.0])
+def test_an_addition_is_made_in_place_unless_gradients_are_recorded(alpha):
+    torch.manual_seed(0)
+    layer, pair = torch.nn.Linear(6, 10), LowRank(6, 10, 4, alpha)
+    torch.nn.init.normal_(pair.lora_B.weight)
+    inputs = torch.randn(2, 3, 6)
+    with_gradient = pair.add_to(layer(inputs), inputs)
+    wanted = layer(inputs) + pair.scale * inputs @ (pair.lora_B.weight @ pair.lora_A.weight).T
+    assert torch.allclose(with_gradient, wanted, atol=1e-6) and with_gradient.requires_grad
+    with torch.no_grad():
+        made = layer(inputs)
+        assert pair.add_to(made, inputs) is made and torch.allclose(made, wanted, atol=1e-6)
+        turned = layer(inputs).transpose(0, 1).contiguous().transpose(0, 1)  # not contiguous
+        assert torch.allclose(pair.add_to(turned, inputs), wanted, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(pair.add_to(layer(inputs), inputs).float(), wanted, atol=0.1)

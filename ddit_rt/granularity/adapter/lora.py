@@ -23,7 +23,7 @@ _FUSED = frozenset({"to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_p
 
 
 class LowRank(nn.Module):
-    """B(A x)·alpha/rank, zero at the start.
+    """Adds B(A x)·alpha/rank to what a layer makes of x; zero at the start.
 
     Args:
         in_features, out_features: Of the layer that it is added to.
@@ -39,10 +39,20 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)."""
-        added: torch.Tensor = self.lora_B(self.lora_A(inputs))
-        return added if self.scale == 1 else added * self.scale
+    def add_to(self, result: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """What a layer made of ``inputs`` (..., in) with the addition, (..., out).
+
+        Where no gradient is recorded the second product adds into ``result``: one kernel, and half the memory traffic.
+        """
+        low = self.lora_A(inputs)
+        up = self.lora_B.weight
+        plain = type(result) is torch.Tensor and result.is_contiguous()
+        # autocast leaves weights in their dtype
+        if torch.is_grad_enabled() or not plain or not result.dtype == low.dtype == up.dtype:
+            added: torch.Tensor = self.lora_B(low)
+            return result + (added if self.scale == 1 else added * self.scale)
+        result.view(-1, result.shape[-1]).addmm_(low.flatten(0, -2), up.t(), alpha=self.scale)
+        return result
 
 
 class LoraSet(nn.Module):
@@ -103,8 +113,8 @@ def is_fused(transformer: nn.Module, path: str) -> bool:
     return leaf in _FUSED and bool(getattr(transformer.get_submodule(parent), "fused_projections", False))
 
 
-def _adding(forward: Callable[..., torch.Tensor], pair: nn.Module) -> Callable[..., torch.Tensor]:
+def _adding(forward: Callable[..., torch.Tensor], pair: LowRank) -> Callable[..., torch.Tensor]:
     def added(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return forward(inputs, *args, **kwargs) + pair(inputs)
+        return pair.add_to(forward(inputs, *args, **kwargs), inputs)
 
     return added

@@ -57,6 +57,7 @@ class AdapterPath(CoarsePath):
     """
 
     needs_projections = True
+    told_level = "low"
     anchors = 2
     adapter: Adapter
 

@@ -33,6 +33,8 @@ class BandSplitPath(CoarsePath):
             two.
     """
 
+    told_level = "low"
+
     def __init__(self, delta: bool, extrapolate: bool = False, line: bool = False) -> None:
         self.delta = self.prefers_anchor = delta
         self.max_consecutive = 2 if delta else None

@@ -114,6 +114,8 @@ class CoarsePath(ABC):
     Attributes:
         needs_anchor: There has to be a full step before.
         prefers_anchor: The policy leaves a step full where there was none; a given schedule may do without.
+        told_level: The noise level that coarse runs are told: ``"own"``, the latent's, or ``"low"``, that of its low
+            band; empty where it is neither or there are none.
         needs_projections: The model is run through ``models.tokens``, with embedding and de-embedding for that size.
         calls_model: A prediction runs the model.
         anchors: How many of the last full steps a prediction looks at.
@@ -126,6 +128,7 @@ class CoarsePath(ABC):
     needs_anchor = False
     prefers_anchor = False
     needs_projections = False
+    told_level = ""
     calls_model = True
     anchors = 0
     probes = 0

@@ -20,6 +20,7 @@ class NaivePath(CoarsePath):
     """The model on coarse tokens with its own embedding and de-embedding for that size, PI-resized."""
 
     needs_projections = True
+    told_level = "own"
     positions = "interpolated"
 
     def predict(
