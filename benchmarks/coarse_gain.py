@@ -21,7 +21,6 @@ from pipe_models import build, flops
 from video_tables import gain_table
 
 from ddit_rt.cli.options import read_numbers, read_ratios
-from ddit_rt.config import SKIP
 from ddit_rt.errors import OutOfReachError
 from ddit_rt.evaluate import (
     APART,
@@ -37,6 +36,7 @@ from ddit_rt.evaluate import (
     summarise,
 )
 from ddit_rt.fitting import Fitter, find_schedule
+from ddit_rt.multiples import SKIP
 from ddit_rt.pipeline import call_defaults, load_any, makes_videos
 
 KINDS = ((1, 2, 4, SKIP), (1, 2, SKIP), (1, 4, SKIP))

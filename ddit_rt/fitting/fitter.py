@@ -129,8 +129,8 @@ class Fitter:
         **call: Any,
     ) -> None:
         multiples = family_of(pipe).multiples
-        in_space = (k for k in multiples if k in SUPPORTED_MULTIPLES)
-        self._kinds = (*in_space, SKIP) if kinds is None else kinds
+        known = (*(k for k in multiples if k in SUPPORTED_MULTIPLES), SKIP)
+        self._kinds = known if kinds is None else kinds
         check_kinds(self._kinds, multiples)
         check_cost_ratios(cost_ratios or {}, multiples)
         converged = reference == "converged"
