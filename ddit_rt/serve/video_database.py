@@ -53,8 +53,9 @@ class VideoDatabase:
             raise
 
     def close(self) -> None:
-        """Closes the connection."""
-        self._connection.close()
+        """Closes the connection, behind a statement of another thread: SQLite crashes where it is closed under one."""
+        with self._lock:
+            self._connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

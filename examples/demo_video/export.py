@@ -29,6 +29,7 @@ PROMPTS = {
     "fence": "a purple fish moves left behind a fence",
 }
 GUIDANCE = 4.0
+FRAME_RATE = 8
 
 
 def call_defaults(sizes: Sizes) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
     for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
         text = (fresh / name).read_text()
         (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    demo = {"call": call_defaults(sizes), "prompts": PROMPTS}
+    demo = {"call": call_defaults(sizes), "prompts": PROMPTS, "fps": FRAME_RATE}
     (fresh / "demo.json").write_text(json.dumps(demo, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddit_rt import ConfigError
+from ddit_rt.serve.video_database import VideoDatabase
 from ddit_rt.serve.video_store import QueueFullError, StorageError, VideoJob, VideoNotFoundError, VideoPage, VideoStore
 
 KEEP = 1000.0
@@ -489,6 +490,7 @@ def _free(folder: Path) -> int:
 CLAIM_ALL = """
 import sys
 from pathlib import Path
+from ddit_rt.serve.video_database import VideoDatabase
 from ddit_rt.serve.video_store import VideoStore
 
 store = VideoStore(Path(sys.argv[1]), 1000)
@@ -503,6 +505,7 @@ while (job := store.claim()) is not None:
 CLAIM_AND_HANG = """
 import sys, time
 from pathlib import Path
+from ddit_rt.serve.video_database import VideoDatabase
 from ddit_rt.serve.video_store import VideoStore
 
 store = VideoStore(Path(sys.argv[1]), 1000)
@@ -518,6 +521,7 @@ time.sleep(600)
 HANG_IN_MID_WRITE = """
 import os, sys, time
 from pathlib import Path
+from ddit_rt.serve.video_database import VideoDatabase
 from ddit_rt.serve.video_store import VideoStore
 
 store = VideoStore(Path(sys.argv[1]), 1000)
@@ -671,3 +675,24 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match=f"{setting}=0"):
         VideoStore(tmp_path, **{"keep_seconds": 1, setting: 0})
+
+
+def test_closing_waits_for_a_statement_of_another_thread(tmp_path: Path) -> None:
+    """A thread that asyncio left behind may still be in one; SQLite crashes where its connection goes meanwhile."""
+    database = VideoDatabase(tmp_path / "jobs.sqlite")
+    began, closed = threading.Event(), threading.Event()
+
+    def close() -> None:
+        began.set()
+        database.close()
+        closed.set()
+
+    with database.transaction() as connection:
+        closing = threading.Thread(target=close)
+        closing.start()
+        assert began.wait(5) and not closed.wait(0.2)
+        assert connection.execute("SELECT 1").fetchone()[0] == 1
+    closing.join(5)
+    assert closed.is_set()
+    with pytest.raises(sqlite3.ProgrammingError), database.reading() as connection:
+        connection.execute("SELECT 1")
