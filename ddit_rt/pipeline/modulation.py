@@ -17,6 +17,7 @@ from torch import nn
 
 from ..families import Family
 from ..granularity import bands
+from ..multiples import noise_shrink
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class ModulationAhead:
         dtype = torch.float32 if told.device.type == "mps" else torch.float64
         levels = torch.tensor(self._sigmas, dtype=dtype, device=told.device)
         if self._told_level == "low":
-            levels = bands.low_scale(levels, multiple) * levels / multiple
+            levels = bands.low_scale(levels, multiple) * levels / noise_shrink(multiple)
         times = self._family.time_of(levels)
         assert isinstance(times, torch.Tensor)
         return times.to(told.dtype)
