@@ -20,7 +20,9 @@ ScheduleFn = Callable[[int, Mapping[int, float]], int]
 DEFAULT_SPEEDUP = 2.0
 """What ``accelerate(pipe)`` aims at."""
 # settings that leave the choice of steps to the default target
-_NEUTRAL = frozenset({"reference", "corrector", "backend", "cuda_graphs", "max_graphs", "modulation", "trim_text"})
+_NEUTRAL = frozenset(
+    {"reference", "corrector", "backend", "fused_full", "cuda_graphs", "max_graphs", "modulation", "trim_text"}
+)
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
 FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
@@ -264,7 +266,12 @@ class DDiTConfig(Settings):
     """When a full step follows skipped ones, integrate the gap again with the prediction that is now known, and move
     the latent by the difference. It calls no model; without a skipped step nothing changes."""
     backend: Literal["auto", "triton", "torch"] = "auto"
-    """Kernels: ``"triton"``, ``"torch"`` or ``"auto"``."""
+    """Kernels: ``"triton"``, ``"torch"``, or ``"auto"``, which is Triton on CUDA devices and PyTorch elsewhere. Where
+    Triton runs, they measure the latent's evolution and stand in for the transformer's ends in coarse steps, with all
+    that the coarse path does around the model; what they cannot serve runs in PyTorch, and the log says why."""
+    fused_full: Annotated[bool, Expected("use True or False.")] = False
+    """The kernels stand in for the transformer's ends in full steps, too. Their rounding differs from that of its own
+    layers: full steps equal the plain pipeline's within the dtype's tolerance, and no longer bit for bit."""
     cuda_graphs: Annotated[bool | Literal["auto"], Expected("use 'auto', True or False.")] = "auto"
     """Run every size from a captured CUDA graph: ``"auto"`` on CUDA devices, True also insists on one, False never.
     What cannot be captured runs eagerly, and the log says why."""

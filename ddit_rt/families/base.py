@@ -20,7 +20,17 @@ from torch import nn
 
 from ..config import SUPPORTED_MULTIPLES
 from ..errors import ConfigError
-from ..granularity import Geometry, ModelFacts, PatchEmbedding, PatchProjections, Scalar, is_fused
+from ..granularity import (
+    Geometry,
+    ModelFacts,
+    NotFusedError,
+    OwnEnds,
+    PatchEmbedding,
+    PatchEnds,
+    PatchProjections,
+    Scalar,
+    is_fused,
+)
 from ..runtime import Trunk
 from .weights import own_weight
 
@@ -36,6 +46,7 @@ class ModelInputs:
         geometry: The latent's grid.
         text_tokens: Tokens of the text condition, and of others beside it, that the blocks see.
         references: (B, N', C'') tokens of reference pictures, which stand behind the latent's and stay as they are.
+        places: Positions of the coarse tokens of one multiple, made beforehand (:meth:`Family.places`).
     """
 
     arguments: Mapping[str, Any]
@@ -44,6 +55,7 @@ class ModelInputs:
     geometry: Geometry
     text_tokens: int
     references: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
     def fresh_arguments(self) -> dict[str, Any]:
         """The arguments, with dictionaries of their own: a transformer may pop entries from one that it is given, and
@@ -135,7 +147,7 @@ class Family(ABC):
 
     def time_of(self, sigma: Scalar) -> Scalar:
         """The transformer's ``timestep`` at noise level ``sigma``."""
-        return sigma * self.time_scale
+        return sigma if self.time_scale == 1 else sigma * self.time_scale
 
     def told_time(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         """The ``timestep`` that a call tells the transformer for what is noisy in its first sample, a 0-dim tensor."""
@@ -241,6 +253,13 @@ class Family(ABC):
     def low_output(self, module: nn.Module, call: ModelInputs, raw: Any, multiple: int) -> torch.Tensor:
         """The prediction (B, C, F, H/k, W/k) of a call made with :meth:`low_arguments`."""
 
+    def places(self, call: ModelInputs, multiple: int, native: bool) -> torch.Tensor | None:
+        """Positions of coarse tokens where they are an argument that stays the same from step to step; else None.
+
+        What is made here need not be made anew in every step.
+        """
+        return None
+
     def placed(self, module: nn.Module, call: ModelInputs, multiple: int, native: bool) -> AbstractContextManager[None]:
         """Context in which a transformer that makes its positions inside places coarse tokens; as for `low_arguments`.
 
@@ -280,6 +299,14 @@ class Family(ABC):
     @abstractmethod
     def projections(self, module: nn.Module) -> PatchProjections:
         """The model's embedding and de-embedding in canonical layout."""
+
+    def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:
+        """The same in the memory where the model has it, for kernels that stand in for the layers in this call.
+
+        Raises:
+            NotFusedError: they cannot; with the reason.
+        """
+        raise NotFusedError(f"family {self.name} keeps the ends of its models in PyTorch")
 
     def patch_embedding(self, module: nn.Module, multiple: int) -> PatchEmbedding:
         """PI-resized embedding and de-embedding of the model for patches of side k·p."""
@@ -344,20 +371,23 @@ class Family(ABC):
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        """Runs the trunk between a coarse embedding and de-embedding.
+        """Runs the trunk between another embedding and de-embedding than the transformer's own.
 
         Args:
             forward: The transformer's own forward.
-            latent: (B, C, F, H, W) padded to the grid; an adapter's embedding may read more channels than it has.
-            sigma: One noise level, or one per sample as a tensor of B values.
+            latent: (B, C, F, H, W), padded to the grid unless the ends do without; an adapter's embedding may read more
+                channels than it has. Those of a condition follow.
+            sigma: One noise level, or one per sample as a tensor of B values; None with ``multiple`` 1 for the call's
+                own time and positions.
+            ends: Compute tokens from pixels, and the result from tokens. They may be asked more than once.
 
         Returns:
-            The prediction (B, C, F, H, W).
+            What ``ends`` wrote: the prediction (B, C, F, H, W).
         """
 
     def trunk(self, module: nn.Module) -> Trunk:
@@ -396,6 +426,11 @@ class Family(ABC):
 def present(*names: str) -> tuple[type, ...]:
     """The pipeline classes of these names that the installed diffusers has."""
     return tuple(getattr(diffusers, name) for name in names if hasattr(diffusers, name))
+
+
+def no_result(tokens: torch.Tensor, values: int) -> torch.Tensor:
+    """Something in the shape that a de-embedding gives, (B, N, ``values``), which costs nothing and is left aside."""
+    return tokens.new_empty(()).expand(*tokens.shape[:2], values)
 
 
 def raw_sample(raw: Any) -> Any:

@@ -17,19 +17,17 @@ from torch import nn
 
 from ..granularity import (
     Geometry,
-    PatchEmbedding,
+    OwnEnds,
+    PatchEnds,
     PatchProjections,
     Scalar,
     bands,
     pad_to_grid,
-    patchify,
     swapped,
-    unpatchify,
 )
-from ..multiples import frames_of, side_of
 from ..runtime import own_part
-from .base import Family, ModelInputs, raw_sample
-from .weights import stored
+from .base import Family, ModelInputs, no_result, raw_sample
+from .weights import layer_views, stored
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines."""
@@ -113,21 +111,26 @@ class GridFamily(Family):
             weight, bias = (rearrange(rows, "(c s) ... -> (s c) ...", s=pixels) for rows in (weight, bias))
         return PatchProjections(stored(embed)[:, :, 0], stored(embed, "bias"), weight, bias)
 
+    def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:
+        embed, deembed = (module.get_submodule(name) for name in self.projection_names)
+        return layer_views(
+            embed, deembed, call.latent, call.geometry.patch, call.geometry.channels, self.channels_first
+        )
+
     def run_patches(
         self,
         module: nn.Module,
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
         geometry = call.geometry
-        side, span = side_of(multiple) * geometry.patch, frames_of(multiple)
         rows, columns = geometry.grid(multiple)
-        frames = geometry.frames_at(multiple)
+        grid = (geometry.frames_at(multiple), rows, columns)
 
         def resized(own: torch.Tensor) -> torch.Tensor:
             return pad_to_grid(own, geometry, multiple)
@@ -136,23 +139,23 @@ class GridFamily(Family):
 
         def embed(_: torch.Tensor) -> torch.Tensor:
             # the transformer flattens (B, d, F, rows, columns) to tokens
-            tokens = embedding.tokens(patchify(pixels, side, span))
-            return tokens.transpose(1, 2).unflatten(2, (frames, rows, columns))
+            return ends.read(pixels).transpose(1, 2).unflatten(2, grid)
 
-        patches: list[torch.Tensor] = []
+        written: list[torch.Tensor] = []
 
         def deembed(tokens: torch.Tensor) -> torch.Tensor:
-            patches.append(embedding.patches(tokens))
-            return patches[0]
+            written.append(ends.write(tokens, grid))
+            return no_result(tokens, geometry.patch**2)
 
         # Only the shape of the latent reaches the trunk: one whose p x p grid is the coarse grid. The transformer's
         # own un-patchify knows p alone, so its result is left aside.
-        shape = (pixels.shape[0], 1, frames, rows * geometry.patch, columns * geometry.patch)
-        arguments = {**self.coarse_arguments(call, sigma, multiple), self.latent_argument: pixels.new_empty(shape)}
-        ends = dict(zip(self.projection_names, (embed, deembed)))
-        with swapped(module, **ends), self.placed(module, call, multiple, native):
+        shape = (pixels.shape[0], 1, grid[0], rows * geometry.patch, columns * geometry.patch)
+        arguments = call.fresh_arguments() if sigma is None else self.coarse_arguments(call, sigma, multiple)
+        arguments |= {self.latent_argument: pixels.new_empty(shape), "return_dict": False}
+        stand_ins = dict(zip(self.projection_names, (embed, deembed)))
+        with swapped(module, **stand_ins), self.placed(module, call, multiple, native):
             forward(**arguments)
-        return unpatchify(patches[0], side, frames, rows, columns, span)
+        return written[0]
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         modules = (getattr(pipe, name, None) for name in self.components)

@@ -18,15 +18,13 @@ from torch import nn
 from ..errors import UnsupportedPipelineError
 from ..granularity import (
     Geometry,
-    PatchEmbedding,
+    PatchEnds,
     PatchProjections,
     Scalar,
     bands,
-    patchify,
     swapped,
-    unpatchify,
 )
-from .base import Family, ModelInputs, NotCoarseError, raw_sample
+from .base import Family, ModelInputs, NotCoarseError, no_result, raw_sample
 from .weights import stored
 
 if "sigma" not in inspect.signature(LTX2VideoTransformer3DModel.forward).parameters:
@@ -140,23 +138,29 @@ class LTX2(Family):
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        geometry = call.geometry
-        patches = patchify(latent.to(call.latent.dtype), multiple)
+        assert sigma is not None  # its own ends are never exchanged at full size, see Family.own_ends
+        geometry, pixels = call.geometry, latent.to(call.latent.dtype)
+        grid = (geometry.frames, *geometry.grid(multiple))
+        written: list[torch.Tensor] = []
 
         def embed(_: torch.Tensor) -> torch.Tensor:
-            return embedding.tokens(patches)
+            return ends.read(pixels)
+
+        def deembed(tokens: torch.Tensor) -> torch.Tensor:
+            written.append(ends.write(tokens, grid))
+            return no_result(tokens, 1)
 
         # what the embedding takes is never looked at
-        tokens = patches.new_empty(*patches.shape[:2], 1)
+        tokens = pixels.new_empty(len(pixels), geometry.tokens(multiple), 1)
         arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
-        with swapped(module, proj_in=embed, proj_out=embedding.patches):
-            raw = forward(**arguments)
-        return unpatchify(raw[0], multiple, geometry.frames, *geometry.grid(multiple))
+        with swapped(module, proj_in=embed, proj_out=deembed):
+            forward(**arguments)
+        return written[0]
 
     def _coarse_arguments(
         self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool

@@ -17,17 +17,16 @@ from torch import nn
 
 from ..granularity import (
     Geometry,
-    PatchEmbedding,
+    OwnEnds,
+    PatchEnds,
     PatchProjections,
     Scalar,
     bands,
     pad_to_grid,
-    patchify,
     swapped,
-    unpatchify,
 )
-from .base import Family, ModelInputs, NotCoarseError, raw_sample
-from .weights import stored
+from .base import Family, ModelInputs, NotCoarseError, no_result, raw_sample
+from .weights import layer_views, stored
 
 PATCH = 2
 
@@ -121,40 +120,45 @@ class PackedFamily(Family):
             None if deembed.bias is None else pixel_major(stored(deembed, "bias")),
         )
 
+    def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:
+        embed, deembed = (module.get_submodule(name) for name in self.projection_names)
+        return layer_views(embed, deembed, call.latent, PATCH, call.geometry.channels, channels_first=True)
+
     def run_patches(
         self,
         module: nn.Module,
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        rows, columns = call.geometry.grid(multiple)
-        count, references = call.geometry.tokens(multiple), self._coarse_references(call, multiple, native)
+        count, grid = call.geometry.tokens(multiple), (call.geometry.frames, *call.geometry.grid(multiple))
+        references = self._coarse_references(call, multiple, native) if sigma is not None else call.references
         pixels = latent.to(call.latent.dtype)
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, call.geometry, multiple)], dim=1)
-        patches = patchify(pixels, multiple * PATCH)
         embed_name, deembed_name = self.projection_names
         own_embed = module.get_submodule(embed_name).forward
+        written: list[torch.Tensor] = []
 
         def embed(_: torch.Tensor) -> torch.Tensor:
-            tokens = embedding.tokens(patches)
+            tokens = ends.read(pixels)
             return tokens if references is None else torch.cat([tokens, own_embed(references)], dim=1)
 
         def deembed(tokens: torch.Tensor) -> torch.Tensor:
-            return embedding.patches(tokens[:, :count])
+            written.append(ends.write(tokens[:, :count], grid))
+            return no_result(tokens, 1)
 
         # what the embedding takes is never looked at: only how many tokens there are reaches the trunk
         beside = 0 if references is None else references.shape[1]
         tokens = pixels.new_empty(pixels.shape[0], count + beside, 1)
         arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
         with swapped(module, **{embed_name: embed, deembed_name: deembed}), self.placed(module, call, multiple, native):
-            raw = forward(**arguments)
-        return unpatchify(raw[0], multiple * PATCH, call.geometry.frames, rows, columns)
+            forward(**arguments)
+        return written[0]
 
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         # compressed by the VAE, then made even for packing
@@ -179,12 +183,14 @@ class PackedFamily(Family):
         return _packed(bands.means(pixels, geometry, multiple))
 
     def _coarse_arguments(
-        self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
+        self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar | None, multiple: int, native: bool
     ) -> dict[str, Any]:
         arguments = call.fresh_arguments()
-        arguments[self.time_argument] = bands.noise_level(arguments[self.time_argument], self.time_of(sigma))
         arguments[self.latent_argument] = tokens
         arguments["return_dict"] = False
+        if sigma is None:
+            return arguments
+        arguments[self.time_argument] = bands.noise_level(arguments[self.time_argument], self.time_of(sigma))
         return {**arguments, **self.placed_arguments(call, multiple, native)}
 
 
@@ -214,12 +220,25 @@ class PositionIdFamily(PackedFamily):
         return known
 
     def placed_arguments(self, call: ModelInputs, multiple: int, native: bool) -> dict[str, Any]:
+        places = self.places(call, multiple, native) if call.places is None else call.places
+        return {self.ids_argument: places}
+
+    def places(self, call: ModelInputs, multiple: int, native: bool) -> torch.Tensor:
+        ids, shrinks = call.arguments[self.ids_argument], self._shrinks(call, native)
+        # kept with the ids, of which a pipeline makes one tensor for all steps
+        known: dict[Any, torch.Tensor] = ids.__dict__.setdefault("_ddit_places", {})
+        key = (multiple, native, shrinks, call.geometry, ids._version if not ids.is_inference() else 0)
+        if key not in known:
+            known[key] = self._coarse_ids(call, multiple, native)
+        return known[key]
+
+    def _coarse_ids(self, call: ModelInputs, multiple: int, native: bool) -> torch.Tensor:
         ids, begin, count = call.arguments[self.ids_argument], self.leading_ids(call.arguments), call.geometry.tokens(1)
         pictures = [ids[..., begin:, :]]
         if self._shrinks(call, native):
             pictures = [ids[..., begin : begin + count, :], ids[..., begin + count :, :]]
         coarse = [coarse_ids(picture, call.geometry, multiple, native) for picture in pictures]
-        return {self.ids_argument: torch.cat([ids[..., :begin, :].to(coarse[0].dtype), *coarse], dim=-2)}
+        return torch.cat([ids[..., :begin, :].to(coarse[0].dtype), *coarse], dim=-2)
 
 
 def is_truly_guided(call: Mapping[str, Any]) -> bool:

@@ -20,18 +20,17 @@ from torch import nn
 from ..errors import UnsupportedPipelineError
 from ..granularity import (
     Geometry,
-    PatchEmbedding,
+    OwnEnds,
+    PatchEnds,
     PatchProjections,
     Scalar,
     bands,
     coarse_centres,
     pad_to_grid,
-    patchify,
     swapped,
-    unpatchify,
 )
-from .base import Family, ModelInputs, raw_sample
-from .weights import stored
+from .base import Family, ModelInputs, no_result, raw_sample
+from .weights import layer_views, stored
 
 TIME_CHANNELS = 256
 """Sinusoids that the embedding of a timestep begins with."""
@@ -108,41 +107,47 @@ class PatchEmbedFamily(Family):
             stored(embed), stored(embed, "bias"), prediction(stored(deembed)), prediction(stored(deembed, "bias"))
         )
 
+    def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:
+        embed, deembed = (module.get_submodule(name) for name in self.projection_names)
+        return layer_views(embed, deembed, call.latent, call.geometry.patch, call.geometry.channels, False)
+
     def run_patches(
         self,
         module: nn.Module,
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        geometry, out = call.geometry, out_channels(module)
-        side, patch = multiple * geometry.patch, geometry.patch
+        geometry, out, patch = call.geometry, out_channels(module), call.geometry.patch
         rows, columns = geometry.grid(multiple)
         pixels = latent.to(call.latent.dtype)
         if call.condition is not None:
             pixels = torch.cat([pixels, pad_to_grid(call.condition, geometry, multiple)], dim=1)
 
         def embed(_: torch.Tensor) -> torch.Tensor:
-            return embedding.tokens(patchify(pixels, side)).mT.unflatten(2, (rows, columns))
+            return ends.read(pixels).mT.unflatten(2, (rows, columns))
 
-        patches: list[torch.Tensor] = []
+        written: list[torch.Tensor] = []
 
         def deembed(tokens: torch.Tensor) -> torch.Tensor:
-            patches.append(embedding.patches(tokens))
-            return tokens.new_empty(*tokens.shape[:2], patch**2 * out)
+            written.append(ends.write(tokens, (1, rows, columns)))
+            return no_result(tokens, patch**2 * out)
 
         # Only the shape of hidden_states reaches the trunk: a latent whose p x p grid is the coarse grid. The
         # transformer's own un-patchify knows p alone, so its result is left aside.
-        arguments = self._coarse_arguments(call, sigma, multiple, native)
-        arguments["hidden_states"] = pixels.new_empty(pixels.shape[0], 1, rows * patch, columns * patch)
-        ends = dict(zip(self.projection_names, (embed, deembed)))
-        with self.placed(module, call, multiple, native), swapped(module, **ends):
+        arguments = call.fresh_arguments()
+        if sigma is not None:
+            arguments = self._coarse_arguments(call, sigma, multiple, native)
+        hidden = pixels.new_empty(pixels.shape[0], 1, rows * patch, columns * patch)
+        arguments |= {"hidden_states": hidden, "return_dict": False}
+        stand_ins = dict(zip(self.projection_names, (embed, deembed)))
+        with self.placed(module, call, multiple, native), swapped(module, **stand_ins):
             forward(**arguments)
-        return unpatchify(patches[0], side, 1, rows, columns)
+        return written[0]
 
     def _coarse_arguments(self, call: ModelInputs, sigma: Scalar, multiple: int, native: bool) -> dict[str, Any]:
         arguments = {**call.fresh_arguments(), **self.conditions(call, multiple, native), "return_dict": False}

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import nn
 
 from ..errors import ConfigError, UnsupportedPipelineError
-from ..granularity import Geometry, Scalar, bands, coarse_centres
+from ..granularity import Geometry, NotFusedError, OwnEnds, Scalar, bands, coarse_centres
 from ..multiples import ALL_MULTIPLES, frames_of, side_of
 from ..runtime import TeaCacheDefaults, Trunk
 from .base import ModelInputs, NotCoarseError
@@ -97,6 +97,11 @@ class Wan(GridFamily):
         channels = call.geometry.channels
         clean = resized(call.latent)
         return torch.cat([torch.where(noisy, latent[:, :channels], clean), latent[:, channels:]], dim=1)
+
+    def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:
+        if call.arguments["timestep"].ndim == 2:
+            raise NotFusedError("frames without noise are read at another scale than the others")
+        return super().own_ends(module, call)
 
     def centred_rope(self, module: nn.Module, geometry: Geometry, multiple: int, device: torch.device) -> Rotary:
         return _rope(module, geometry, multiple, device)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..granularity import NotFusedError, OwnEnds
 
 _EIGHT_BIT_FLOATS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
@@ -94,3 +97,46 @@ def own_weight(layer: Any) -> torch.Tensor | None:
         return None
     added = sum(layer.get_delta_weight(name).float() for name in merged)
     return weight.float() - added
+
+
+def layer_views(
+    embed: nn.Module, deembed: nn.Module, latent: torch.Tensor, patch: int, channels: int, channels_first: bool
+) -> OwnEnds:
+    """The ends of a transformer as views of its layers' weights, which stay where they are.
+
+    Args:
+        embed: Linear, or a convolution over patches of 1 x p x p or p x p; values ordered (channel, row, column).
+        deembed: Linear.
+        latent: That they are to work on.
+        patch: p.
+        channels: Of the prediction, the first that the de-embedding gives.
+        channels_first: Whether its values are ordered (channel, row, column), not (row, column, channel).
+
+    Raises:
+        NotFusedError: a layer is more than its weights, or they are elsewhere or of another dtype than the latent.
+    """
+    for layer in (embed, deembed):
+        name, weight = type(layer).__name__, getattr(layer, "weight", None)
+        if type(layer) not in (nn.Linear, nn.Conv2d, nn.Conv3d) or not isinstance(weight, torch.Tensor):
+            raise NotFusedError(f"an end of the transformer is a {type(layer).__module__}.{name}, no plain layer")
+        if "forward" in layer.__dict__ or layer._forward_pre_hooks or layer._forward_hooks:
+            raise NotFusedError("an end of the transformer has hooks, as offloading puts there")
+        if weight.dtype != latent.dtype or weight.device != latent.device:
+            raise NotFusedError(
+                f"an end of the transformer is {weight.dtype} on {weight.device}, the latent {latent.dtype} on "
+                f"{latent.device}"
+            )
+    weight, bias = embed.weight.detach(), embed.bias  # type: ignore[union-attr, operator]
+    rows, row_bias = deembed.weight.detach(), deembed.bias  # type: ignore[union-attr, operator]
+
+    def pixel_major(tensor: torch.Tensor) -> torch.Tensor:
+        if channels_first:
+            return tensor.unflatten(0, (-1, patch, patch)).movedim(0, 2)[:, :, :channels]
+        return tensor.unflatten(0, (patch, patch, -1))[:, :, :channels]
+
+    return OwnEnds(
+        weight.reshape(len(weight), -1, patch, patch),
+        None if bias is None else bias.detach(),
+        pixel_major(rows),
+        None if row_bias is None else pixel_major(row_bias.detach()),
+    )

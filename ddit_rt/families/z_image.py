@@ -27,15 +27,13 @@ from torch import nn
 from ..errors import UnsupportedPipelineError
 from ..granularity import (
     Geometry,
-    PatchEmbedding,
+    PatchEnds,
     PatchProjections,
     Scalar,
     bands,
-    patchify,
     swapped,
-    unpatchify,
 )
-from .base import Family, ModelInputs, NotCoarseError, raw_sample
+from .base import Family, ModelInputs, NotCoarseError, no_result, raw_sample
 from .weights import stored
 
 PATCH = 2
@@ -129,35 +127,36 @@ class ZImage(Family):
         forward: Any,
         call: ModelInputs,
         latent: torch.Tensor,
-        sigma: Scalar,
-        embedding: PatchEmbedding,
+        sigma: Scalar | None,
+        ends: PatchEnds,
         multiple: int,
         native: bool,
     ) -> torch.Tensor:
-        geometry, side = call.geometry, multiple * PATCH
+        assert sigma is not None  # its own ends are never exchanged at full size, see Family.own_ends
+        geometry = call.geometry
         rows, columns = geometry.grid(multiple)
         count = geometry.tokens(multiple)
         pixels = latent.to(call.latent.dtype)
 
         def embed(_: torch.Tensor) -> torch.Tensor:
-            tokens = embedding.tokens(patchify(pixels, side))
+            tokens = ends.read(pixels)
             # all samples in one sequence, each padded; the transformer puts its own token in the padding's place
             return F.pad(tokens, (0, 0, 0, _padded(count) - count)).flatten(0, 1)
 
-        patches: list[torch.Tensor] = []
+        written: list[torch.Tensor] = []
 
         def deembed(tokens: torch.Tensor) -> torch.Tensor:
-            patches.append(embedding.patches(tokens[:, :count]))
+            written.append(ends.write(tokens[:, :count], (geometry.frames, rows, columns)))
             # the transformer's own un-patchify knows p alone: its result is left aside
-            return tokens.new_empty(*tokens.shape[:2], PATCH**2 * geometry.channels)
+            return no_result(tokens, PATCH**2 * geometry.channels)
 
         # of the latents only the size reaches the trunk: those whose p x p grid is the coarse grid
         shape = (len(pixels), geometry.channels, geometry.frames, rows * PATCH, columns * PATCH)
         arguments = _coarse_arguments(call, pixels.new_empty(shape), self.time_of(sigma))
-        ends = dict(zip(self.projection_names, (embed, deembed)))
-        with swapped(module, **ends), self.placed(module, call, multiple, native):
+        stand_ins = dict(zip(self.projection_names, (embed, deembed)))
+        with swapped(module, **stand_ins), self.placed(module, call, multiple, native):
             forward(**arguments)
-        return -unpatchify(patches[0], side, geometry.frames, rows, columns)
+        return -written[0]
 
     def flops(self, module: nn.Module, geometry: Geometry, multiple: int, text_tokens: int) -> float:
         config = module.config

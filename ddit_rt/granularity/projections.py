@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import AdapterMismatchError
 from ..multiples import frames_of, side_of
 from ..resize import pi_resize_deembed, pi_resize_embed
+from .geometry import patchify, unpatchify
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PatchEmbedding(nn.Module):
         embed_bias: (d,) or None.
         deembed_weight: (s·s·C_out, d), rows ordered (row, column, channel).
         deembed_bias: (s·s·C_out,) or None.
+        span: Frames of a patch, each with channels of its own in the above.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class PatchEmbedding(nn.Module):
         embed_bias: torch.Tensor | None,
         deembed_weight: torch.Tensor,
         deembed_bias: torch.Tensor | None,
+        span: int = 1,
     ) -> None:
         super().__init__()
+        self.span = span
         self.side = embed_weight.shape[2]
         width = embed_weight.shape[0]
         self.embed = nn.Parameter(embed_weight.flatten(1))
@@ -82,7 +86,7 @@ class PatchEmbedding(nn.Module):
             channels = ends.channels
             weight = repeat(weight, "(s c) d -> (s c g) d", c=channels, g=span)
             bias = None if bias is None else repeat(bias, "(s c) -> (s c g)", c=channels, g=span)
-        return cls(embed, _clone(ends.embed_bias), weight, bias)
+        return cls(embed, _clone(ends.embed_bias), weight, bias, span)
 
     @classmethod
     def of_means(cls, ends: PatchProjections, multiple: int, extra: int = 0) -> PatchEmbedding:
@@ -133,6 +137,14 @@ class PatchEmbedding(nn.Module):
     def patches(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, d) -> (B, N, C_out·s·s)."""
         return nn.functional.linear(tokens, self.deembed, self.deembed_bias)
+
+    def read(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, F, H, W), which the patches divide -> (B, N, d)."""
+        return self.tokens(patchify(pixels, self.side, self.span))
+
+    def write(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """(B, N, d) of a grid of frames, rows and columns -> (B, C_out, F, rows·s, columns·s)."""
+        return unpatchify(self.patches(tokens), self.side, *grid, self.span)
 
 
 def _channel_major(rows: torch.Tensor, side: int) -> torch.Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from ddit_kernels.band_rest import BandMemory
 
 from ..errors import DDiTError
 
@@ -148,14 +150,17 @@ def check_deembed(
         "(h, w) or (f, h, w).",
     )
     _require(tokens.is_floating_point(), f"tokens have dtype {tokens.dtype}: pass a floating dtype.")
+    pixels = (patch_size, patch_size)
     _require(
-        weight.dim() == 2 and weight.shape[1] == tokens.shape[2] and weight.shape[0] % patch_size**2 == 0,
+        weight.shape[-1] == tokens.shape[2]
+        and (weight.shape[:2] == pixels if weight.dim() == 4 else weight.dim() == 2)
+        and weight[..., 0].numel() % patch_size**2 == 0,
         f"weight has shape {tuple(weight.shape)}: for patch_size={patch_size} expected "
-        f"({patch_size**2}*C, {tokens.shape[2]}).",
+        f"({patch_size**2}*C, {tokens.shape[2]}) or ({patch_size}, {patch_size}, C, {tokens.shape[2]}).",
     )
     _require(
-        bias is None or bias.shape == weight.shape[:1],
-        f"bias has shape {None if bias is None else tuple(bias.shape)}: expected ({weight.shape[0]},).",
+        bias is None or bias.shape == weight.shape[:-1],
+        f"bias has shape {None if bias is None else tuple(bias.shape)}: expected {tuple(weight.shape[:-1])}.",
     )
     full = (grid[-2] * patch_size * spread_over, grid[-1] * patch_size * spread_over)
     height, width = full if size is None else size
@@ -167,7 +172,7 @@ def check_deembed(
         not packed or (len(grid) == 2 and height % 2 == 0 and width % 2 == 0),
         f"packed output needs a grid (h, w) and an even size; got grid={tuple(grid)}, size=({height}, {width}).",
     )
-    channels, batch = weight.shape[0] // patch_size**2, tokens.shape[0]
+    channels, batch = weight[..., 0].numel() // patch_size**2, tokens.shape[0]
     shape = (batch, channels, *grid[:-2], height, width)
     if packed:
         shape = (batch, (height // 2) * (width // 2), channels * 4)
@@ -179,6 +184,67 @@ def check_deembed(
     factor = scale if isinstance(scale, torch.Tensor) else None
     _check_device(tokens, weight=weight, bias=bias, residual=residual, scale=factor)
     return height, width
+
+
+def check_adapter(
+    latent: torch.Tensor, level: torch.Tensor, multiple: int, grid: tuple[int, int], memory: BandMemory
+) -> None:
+    """Arguments of :func:`ddit_rt.ops.adapter_features` and :func:`ddit_rt.ops.adapter_velocity`."""
+    _positive(multiple=multiple)
+    _require(
+        all(size % multiple == 0 for size in grid),
+        f"grid={tuple(grid)}: {multiple} has to divide it; extend it at the bottom and right.",
+    )
+    blocks = (grid[0] // multiple, grid[1] // multiple)
+    check_band(latent, level, multiple, blocks, replace(memory, high="latent"))
+    _require(
+        memory.older is None or memory.newest is not None,
+        "newest is missing: an older prediction has a newer one.",
+    )
+    for name in ("newest", "older"):
+        given = (getattr(memory, name), getattr(memory, f"level_{name}"))
+        _require(given[0] is None or given[1] is not None, f"level_{name} is missing beside {name}.")
+
+
+def check_band(
+    latent: torch.Tensor, level: torch.Tensor, multiple: int, grid: tuple[int, int] | None, memory: BandMemory
+) -> tuple[int, int]:
+    """Arguments of :func:`ddit_rt.ops.band_rest`; returns (rows, columns) of blocks."""
+    _positive(multiple=multiple)
+    _require(
+        latent.dim() == 5 and latent.is_floating_point() and all(n > 0 for n in latent.shape[1:]),
+        f"latent is {latent.dtype} of shape {tuple(latent.shape)}: expected a floating dtype and (B, C, F, H, W).",
+    )
+    least = (-(-latent.shape[3] // multiple), -(-latent.shape[4] // multiple))
+    rows, columns = least if grid is None else grid
+    _require(
+        rows >= least[0] and columns >= least[1],
+        f"grid=({rows}, {columns}) does not cover the latent: it has {least} blocks of {multiple} x {multiple}.",
+    )
+    needed = {"latent": (), "clean": ("anchor", "newest"), "line": ("newest", "older"), "probe": ("newest",)}
+    _require(memory.high in needed, f"high={memory.high!r}: use one of {', '.join(map(repr, needed))}.")
+    levels = {"clean": ("level_newest",), "line": ("level_newest", "level_older")}.get(memory.high, ())
+    if memory.residual_older is not None:
+        levels = ("level_newest", "level_older", "residual")
+    for name in (*needed[memory.high], *levels):
+        _require(getattr(memory, name) is not None, f"{name} is missing: high={memory.high!r} needs it.")
+    low = (*latent.shape[:3], rows, columns)
+    shapes = {name: latent.shape for name in ("anchor", "newest", "older")}
+    for name, shape in (shapes | {name: low for name in ("residual", "residual_older")}).items():
+        tensor = getattr(memory, name)
+        _require(
+            tensor is None or tensor.shape == shape,
+            f"{name} has shape {None if tensor is None else tuple(tensor.shape)}: expected {tuple(shape)}.",
+        )
+        _check_device(latent, **{name: tensor})
+    for name, value in (("level", level), ("level_newest", memory.level_newest), ("level_older", memory.level_older)):
+        if value is not None:
+            _require(
+                value.is_floating_point() and value.numel() in (1, latent.shape[0]),
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}: a floating tensor, one value or one a sample.",
+            )
+            _check_device(latent, **{name: value})
+    return rows, columns
 
 
 def _check_scale(scale: float | torch.Tensor, batch: int) -> None:

@@ -1,9 +1,12 @@
-"""The four operations DDiT adds to a transformer, with one validated signature over two backends.
+"""The operations DDiT adds to a transformer, with one validated signature over two backends.
 
 ``backend="triton"`` runs the fused kernels of ``ddit_kernels`` (CUDA, or Triton's interpreter), ``"torch"`` the plain
 PyTorch reference, ``"auto"`` picks Triton on CUDA and PyTorch elsewhere; the environment variable ``DDIT_BACKEND``
 replaces ``"auto"``. Both give the same numbers within the tolerance of the dtype. The kernels have no backward:
 ``"auto"`` takes the reference while autograd records.
+
+On CUDA, ``"auto"`` has one more question for the two that multiply matrices: is the kernel faster than a copied operand
+and cuBLAS? Both are measured at the first call with a new problem (not while a graph is captured), the winner stays.
 
 Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order (c, row, column) inside a token.
 ``packed`` lets the operations read and write that layout without a copy.
@@ -11,29 +14,43 @@ Packed latents: FLUX keeps (B, C, 2h, 2w) as tokens (B, h*w, C*4), channel order
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ddit_kernels._common import BackendError, resolve_backend
+from ddit_kernels._gemm import DTYPES as KERNEL_DTYPES
 from ddit_kernels._gemm import gemm_unsupported
+from ddit_kernels.band_rest import BandMemory, band_rest_reference, band_unsupported
+from ddit_kernels.band_rest import band_rest as band_rest_triton
 from ddit_kernels.evolve import evolve
 from ddit_kernels.patch_deembed import patch_deembed as patch_deembed_triton
 from ddit_kernels.patch_deembed import patch_deembed_reference
 from ddit_kernels.patch_embed import patch_embed as patch_embed_triton
 from ddit_kernels.patch_embed import patch_embed_reference
 
-from .arguments import OpArgumentError, check_decision, check_deembed, check_embed, check_evolution
+from .arguments import OpArgumentError, check_band, check_decision, check_deembed, check_embed, check_evolution
+from .contest import Contest, measurable, signature
 
 __all__ = [
+    "KERNEL_DTYPES",
     "BackendError",
+    "BandMemory",
+    "BandRest",
     "OpArgumentError",
+    "backend_of",
+    "band_rest",
     "evolve_and_select",
     "latent_evolution",
     "patch_deembed",
     "patch_embed",
     "select_multiple",
 ]
+
+CONTEST = Contest()
+"""Between kernel and PyTorch, of this process."""
 
 
 def latent_evolution(
@@ -174,11 +191,21 @@ def patch_embed(
     """
     check_embed(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
     unsupported = gemm_unsupported(patch_size, mean_over, latent, weight, extra)
-    if _resolve(backend, unsupported, latent, weight, bias, extra, size_embedding, scale) == "torch":
+    tensors = (latent, weight, bias, extra, size_embedding, scale)
+    chosen = resolved(backend, unsupported, *tensors)
+
+    def reference() -> torch.Tensor:
         return patch_embed_reference(latent, weight, bias, patch_size, extra, size_embedding, mean_over, scale, packed)
-    factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
-    grid = None if packed is None else list(packed)
-    return patch_embed_triton(latent, weight, bias, patch_size, extra, size_embedding, mean_over, factor, factors, grid)
+
+    def kernel() -> torch.Tensor:
+        factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
+        options = (mean_over, factor, factors, None if packed is None else list(packed))
+        return patch_embed_triton(latent, weight, bias, patch_size, extra, size_embedding, *options)
+
+    if chosen == "triton" and is_open(backend):
+        key = ("patch_embed", patch_size, mean_over, packed, *signature(*tensors))
+        chosen = CONTEST.winner(key, {"triton": kernel, "torch": reference}, measurable(latent.device))
+    return kernel() if chosen == "triton" else reference()
 
 
 def patch_deembed(
@@ -202,8 +229,10 @@ def patch_deembed(
 
     Args:
         tokens: (B, N, d), row-major in (frame, row, column).
-        weight: (s*s*C, d), rows ordered (row, column, channel) as diffusers' ``proj_out``; s = patch_size.
-        bias: (s*s*C,) or None.
+        weight: (s*s*C, d), rows ordered (row, column, channel) as Wan's ``proj_out``, or (s, s, C, d), where a view
+            serves rows in another order without a copy (FLUX: ``weight.view(C, s, s, d).permute(1, 2, 0, 3)``);
+            s = patch_size.
+        bias: (s*s*C,) or (s, s, C), as the weight, or None.
         patch_size: s, side of a patch in latent pixels (before ``spread_over``).
         grid: tokens per axis, (h, w) or (f, h, w), with product N.
         residual: shape of the result, added last.
@@ -222,18 +251,105 @@ def patch_deembed(
         BackendError: ``backend="triton"`` where it cannot run.
     """
     height, width = check_deembed(tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed)
+    pixels = (patch_size, patch_size, -1)
+    weight = weight.unflatten(0, pixels) if weight.dim() == 2 else weight
+    bias = bias.unflatten(0, pixels) if bias is not None and bias.dim() == 1 else bias
     unsupported = gemm_unsupported(patch_size, spread_over, tokens, weight, residual)
-    if _resolve(backend, unsupported, tokens, weight, bias, residual, scale) == "torch":
+    tensors = (tokens, weight, bias, residual, scale)
+    chosen = resolved(backend, unsupported, *tensors)
+
+    def reference() -> torch.Tensor:
         return patch_deembed_reference(
             tokens, weight, bias, patch_size, grid, residual, scale, spread_over, size, packed
         )
-    factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
-    return patch_deembed_triton(
-        tokens, weight, bias, patch_size, list(grid), residual, factor, factors, spread_over, [height, width], packed
-    )
+
+    def kernel() -> torch.Tensor:
+        factor, factors = (1.0, scale) if isinstance(scale, torch.Tensor) else (float(scale), None)
+        options = (factor, factors, spread_over, [height, width], packed)
+        return patch_deembed_triton(tokens, weight, bias, patch_size, list(grid), residual, *options)
+
+    if chosen == "triton" and is_open(backend):
+        key = ("patch_deembed", patch_size, tuple(grid), spread_over, size, packed, *signature(*tensors))
+        chosen = CONTEST.winner(key, {"triton": kernel, "torch": reference}, measurable(tokens.device))
+    return kernel() if chosen == "triton" else reference()
 
 
-def _resolve(backend: str, unsupported: str | None, *tensors: torch.Tensor | float | None) -> str:
+@dataclass(frozen=True)
+class BandRest:
+    """What :func:`band_rest` gives, all float32.
+
+    Attributes:
+        rest: (B, C, F, H, W); of a probe (B, C, F, rows, columns).
+        scale: s, of the means that the model is given; (B,).
+        gain: a, of the model's prediction; (B,), negative for a probe.
+        level: σ', the noise level of the means; a single number as a 0-dim tensor where σ was one, else (B,).
+    """
+
+    rest: torch.Tensor
+    scale: torch.Tensor
+    gain: torch.Tensor
+    level: torch.Tensor
+
+
+def band_rest(
+    latent: torch.Tensor,
+    level: torch.Tensor,
+    multiple: int,
+    *,
+    grid: tuple[int, int] | None = None,
+    memory: BandMemory | None = None,
+    backend: str = "auto",
+) -> BandRest:
+    """All of a band-split step's velocity that no model call makes: v = up(gain·v') + rest.
+
+    v' is the model's prediction on ``scale``·down(latent) at noise level ``level`` of the result, which
+    :func:`patch_embed` (``mean_over``, ``scale``) reads and :func:`patch_deembed` (``spread_over``, ``scale``,
+    ``residual``) writes. What a full step's residual is, v_low of the full prediction less the coarse one, comes the
+    same way from a ``"probe"``: gain·v' + rest.
+
+    Args:
+        latent: z, (B, C, F, H, W), float32, bfloat16 or float16, any strides.
+        level: σ, a float tensor of one element or B.
+        multiple: k.
+        grid: Rows and columns of k x k blocks, where padding adds some; else as many as cover the latent.
+        memory: The last full steps, and where the high band comes from: the noise left in the latent (``"latent"``),
+            the same over the clean latent of the last full step (``"clean"``), or the line through the last two
+            predictions (``"line"``). None: nothing is remembered, and the first.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Raises:
+        OpArgumentError: wrong shapes, dtypes or ranges.
+        BackendError: ``backend="triton"`` where it cannot run.
+    """
+    memory = memory or BandMemory()
+    blocks = check_band(latent, level, multiple, grid, memory)
+    tensors = (memory.anchor, memory.newest, memory.older, memory.residual, memory.residual_older)
+    unsupported = band_unsupported(multiple, latent, *tensors)
+    if resolved(backend, unsupported, latent, *tensors) == "torch":
+        rest, factors = band_rest_reference(latent, level, multiple, blocks, memory)
+    else:
+        levels = (memory.level_newest, memory.level_older)
+        rest, factors = band_rest_triton(latent, level, multiple, list(blocks), memory.high, *tensors, *levels)
+    scale, gain, low_level = factors.unbind(0)
+    return BandRest(rest, scale, gain, low_level[0] if level.dim() == 0 else low_level)
+
+
+def backend_of(backend: str, device: torch.device) -> str:
+    """What ``backend`` stands for where tensors are on ``device``: ``"triton"`` or ``"torch"``.
+
+    Raises:
+        ValueError: unknown backend, in the argument or in ``DDIT_BACKEND``.
+        BackendError: Triton asked for by name, but not possible there.
+    """
+    return resolve_backend(backend, device)
+
+
+def is_open(backend: str) -> bool:
+    """Whether ``backend`` leaves the choice to a measurement where kernels can run, and one may be made."""
+    return backend == "auto" and not os.environ.get("DDIT_BACKEND") and not torch.compiler.is_compiling()
+
+
+def resolved(backend: str, unsupported: str | None, *tensors: torch.Tensor | float | None) -> str:
     """``resolve_backend`` for kernels without a backward, which cannot run while autograd records."""
     held = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):

@@ -98,7 +98,8 @@ class AcceleratedPipeline:
         else:
             graphs = GraphRunner(capture, config.max_graphs)
         sizes = [k for k in config.multiples if k > 1] if config.merge_adapter else []
-        self._executor = StepExecutor(family, self._path, positions == "native", graphs, sizes)
+        kernels = (config.backend, config.fused_full)
+        self._executor = StepExecutor(family, self._path, positions == "native", graphs, sizes, *kernels)
         # the evolution is watched for the report, too
         self._watches = len(config.multiples) > 1 or config.skip_below > 0
         self._local = threading.local()

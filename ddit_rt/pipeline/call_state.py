@@ -303,6 +303,9 @@ class CallState:
             record.executed = "cached" if not record.flops else record.executed
         elif result.ran_model and result.full_flops:
             record.executed = "graph" if self._replayed else "eager"
+        if result.ran_model:
+            # guidance runs the model twice: one call in PyTorch is told
+            record.kernels = "fused" if result.fused and record.kernels != "torch" else "torch"
         record.flops += result.flops
         record.full_flops += result.full_flops
 

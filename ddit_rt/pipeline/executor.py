@@ -21,22 +21,22 @@ from ..families import Family, ModelInputs
 from ..granularity import (
     Anchor,
     CoarsePath,
+    FusedEnds,
     Geometry,
     MergedSet,
     Models,
     PatchEmbedding,
+    PatchEnds,
     PredictionHistory,
     Scalar,
     VariancePreserving,
 )
 from ..runtime import GraphRunner, substituted
+from .fusing import Forwards, Fusing
 from .transformer_call import CallModels, StepResult, TransformerCall
 
 TEXT_PARTS, LEAST_TEXT = 16, 4
 """Text that is trimmed keeps a multiple of this part of its length, and of at least so many tokens."""
-
-# multiple -> the transformer's forward
-Forwards = Callable[[int], Callable[..., Any]]
 
 
 @dataclass
@@ -45,6 +45,7 @@ class _Execution:
 
     replayed: bool = True
     blocks_skipped: bool = False
+    fused: bool = False
 
 
 class StepExecutor:
@@ -56,16 +57,27 @@ class StepExecutor:
         native: See ``DDiTConfig.positions``.
         graphs: Runner, or None to run eagerly.
         merged: Multiples whose LoRA is merged into copies of the weights.
+        backend: See ``DDiTConfig.backend``: where kernels run, coarse steps have the transformer's ends fused.
+        fused_full: Full steps, too.
     """
 
     def __init__(
-        self, family: Family, path: CoarsePath, native: bool, graphs: GraphRunner | None, merged: Sequence[int] = ()
+        self,
+        family: Family,
+        path: CoarsePath,
+        native: bool,
+        graphs: GraphRunner | None,
+        merged: Sequence[int] = (),
+        backend: str = "torch",
+        fused_full: bool = False,
     ) -> None:
         self.graphs = graphs
         self.path = path
         self._family = family
         self._native = native
         self._merged_sizes = tuple(merged)
+        self._fusing = Fusing(family, backend)
+        self._fused_full = fused_full
         # whether there is anything to look over before a call
         self.watches = path.adapter is not None or graphs is not None
         self._costs: dict[tuple[int, Geometry, int, int], float] = {}
@@ -96,22 +108,40 @@ class StepExecutor:
         def run(at: Forwards, arguments: dict[str, Any]) -> Any:
             return at(1)(**arguments)
 
-        done = _Execution()
-        function, given = _modulated(call, 1, run, call.arguments)
-        raw = self._through_cache(call, done, 1, "full", (call.base,), function, given)
-        if call.inputs is None:
+        done, inputs = _Execution(), call.inputs
+        if inputs is None:
+            raw = self._full(call, done, run)
             return StepResult(raw, None, 0.0, 0.0, done.replayed, done.blocks_skipped)
-        cost = self._flops(call, call.inputs, 1)
+        # a second output has no place in what the ends give
+        done.fused = self._fused_full and not self._family.companion_scheduler
+        done.fused = done.fused and self._fusing.is_possible(call, 1, own=True)
+        if done.fused:
+
+            def run_fused(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
+                return self._fusing.full(call.base, replace(inputs, **given), at)
+
+            function, given = _modulated(call, 1, run_fused, self._tensors_of(inputs))
+            prediction = self._through_cache(call, done, 1, ("full", "fused"), (call.base,), function, given)
+            raw = self._family.wrap(call.base, inputs, prediction)
+        else:
+            raw = self._full(call, done, run)
+        cost = self._flops(call, inputs, 1)
         spent = 0.0 if done.blocks_skipped else cost
         companion = self._family.companion(raw)
-        return StepResult(raw, None, spent, cost, done.replayed, done.blocks_skipped, companion=companion)
+        return StepResult(
+            raw, None, spent, cost, done.replayed, done.blocks_skipped, companion=companion, fused=done.fused
+        )
+
+    def _full(self, call: TransformerCall, done: _Execution, run: Callable[[Forwards, dict[str, Any]], Any]) -> Any:
+        function, given = _modulated(call, 1, run, call.arguments)
+        return self._through_cache(call, done, 1, "full", (call.base,), function, given)
 
     def anchor(self, call: TransformerCall, raw: Any) -> Anchor:
         """What later coarse steps need of a full one, from its raw result."""
         inputs = call.inputs
         assert inputs is not None
-        reached = self._models(call, inputs, call.process, _forwards(call, probe=True))
-        models = CallModels(reached.low, reached.tokens, call)
+        reached = self._models(call, inputs, call.process, _forwards(call, probe=True), fused=False)
+        models = CallModels(reached.low, reached.tokens, call=call)
         state, prediction = self._state(call, inputs), self._family.output(call.base, inputs, raw)
         if call.process is not None:
             prediction = call.process.velocity(prediction.float(), state, call.sigma)
@@ -120,8 +150,9 @@ class StepExecutor:
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
         assert call.inputs is not None
-        inputs, path = self._trimmed(call, call.inputs), self.path
+        path, inputs = self.path, self._placed(self._trimmed(call, call.inputs), multiple)
         done, flops = _Execution(), 0.0
+        done.fused = fused = self._is_fused(call, multiple)
         anchors = list(history.anchors)[-path.anchors :] if path.anchors else []
         for anchor in reversed(anchors[-path.probes :] if path.probes else []):
             if multiple not in anchor.residuals:
@@ -131,10 +162,11 @@ class StepExecutor:
         def run(at: Forwards, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
             companions: list[torch.Tensor] = []
             here, process = replace(inputs, **given["inputs"]), _process(call, given)
-            models = self._models(call, here, process, self._watched(at, companions))
+            models = self._models(call, here, process, self._watched(at, companions), fused)
             anchors = deque([_anchor(tensors, multiple, models) for tensors in given["anchors"]])
             known = PredictionHistory(anchors, deque())
-            latent = here.latent.float()
+            unfused = models.bands is None and models.backend is None
+            latent = here.latent.float() if unfused else here.latent
             state = latent if process is None else process.state(latent, given["level"])
             prediction = path.predict(known, state, given["level"], multiple, here.geometry, models)
             return prediction, *companions[-1:]
@@ -147,7 +179,7 @@ class StepExecutor:
         }
         modules = self._modules(call, inputs, multiple)
         function, tensors = _modulated(call, multiple, run, given)
-        label = ("coarse", multiple)
+        label = ("coarse", multiple, fused)
         prediction, *companions = self._through_cache(call, done, multiple, label, modules, function, tensors)
         if not done.blocks_skipped:
             flops += self._flops(call, inputs, multiple)
@@ -185,7 +217,16 @@ class StepExecutor:
         if companion is not None:
             output = self._family.accompanied(output, companion.to(dtype))
         full = self._flops(call, inputs, 1)
-        return StepResult(output, prediction, flops, full, done.replayed, done.blocks_skipped, companion=companion)
+        return StepResult(
+            output,
+            prediction,
+            flops,
+            full,
+            done.replayed,
+            done.blocks_skipped,
+            companion=companion,
+            fused=done.fused,
+        )
 
     def _watched(self, at: Forwards, companions: list[torch.Tensor]) -> Forwards:
         """The same forwards; what their results hold of a companion goes into ``companions``."""
@@ -210,11 +251,12 @@ class StepExecutor:
         assert isinstance(anchor.models, CallModels)
         call = anchor.models.call
         assert call.inputs is not None
-        inputs = self._trimmed(call, call.inputs)
-        forwards = _forwards(call, probe=True)
+        inputs = self._placed(self._trimmed(call, call.inputs), multiple)
+        forwards, fused = _forwards(call, probe=True), self._is_fused(call, multiple)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
-            models = self._models(call, replace(inputs, **given["inputs"]), _process(call, given), forwards)
+            here = replace(inputs, **given["inputs"])
+            models = self._models(call, here, _process(call, given), forwards, fused)
             return self.path.missed(_anchor(given["anchor"], multiple, models), multiple, inputs.geometry)
 
         given = {
@@ -224,7 +266,7 @@ class StepExecutor:
         }
         function, tensors = _modulated(call, multiple, run, given)
         modules = self._modules(call, inputs, multiple)
-        return self._execute(call, done, ("probe", multiple), modules, function, tensors)
+        return self._execute(call, done, ("probe", multiple, fused), modules, function, tensors)
 
     def _trimmed(self, call: TransformerCall, inputs: ModelInputs) -> ModelInputs:
         """A call's inputs as coarse runs get them: with the text that the call says, a little more, or all of it."""
@@ -290,8 +332,23 @@ class StepExecutor:
             self.graphs.refresh(embedding)
         return call.base, embedding
 
+    def _placed(self, inputs: ModelInputs, multiple: int) -> ModelInputs:
+        """A call's inputs with the positions of coarse tokens."""
+        return replace(inputs, places=self._family.places(inputs, multiple, self._native))
+
+    def _is_fused(self, call: TransformerCall, multiple: int) -> bool:
+        """Whether kernels stand in for the transformer's ends in a coarse run."""
+        projections = self.path.needs_projections
+        wanted = projections or self.path.takes_kernels
+        return wanted and self._fusing.is_possible(call, multiple, own=not projections)
+
     def _models(
-        self, call: TransformerCall, inputs: ModelInputs, process: VariancePreserving | None, at: Forwards
+        self,
+        call: TransformerCall,
+        inputs: ModelInputs,
+        process: VariancePreserving | None,
+        at: Forwards,
+        fused: bool,
     ) -> Models:
         """How a path runs the model on a low state, and on coarse tokens, by the forwards of ``at``."""
         family, base, native = self._family, call.base, self._native
@@ -301,11 +358,18 @@ class StepExecutor:
 
         def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
             embedding = self._embedding(base, multiple, inputs.latent)
+            ends: PatchEnds = FusedEnds(embedding, self._fusing.backend) if fused else embedding
             with self._lora(base, multiple):
                 forward = at(multiple)
-                return family.run_patches(base, forward, inputs, latent, level, embedding, multiple, native).float()
+                found = family.run_patches(base, forward, inputs, latent, level, ends, multiple, native)
+            return found if fused and self.path.takes_kernels and process is None else found.float()
 
         own = Models(low, tokens)
+        if fused and self.path.takes_kernels:
+            if self.path.needs_projections:
+                own = replace(own, backend=self._fusing.backend)
+            else:
+                own = replace(own, bands=self._fusing.bands(base, inputs, at, native))
         return own if process is None else process.models(own, inputs.geometry.channels)
 
     def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
@@ -366,7 +430,7 @@ class StepExecutor:
         """A call's inputs without the tokens that the latent was read from."""
         taken = self._family.latent_argument
         arguments = {name: value for name, value in inputs.arguments.items() if name != taken}
-        extra = {"condition": inputs.condition, "references": inputs.references}
+        extra = {"condition": inputs.condition, "references": inputs.references, "places": inputs.places}
         return {"arguments": arguments, "latent": inputs.latent, **extra}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class TransformerCall:
 class CallModels(Models):
     """How a path reaches the model, and the call that it would be reached through."""
 
-    call: TransformerCall
+    call: TransformerCall = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class StepResult:
         blocks_skipped: TeaCache skipped the transformer's blocks.
         ran_model: Whether the model ran, blocks or no blocks.
         companion: What a model run predicted of a second output, see ``Family.companion``; None where there is none.
+        fused: Kernels stood in for the transformer's ends.
     """
 
     output: Any
@@ -85,3 +86,4 @@ class StepResult:
     blocks_skipped: bool = False
     ran_model: bool = True
     companion: torch.Tensor | None = None
+    fused: bool = False

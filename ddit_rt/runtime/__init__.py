@@ -3,7 +3,7 @@
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
 from .model_state import wrapped_forward
-from .parallel import agree_on_multiple, divided, own_part
+from .parallel import agree_on_multiple, divided, own_part, sequence_ranks
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
 from .substitution import substituted
@@ -28,6 +28,7 @@ __all__ = [
     "own_part",
     "polynomial",
     "relative_change",
+    "sequence_ranks",
     "substituted",
     "wrapped_forward",
 ]

@@ -65,6 +65,8 @@ class StepRecord:
         flops: Floating-point operations of all transformer calls of the step, probes included.
         full_flops: What they would have been at multiple 1.
         executed: "eager", "graph" or "cached" (no model call).
+        kernels: What computed the transformer's two ends: "fused" (our kernels, with all that a coarse path does around
+            the model), "torch" (its own layers), "" where no model ran.
         note: Why the step did not run as the policy wanted, if so.
     """
 
@@ -77,6 +79,7 @@ class StepRecord:
     flops: float = 0.0
     full_flops: float = 0.0
     executed: str = "eager"
+    kernels: str = ""
     note: Late[str] = Late(str)
     elapsed: Callable[[], float] | None = field(default=None, repr=False)
     miss: torch.Tensor | None = field(default=None, repr=False)
@@ -103,6 +106,7 @@ class StepRecord:
             "flops",
             "full_flops",
             "executed",
+            "kernels",
             "note",
         ]
         return {**{name: getattr(self, name) for name in names}, "missed": self.missed, "seconds": self.seconds}
@@ -180,14 +184,15 @@ class Report:
         head = (
             f"{'step':>4} {'timestep':>9} {'size':>5} {'tokens':>7}"
             + "".join(f" {heading:>9}" for heading in headings)
-            + f" {'GFLOP':>9} {'seconds':>8}  executed"
+            + f" {'GFLOP':>9} {'seconds':>8}  executed kernels"
         )
         lines = [head]
         for step in self.steps:
             stds = "".join(f" {step.patch_std[k]:9.2e}" if k in step.patch_std else f" {'-':>9}" for k in multiples)
             lines.append(
                 f"{step.index:4d} {step.timestep:9.2f} {short_label(step.multiple):>5} {step.tokens:7d}{stds}"
-                f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed}{'  ' + step.note if step.note else ''}"
+                f" {step.flops / 1e9:9.2f} {step.seconds:8.3f}  {step.executed:<8} {step.kernels:<5}"
+                f"{'  ' + step.note if step.note else ''}".rstrip()
             )
         counts = ", ".join(
             f"{self.schedule.count(k)} {'at ' if k else ''}{short_label(k)}"

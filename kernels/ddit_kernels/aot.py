@@ -1,6 +1,6 @@
 """Compile every kernel at every shipped configuration for five GPU architectures, without a GPU.
 
-    python -m ddit_kernels.aot [--arch 80 89 90 100 120] [--kernel evolution quantile embed deembed]
+    python -m ddit_kernels.aot [--arch 80 89 90 100 120] [--kernel evolution quantile embed deembed band adapter]
 
 Prints registers, shared memory, stack and local memory of each, as the CUDA tools bundled with Triton report them, and
 exits with 1 if one of them spills (stack or local memory) or needs more shared memory than a block of that GPU has. The
@@ -26,6 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from ddit_kernels._common import INTERPRETED, Launch
+from ddit_kernels.adapter_features import features_launch
+from ddit_kernels.adapter_velocity import velocity_launch
+from ddit_kernels.band_rest import BandMemory, band_launch
 from ddit_kernels.latent_evolution import WORKSPACE, evolution_launch, patch_counts
 from ddit_kernels.patch_deembed import deembed_launch
 from ddit_kernels.patch_embed import embed_launch
@@ -127,10 +130,15 @@ def _embeds() -> Iterator[tuple[str, Launch]]:
         ("FLUX packed", FLUX, 3072, 8, 1, True, False, bf16),
         ("FLUX packed, mean", FLUX, 3072, 2, 2, True, False, bf16),
         ("FLUX packed, mean", FLUX, 3072, 2, 4, True, False, bf16),
+        ("FLUX, mean", FLUX, 3072, 2, 2, False, False, bf16),
+        ("FLUX, mean", FLUX, 3072, 2, 4, False, False, bf16),
+        ("FLUX adapter", (1, 51, 128, 128), 3072, 4, 1, False, False, bf16),
+        ("FLUX adapter", (1, 51, 128, 128), 3072, 8, 1, False, False, bf16),
         ("SD3", FLUX, 1536, 2, 1, False, True, torch.float16),
         ("Wan", WAN_480, 1536, 2, 1, False, False, bf16),
         ("Wan", WAN_480, 1536, 4, 1, False, False, bf16),
         ("Wan, edge", WAN_480, 5120, 8, 1, False, False, bf16),
+        ("Wan, mean", WAN_480, 1536, 2, 2, False, False, bf16),
         ("Wan, mean, edge", WAN_480, 1536, 2, 4, False, False, bf16),
         ("FLUX float32", FLUX, 3072, 2, 1, True, True, torch.float32),
         ("FLUX float32", FLUX, 3072, 8, 1, False, False, torch.float32),
@@ -162,6 +170,9 @@ def _deembeds() -> Iterator[tuple[str, Launch]]:
         ("FLUX packed", FLUX, 3072, 8, 1, True, bf16),
         ("FLUX packed, spread", FLUX, 3072, 2, 2, True, bf16),
         ("FLUX packed, spread", FLUX, 3072, 2, 4, True, bf16),
+        ("FLUX, spread", FLUX, 3072, 2, 2, False, bf16),
+        ("FLUX, spread", FLUX, 3072, 2, 4, False, bf16),
+        ("FLUX adapter", (1, 32, 128, 128), 3072, 4, 1, False, bf16),
         ("SD3", FLUX, 1536, 2, 1, False, torch.float16),
         ("Wan", WAN_480, 1536, 2, 1, False, bf16),
         ("Wan", WAN_480, 1536, 4, 1, False, bf16),
@@ -171,22 +182,80 @@ def _deembeds() -> Iterator[tuple[str, Launch]]:
         ("FLUX float32", FLUX, 3072, 8, 1, False, torch.float32),
     ):
         shape, out_grid = _pack(latent) if is_packed else (latent, None)
-        side, features = size * spread, latent[1] * size**2
+        side, out_dtype = size * spread, torch.float32 if spread > 1 else dtype  # as the rest of band-split is
         grid = [*latent[2:-2], -(-latent[-2] // side), -(-latent[-1] // side)]
         launch = deembed_launch(
             _meta(1, torch.Size(grid).numel(), width, dtype=dtype),
-            _meta(features, width, dtype=dtype),
-            _meta(features, dtype=dtype),
+            _meta(size, size, latent[1], width, dtype=dtype),
+            _meta(size, size, latent[1], dtype=dtype),
             size,
             grid,
-            _meta(*shape, dtype=dtype) if side > 2 else None,
+            _meta(*shape, dtype=out_dtype) if side > 2 else None,
             1.0,
             _meta(1) if spread > 1 else None,
             spread,
             out_grid,
-            _meta(*shape, dtype=dtype),
+            _meta(*shape, dtype=out_dtype),
         )
         yield f"{name} s={size} k={spread} d={width}", launch
+
+
+def _bands() -> Iterator[tuple[str, Launch]]:
+    bf16 = torch.bfloat16
+    for name, latent, multiple, high, residuals, dtype in (
+        ("FLUX", (1, 16, 1, 128, 128), 2, "line", 2, bf16),
+        ("FLUX", (1, 16, 1, 128, 128), 4, "line", 2, bf16),
+        ("FLUX", (1, 16, 1, 128, 128), 2, "clean", 0, bf16),
+        ("FLUX", (1, 16, 1, 128, 128), 2, "latent", 0, bf16),
+        ("FLUX", (1, 16, 1, 128, 128), 4, "probe", 0, bf16),
+        ("Wan 480p", WAN_480, 2, "line", 2, bf16),
+        ("Wan 480p, edge", WAN_480, 4, "clean", 1, torch.float32),
+    ):
+        rows, columns = (-(-n // (2 * multiple)) * 2 for n in latent[-2:])
+        low = _meta(*latent[:3], rows, columns)
+        level = _meta(1, dtype=torch.float64)
+        memory = BandMemory(
+            high,
+            _meta(*latent, dtype=dtype),
+            _meta(*latent, dtype=dtype),
+            _meta(*latent, dtype=dtype),
+            low if residuals else None,
+            low if residuals > 1 else None,
+            level,
+            level,
+        )
+        rest = low if high == "probe" else _meta(*latent)
+        launch = band_launch(
+            _meta(*latent, dtype=dtype), level, multiple, (rows, columns), memory, rest, _meta(3, latent[0])
+        )
+        yield f"{name} k={multiple} {high} residuals={residuals}", launch
+
+
+def _adapters() -> Iterator[tuple[str, Launch]]:
+    bf16 = torch.bfloat16
+    for name, latent, multiple, reads in (
+        ("FLUX", (1, 16, 1, 128, 128), 2, True),
+        ("FLUX", (1, 16, 1, 128, 128), 4, True),
+        ("FLUX, no memory", (1, 16, 1, 128, 128), 2, False),
+        ("Wan 480p", WAN_480, 2, True),
+        ("Wan 480p, edge", WAN_480, 4, True),
+    ):
+        batch, channels, frames = latent[:3]
+        side, level = 2 * multiple, _meta(1, dtype=torch.float64)
+        rows, columns = (-(-n // side) for n in latent[-2:])
+        z, factors = _meta(*latent, dtype=bf16), _meta(4, batch)
+        memory = BandMemory("clean", z, z, z, level_newest=level, level_older=level)
+        count = channels + (2 * channels + 3 if reads else 1)
+        features = _meta(batch, count, frames, rows * side, columns * side, dtype=bf16)
+        launch = features_launch(z, level, multiple, memory, _meta(batch), reads, features, factors)
+        yield f"features, {name} k={multiple}", launch
+        decoded = _meta(batch, 2 * channels, *features.shape[2:], dtype=bf16)
+        residual = _meta(batch, frames * rows * columns, channels * side**2, dtype=bf16)
+        trust = _meta(channels, dtype=bf16) if reads else None
+        launch = velocity_launch(
+            z, level, multiple, side, decoded, residual, trust, 20.0, memory, factors, _meta(*latent)
+        )
+        yield f"velocity, {name} k={multiple}", launch
 
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:
@@ -203,7 +272,14 @@ def _resources(cubin: bytes) -> tuple[int, int, int]:
     return registers, stack, local
 
 
-KERNELS = {"evolution": _evolutions, "quantile": _quantiles, "embed": _embeds, "deembed": _deembeds}
+KERNELS = {
+    "evolution": _evolutions,
+    "quantile": _quantiles,
+    "embed": _embeds,
+    "deembed": _deembeds,
+    "band": _bands,
+    "adapter": _adapters,
+}
 
 
 def check(arch: int, kernels: Sequence[str], target: _Target) -> Iterator[Row]:

@@ -6,6 +6,7 @@ the latent lies in memory, (channel, row, column), so that no result has to be s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import library
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, pack_latent, split_strides, tl, triton
-from ddit_kernels._gemm import scale_arguments, scaled, tuned
+from ddit_kernels._gemm import aligned_strides, column_of, line_of, scale_arguments, scaled, tuned
 from ddit_kernels._workspace import zeroed
 
 MIN_TILE = 32 * 32
@@ -32,8 +33,10 @@ def _deembed_kernel(
     partials,  # (PARTS, tiles, BLOCK_M * BLOCK_N)
     tickets,  # one per tile, zero before and after
     token_strides,  # (batch, token, feature)
-    strides,  # of the latent: (batch, channel, frame, row block, row, column block, column)
-    residual_strides,  # same order
+    weight_strides,  # between rows of it: (pixel, channel)
+    bias_strides,  # same order
+    strides,  # of the latent: (batch, channel, frame, row block, row) over ALIGN, then (column block, column)
+    residual_strides,  # same order, over RESIDUAL_ALIGN
     scale_stride,
     factor,
     count,  # tokens of all samples
@@ -42,13 +45,16 @@ def _deembed_kernel(
     columns,
     height,
     width,
-    channels,
     features,  # C * S * S
     depth,
     S: tl.constexpr,
     PARTS: tl.constexpr,  # programs that share the depth of one tile
-    SPREAD: tl.constexpr,
+    REPEAT: tl.constexpr,  # k: a value goes to k x k pixels
     SPLIT: tl.constexpr,  # 2: a packed token holds 2 x 2 pixels; 1: plain strides
+    ALIGN: tl.constexpr,
+    RESIDUAL_ALIGN: tl.constexpr,
+    EXACT_ROWS: tl.constexpr,  # nothing is cropped at the bottom
+    EXACT_COLUMNS: tl.constexpr,  # nor at the right
     SCALE: tl.constexpr,  # 0: none, 1: factor, 2: scales
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -63,8 +69,10 @@ def _deembed_kernel(
     feature_mask = feature < features
     sample = token // per_sample
     place = token % per_sample
+    # features are ordered (channel, row, column) as pixels lie in memory, whatever order the weight's rows have
     channel = feature // (S * S)
-    line = feature % (S * S) * channels + channel  # the weight's rows are ordered (row, column, channel)
+    pixel = feature % (S * S)
+    line = weight + pixel * weight_strides[0] + channel * weight_strides[1]
 
     base = sample.to(tl.int64) * token_strides[0] + place.to(tl.int64) * token_strides[1]
     part = tl.cdiv(tl.cdiv(depth, PARTS), BLOCK_K) * BLOCK_K
@@ -75,7 +83,7 @@ def _deembed_kernel(
         index = first + tl.arange(0, BLOCK_K)
         inside = (index < end)[None, :]
         left = tl.load(tokens + base[:, None] + (index * token_strides[2])[None, :], token_mask[:, None] & inside, 0.0)
-        right = tl.load(weight + line[:, None] * depth + index[None, :], feature_mask[:, None] & inside, 0.0)
+        right = tl.load(line[:, None] + index[None, :], feature_mask[:, None] & inside, 0.0)
         left = left.to(weight.dtype.element_ty)
         if UPCAST:
             left = left.to(tl.float32)
@@ -100,36 +108,54 @@ def _deembed_kernel(
         tl.atomic_xchg(tickets + tile, 0)
 
     if BIAS:
-        product += tl.load(bias + line, feature_mask, 0.0).to(tl.float32)[None, :]
+        of_bias = pixel * bias_strides[0] + channel * bias_strides[1]
+        product += tl.load(bias + of_bias, feature_mask, 0.0).to(tl.float32)[None, :]
     if SCALE == 1:
         product *= factor
     if SCALE == 2:
         product *= tl.load(scales + sample * scale_stride, token_mask, 0.0).to(tl.float32)[:, None]
 
     frame = place // (rows * columns)
-    top = place // columns % rows * (S * SPREAD)
-    left_edge = place % columns * (S * SPREAD)
+    top = place // columns % rows * (S * REPEAT)
+    left_edge = place % columns * (S * REPEAT)
     start = sample * strides[0] + frame * strides[2]
     residual_start = sample * residual_strides[0] + frame * residual_strides[2]
-    for pixel in range(SPREAD * SPREAD):
-        y = top[:, None] + (feature // S % S * SPREAD + pixel // SPREAD)[None, :]
-        x = left_edge[:, None] + (feature % S * SPREAD + pixel % SPREAD)[None, :]
-        mask = token_mask[:, None] & feature_mask[None, :] & (y < height) & (x < width)
-        where = start[:, None] + (channel * strides[1])[None, :]
-        where += y // SPLIT * strides[3] + x // SPLIT * strides[5]
-        if SPLIT > 1:
-            where += y % SPLIT * strides[4] + x % SPLIT * strides[6]
-        result = product
+    mask = token_mask[:, None] & feature_mask[None, :]
+    if REPEAT == 1:
+        y = top[:, None] + (pixel // S)[None, :]
+        x = left_edge[:, None] + (pixel % S)[None, :]
+        if not EXACT_ROWS:
+            mask &= y < height
+        if not EXACT_COLUMNS:
+            mask &= x < width
+        where = line_of(strides, start[:, None], channel[None, :], y, SPLIT, ALIGN) + column_of(strides, x, SPLIT)
         if RESIDUAL:
-            other = residual_start[:, None] + (channel * residual_strides[1])[None, :]
-            other += y // SPLIT * residual_strides[3] + x // SPLIT * residual_strides[5]
-            if SPLIT > 1:
-                other += y % SPLIT * residual_strides[4] + x % SPLIT * residual_strides[6]
-            result += tl.load(residual + other, mask, 0.0).to(tl.float32)
-        tl.store(latent + where, result.to(latent.dtype.element_ty), mask)
+            other = line_of(residual_strides, residual_start[:, None], channel[None, :], y, SPLIT, RESIDUAL_ALIGN)
+            product += tl.load(residual + other + column_of(residual_strides, x, SPLIT), mask, 0.0).to(tl.float32)
+        tl.store(latent + where, product.to(latent.dtype.element_ty), mask)
+    else:
+        x = left_edge[:, None, None] + (pixel % S * REPEAT)[None, :, None] + tl.arange(0, REPEAT)[None, None, :]
+        for row in range(REPEAT):
+            y = top[:, None] + (pixel // S * REPEAT + row)[None, :]
+            within = mask
+            if not EXACT_ROWS:
+                within = mask & (y < height)
+            run = within[:, :, None]
+            if not EXACT_COLUMNS:
+                run = run & (x < width)
+            where = line_of(strides, start[:, None], channel[None, :], y, SPLIT, ALIGN)[:, :, None]
+            where += column_of(strides, x, SPLIT)
+            result = tl.broadcast_to(product[:, :, None], (BLOCK_M, BLOCK_N, REPEAT))
+            if RESIDUAL:
+                other = line_of(residual_strides, residual_start[:, None], channel[None, :], y, SPLIT, RESIDUAL_ALIGN)
+                other = other[:, :, None] + column_of(residual_strides, x, SPLIT)
+                result += tl.load(residual + other, tl.broadcast_to(run, result.shape), 0.0).to(tl.float32)
+            tl.store(latent + where, result.to(latent.dtype.element_ty), tl.broadcast_to(run, result.shape))
 
 
-_tuned_deembed = tuned(_deembed_kernel, (64, 64, 64, 8, 4), (32, 64, 64, 4, 3), (32, 32, 128, 4, 4))
+_TILES = (64, 64, 64, 8, 4), (64, 32, 64, 4, 4), (32, 64, 64, 4, 3), (32, 32, 128, 4, 4)
+_SPREAD_TILES = (64, 64, 64, 8, 4), (64, 32, 64, 8, 4), (32, 32, 64, 4, 4), (32, 32, 128, 4, 4)
+_tuned_deembed = tuned(_deembed_kernel, _TILES, _SPREAD_TILES, "BLOCK_N", 32)
 
 
 # --- launcher ---------------------------------------------------------------------------------------------------------
@@ -160,35 +186,42 @@ def deembed_launch(
 
     Args:
         tokens: (B, N, d), any strides.
-        weight: (s*s*C, d), rows in the order (row, column, channel).
-        bias: (s*s*C,) or None.
+        weight: (s, s, C, d), the last axis contiguous; a permuted view serves rows of any order.
+        bias: (s, s, C) or None, any strides.
         grid: tokens per axis, (h, w) or (f, h, w).
         residual: shape of ``latent``, any strides, or None.
         scale, scales: factor of the projection; a tensor (1,) or (B,) takes precedence over the number.
         packed: grid of the packed tokens of 2 x 2 pixels that ``latent`` holds, if it does.
         latent: contiguous, written: (B, C, H, W), (B, C, F, H, W) or packed (B, h*w, C*4).
     """
-    _, channels, _, height, width = latent_shape(latent, packed)
+    _, _, _, height, width = latent_shape(latent, packed)
     rows, columns = grid[-2:]
     batch, per_sample, depth = tokens.shape
-    count, features = batch * per_sample, weight.shape[0]
+    count, features = batch * per_sample, math.prod(weight.shape[:3])
+    weight, bias = _mergeable(weight, patch_size), None if bias is None else _mergeable(bias, patch_size)
+    side = patch_size * spread_over
     parts = depth_parts(count, features, depth)
     padded = -(-count // 64) * -(-features // 64) * 64 * 64  # all tiles divide 64 x 64
-    strides = split_strides(latent, packed)
+    align, strides = aligned_strides(split_strides(latent, packed))
+    residual_align, residual_strides = align, strides
+    if residual is not None:
+        residual_align, residual_strides = aligned_strides(split_strides(residual, packed))
     return Launch(
         _tuned_deembed,
         lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"]), parts),
         dict(
             tokens=tokens,
-            weight=weight.contiguous(),
+            weight=weight,
             bias=bias,
             residual=residual,
             latent=latent,
             partials=tokens.new_empty(parts * padded, dtype=torch.float32) if parts > 1 else None,
             tickets=zeroed(tokens.device, padded // MIN_TILE) if parts > 1 else None,
             token_strides=tokens.stride(),
+            weight_strides=weight.stride()[1:3],
+            bias_strides=(0, 0) if bias is None else bias.stride()[1:3],
             strides=strides,
-            residual_strides=strides if residual is None else split_strides(residual, packed),
+            residual_strides=residual_strides,
             **scale_arguments(scale, scales),
             count=count,
             per_sample=per_sample,
@@ -196,18 +229,27 @@ def deembed_launch(
             columns=columns,
             height=height,
             width=width,
-            channels=channels,
             features=features,
             depth=depth,
             S=patch_size,
             PARTS=parts,
-            SPREAD=spread_over,
+            REPEAT=spread_over,
             SPLIT=1 if packed is None else 2,
+            ALIGN=align,
+            RESIDUAL_ALIGN=residual_align,
+            EXACT_ROWS=rows * side == height,
+            EXACT_COLUMNS=columns * side == width,
             BIAS=bias is not None,
             RESIDUAL=residual is not None,
             UPCAST=INTERPRETED,
         ),
     )
+
+
+def _mergeable(rows: torch.Tensor, side: int) -> torch.Tensor:
+    """``rows`` (s, s, C, ...) so that a pixel's number tells its place, and what follows the channel is contiguous."""
+    merges = side == 1 or rows.stride(0) == side * rows.stride(1)
+    return rows if merges and (rows.dim() == 3 or rows.stride(3) == 1) else rows.contiguous()
 
 
 @library.custom_op("ddit::patch_deembed", mutates_args=())
@@ -248,7 +290,7 @@ def _empty_latent(
     size: Sequence[int],
     packed: bool,
 ) -> torch.Tensor:
-    batch, channels, (height, width) = tokens.shape[0], weight.shape[0] // patch_size**2, size
+    batch, channels, (height, width) = tokens.shape[0], weight.shape[2], size
     shape = (batch, channels, *grid[:-2], height, width)
     if packed:
         shape = (batch, (height // 2) * (width // 2), channels * 4)
@@ -273,8 +315,9 @@ def patch_deembed_reference(
 ) -> torch.Tensor:
     """Plain PyTorch version of the kernel. See :func:`ddit_rt.ops.patch_deembed`."""
     frames, rows, columns = (1, *grid) if len(grid) == 2 else grid
-    batch, channels = tokens.shape[0], weight.shape[0] // patch_size**2
-    values = F.linear(tokens.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+    batch, channels = tokens.shape[0], weight.shape[2]
+    bias = None if bias is None else bias.to(weight.dtype).flatten()
+    values = F.linear(tokens.to(weight.dtype), weight.flatten(0, 2), bias)
     values = scaled(values, scale).to(weight.dtype)
     patches = values.reshape(batch, frames, rows, columns, patch_size, patch_size, channels)
     latent = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import library
 
 from ddit_kernels._common import INTERPRETED, Launch, latent_shape, split_strides, tl, triton, unpack_latent
-from ddit_kernels._gemm import scale_arguments, scaled, tuned
+from ddit_kernels._gemm import aligned_strides, column_of, line_of, scale_arguments, scaled, tuned
 
 # --- kernel -----------------------------------------------------------------------------------------------------------
 
@@ -27,8 +27,9 @@ def _embed_kernel(
     extra,
     scales,
     tokens,
-    strides,  # of the latent: (batch, channel, frame, row block, row, column block, column)
+    strides,  # of the latent: (batch, channel, frame, row block, row) over ALIGN, then (column block, column)
     extra_strides,  # (batch, token, feature), 0 where it broadcasts
+    weight_stride,  # between features
     scale_stride,
     factor,
     count,  # tokens of all samples
@@ -40,9 +41,11 @@ def _embed_kernel(
     features,
     depth,  # C * S * S
     S: tl.constexpr,
-    MEAN: tl.constexpr,
+    REPEAT: tl.constexpr,  # k: a value is the mean of k x k pixels
     SPLIT: tl.constexpr,  # 2: a packed token holds 2 x 2 pixels; 1: plain strides
-    EXACT: tl.constexpr,  # patches never leave the latent nor begin inside a packed token
+    ALIGN: tl.constexpr,
+    EXACT_ROWS: tl.constexpr,  # patches never leave the latent at the bottom
+    EXACT_COLUMNS: tl.constexpr,  # nor at the right
     SCALE: tl.constexpr,  # 0: none, 1: factor, 2: scales
     BIAS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -58,42 +61,45 @@ def _embed_kernel(
     feature_mask = feature < features
     sample = token // per_sample
     place = token % per_sample
-    top = place // columns % rows * (S * MEAN)
-    left = place % columns * (S * MEAN)
+    top = place // columns % rows * (S * REPEAT)
+    left = place % columns * (S * REPEAT)
     base = sample * strides[0] + place // (rows * columns) * strides[2]
-    if EXACT:
-        base += top // SPLIT * strides[3] + left // SPLIT * strides[5]
 
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, depth, BLOCK_K):
+        # x is innermost in the depth, so that neighbouring values are neighbours in memory
         index = first + tl.arange(0, BLOCK_K)
+        channel = index // (S * S)
         mask = token_mask[:, None] & (index < depth)[None, :]
-        channel = index // (S * S) * strides[1]
-        patches = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-        for pixel in range(MEAN * MEAN):
-            inside_row = index // S % S * MEAN + pixel // MEAN
-            inside_column = index % S * MEAN + pixel % MEAN
-            if EXACT:
-                offset = channel + inside_row // SPLIT * strides[3] + inside_column // SPLIT * strides[5]
-                if SPLIT > 1:
-                    offset += inside_row % SPLIT * strides[4] + inside_column % SPLIT * strides[6]
-                where = base[:, None] + offset[None, :]
-            else:
-                # The edge repeats to the bottom and right, as replication padding would have it.
-                y = tl.minimum(top[:, None] + inside_row[None, :], height - 1)
-                x = tl.minimum(left[:, None] + inside_column[None, :], width - 1)
-                where = base[:, None] + channel[None, :] + y // SPLIT * strides[3] + x // SPLIT * strides[5]
-                if SPLIT > 1:
-                    where += y % SPLIT * strides[4] + x % SPLIT * strides[6]
-            patches += tl.load(latent + where, mask, 0.0).to(tl.float32)
-        if MEAN > 1:
-            patches *= 1.0 / (MEAN * MEAN)
+        if REPEAT == 1:
+            y = top[:, None] + (index // S % S)[None, :]
+            x = left[:, None] + (index % S)[None, :]
+            # The edge repeats to the bottom and right, as replication padding would have it.
+            if not EXACT_ROWS:
+                y = tl.minimum(y, height - 1)
+            if not EXACT_COLUMNS:
+                x = tl.minimum(x, width - 1)
+            where = line_of(strides, base[:, None], channel[None, :], y, SPLIT, ALIGN) + column_of(strides, x, SPLIT)
+            patches = tl.load(latent + where, mask, 0.0).to(tl.float32)
+        else:
+            patches = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+            x = left[:, None, None] + ((index % S) * REPEAT)[None, :, None] + tl.arange(0, REPEAT)[None, None, :]
+            if not EXACT_COLUMNS:
+                x = tl.minimum(x, width - 1)
+            for row in range(REPEAT):
+                y = top[:, None] + (index // S % S * REPEAT + row)[None, :]
+                if not EXACT_ROWS:
+                    y = tl.minimum(y, height - 1)
+                line = line_of(strides, base[:, None], channel[None, :], y, SPLIT, ALIGN)
+                where = line[:, :, None] + column_of(strides, x, SPLIT)
+                patches += tl.sum(tl.load(latent + where, mask[:, :, None], 0.0).to(tl.float32), 2)
+            patches *= 1.0 / (REPEAT * REPEAT)
         if SCALE == 1:
             patches *= factor
         if SCALE == 2:
             patches *= tl.load(scales + sample * scale_stride, token_mask, 0.0).to(tl.float32)[:, None]
         weight_mask = feature_mask[:, None] & (index < depth)[None, :]
-        columns_of_weight = tl.load(weight + feature[:, None] * depth + index[None, :], weight_mask, 0.0)
+        columns_of_weight = tl.load(weight + feature[:, None] * weight_stride + index[None, :], weight_mask, 0.0)
         patches = patches.to(weight.dtype.element_ty)
         if UPCAST:
             patches = patches.to(tl.float32)
@@ -113,8 +119,9 @@ def _embed_kernel(
     tl.store(tokens + where, product.to(tokens.dtype.element_ty), mask)
 
 
-_TILES = (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (32, 64, 64, 4, 4)
-_tuned_embed = tuned(_embed_kernel, *_TILES)
+_TILES = (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 4)
+_MEAN_TILES = (64, 128, 32, 8, 3), (32, 64, 32, 4, 3), (64, 128, 16, 8, 3), (32, 64, 16, 4, 4)
+_tuned_embed = tuned(_embed_kernel, _TILES, _MEAN_TILES, "BLOCK_K", 16)
 
 
 # --- launcher ---------------------------------------------------------------------------------------------------------
@@ -137,7 +144,8 @@ def embed_launch(
 
     Args:
         latent: (B, C, H, W), (B, C, F, H, W) or packed (B, h*w, C*4), any strides.
-        weight: (d, C, s, s) or (d, C, 1, s, s), columns in the order (channel, row, column).
+        weight: (d, C, s, s) or (d, C, 1, s, s), columns in the order (channel, row, column); may be some channels of a
+            wider one, without a copy.
         bias, size_embedding: (d,) or None.
         extra: broadcastable to (B, N, d) or None.
         scale, scales: factor of the latent; a tensor (1,) or (B,) takes precedence over the number.
@@ -154,18 +162,23 @@ def embed_launch(
     side = patch_size * mean_over
     rows, columns = -(-height // side), -(-width // side)
     count = batch * frames * rows * columns
+    align, strides = aligned_strides(strides)
+    weight = weight.flatten(1)
+    if weight.stride(1) != 1:
+        weight = weight.contiguous()
     return Launch(
         _tuned_embed,
         lambda meta: (-(-count // meta["BLOCK_M"]), -(-features // meta["BLOCK_N"])),
         dict(
             latent=latent,
-            weight=weight.flatten(1).contiguous(),
+            weight=weight,
             bias=bias,
             size_embedding=size_embedding,
             extra=extra,
             tokens=tokens,
             strides=strides,
             extra_strides=(0, 0, 0) if extra is None else extra.expand(tokens.shape).stride(),
+            weight_stride=weight.stride(0),
             **scale_arguments(scale, scales),
             count=count,
             per_sample=frames * rows * columns,
@@ -176,9 +189,11 @@ def embed_launch(
             features=features,
             depth=depth,
             S=patch_size,
-            MEAN=mean_over,
+            REPEAT=mean_over,
             SPLIT=split,
-            EXACT=height % side == 0 and width % side == 0 and side % split == 0,
+            ALIGN=align,
+            EXACT_ROWS=height % side == 0,
+            EXACT_COLUMNS=width % side == 0,
             BIAS=bias is not None,
             SIZE=size_embedding is not None,
             EXTRA=extra is not None,

@@ -14,7 +14,7 @@ from torch import nn
 import ddit_rt
 from ddit_rt import families
 from ddit_rt.families import Family, ModelInputs, family_of, register_family
-from ddit_rt.granularity import Geometry, PatchProjections, bands, patchify, swapped, unpatchify
+from ddit_rt.granularity import Geometry, PatchProjections, bands, swapped, unpatchify
 from ddit_rt.runtime import TeaCacheDefaults, Trunk
 
 WIDTH, CHANNELS, PATCH = 16, 3, 2
@@ -93,19 +93,19 @@ class Toy(Family):
     def projections(self, module):
         return PatchProjections(module.embed.weight, module.embed.bias, module.out.weight, module.out.bias)
 
-    def run_patches(self, module, forward, call, latent, sigma, embedding, multiple, native):
-        side, (rows, columns), kept = multiple * PATCH, call.geometry.grid(multiple), []
+    def run_patches(self, module, forward, call, latent, sigma, ends, multiple, native):
+        (rows, columns), kept = call.geometry.grid(multiple), []
 
         def embed(_):
-            return embedding.tokens(patchify(latent, side)).transpose(1, 2).unflatten(2, (rows, columns))
+            return ends.read(latent).transpose(1, 2).unflatten(2, (rows, columns))
 
         def out(tokens):
-            kept.append(embedding.patches(tokens))
+            kept.append(ends.write(tokens, (1, rows, columns)))
             return tokens.new_zeros(*tokens.shape[:2], PATCH * PATCH * CHANNELS)
 
         with swapped(module, embed=embed, out=out):
             forward(**self.low_arguments(call, latent, sigma, multiple, native))
-        return unpatchify(kept[0], side, 1, rows, columns)
+        return kept[0]
 
     def trunk(self, module):
         published = TeaCacheDefaults("toy", 0.1, (1.0, 0.0))

@@ -51,7 +51,10 @@ def test_operators_are_registered_as_they_behave() -> None:
     library.opcheck(evolution_select, (increments, [2, 4], 0.4, 1e-3, None, decision))
     library.opcheck(patch_std_quantile, (torch.rand(2, 20, device=DEVICE), [16, 4], [2, 4], 0.4))
     library.opcheck(patch_embed, (increments[0], weight, None, 2, None, weight[:, 0, 0, 0], 1, 0.5, None, None))
-    library.opcheck(patch_deembed, (tokens, rows, None, 2, [4, 4], increments[0], 1.0, factor, 1, [8, 8], False))
+    library.opcheck(
+        patch_deembed,
+        (tokens, rows.unflatten(0, (2, 2, 4)), None, 2, [4, 4], increments[0], 1.0, factor, 1, [8, 8], False),
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_kernels)])

@@ -163,7 +163,7 @@ def test_launches_overwrite_poisoned_memory() -> None:
     tokens = torch.full((1, 20, 9), math.nan, device=DEVICE)
     embed_launch(latent, weight, None, 2, None, None, 1, 1.0, None, None, tokens).run(tokens.device)
     assert tokens.isfinite().all()
-    out, weight = torch.full((1, 3, 7, 10), math.nan, device=DEVICE), torch.randn(12, 9, device=DEVICE)
+    out, weight = torch.full((1, 3, 7, 10), math.nan, device=DEVICE), torch.randn(2, 2, 3, 9, device=DEVICE)
     deembed_launch(tokens, weight, None, 2, (4, 5), None, 1.0, None, 1, None, out).run(out.device)
     assert out.isfinite().all()
 

@@ -47,7 +47,7 @@ def test_to_dict_has_every_field_of_a_step():
     (step,) = report(2, note="why").to_dict()["steps"]
     assert set(step) == {
         "index", "timestep", "sigma", "multiple", "tokens", "patch_std", "flops", "full_flops", "executed", "note",
-        "missed", "seconds",
+        "kernels", "missed", "seconds",
     }  # fmt: skip
 
 

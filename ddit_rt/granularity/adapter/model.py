@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import nn
 
+from ... import ops
 from ...errors import AdapterMismatchError, ConfigError
 from ...settings import shown
 from ..geometry import patchify, unpatchify
@@ -52,6 +53,21 @@ class ResidualBlock(nn.Module):
         patches = patchify(latent, self.side)
         out = self.linear(patches) + self.leave(F.gelu(self.enter(patches)))
         return unpatchify(out, self.side, latent.shape[2], latent.shape[3] // self.side, latent.shape[4] // self.side)
+
+    def tokens(self, latent: torch.Tensor, backend: str) -> torch.Tensor:
+        """The same before patches are put back: (B, features, F, H, W) -> (B, N, channels·s·s), without gradients.
+
+        Args:
+            backend: Of :mod:`ddit_rt.ops`; the patches of ``latent`` are read where they lie.
+        """
+
+        def of_patches(layer: nn.Linear) -> torch.Tensor:
+            weight = layer.weight.detach().view(layer.out_features, -1, self.side, self.side)
+            return ops.patch_embed(latent, weight, layer.bias.detach(), self.side, backend=backend)
+
+        straight, hidden = of_patches(self.linear), F.gelu(of_patches(self.enter))
+        out = torch.addmm(straight.flatten(0, 1), hidden.flatten(0, 1), self.leave.weight.detach().mT)
+        return out.unflatten(0, straight.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from collections.abc import Sequence
 
 import torch
 
+from ... import ops
 from .. import bands
 from ..adapter.model import Adapter
 from ..bands import Scalar
 from ..geometry import Geometry
-from .base import Anchor, CoarsePath, Models, PredictionHistory, line, residual_at
+from .base import Anchor, CoarsePath, Models, PredictionHistory, as_tensor, line, residual_at
 from .registry import PathOptions, register_path
 
 # a single number per channel has to travel from 0 to about 1; the other weights move by hundredths
@@ -56,7 +57,7 @@ class AdapterPath(CoarsePath):
             holding it. An adapter with memory sees that line itself, and holds it.
     """
 
-    needs_projections = True
+    needs_projections = takes_kernels = True
     told_level = "low"
     anchors = 2
     adapter: Adapter
@@ -87,7 +88,8 @@ class AdapterPath(CoarsePath):
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
         """v_full less the adapter's own prediction there, float32 (B, C, F, H, W)."""
-        own = self._run([anchor], anchor.latent.float(), anchor.sigma, multiple, geometry, anchor.models)
+        latent = anchor.latent if anchor.models.backend is not None else anchor.latent.float()
+        own = self._run([anchor], latent, anchor.sigma, multiple, geometry, anchor.models)
         return anchor.prediction.float() - own
 
     def _run(
@@ -99,6 +101,8 @@ class AdapterPath(CoarsePath):
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
+        if models.backend is not None:
+            return self._run_fused(anchors, latent, sigma, multiple, geometry, models)
         padded = bands.pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         high = bands.high_band(padded, multiple)
@@ -115,6 +119,46 @@ class AdapterPath(CoarsePath):
             velocity = velocity + trust.view(1, -1, 1, 1, 1) * (forecast - velocity)
         residual = size.residual(features.to(size.embedding.embed.dtype)).float()
         return bands.crop_to_latent(velocity + scale * (correction + residual), geometry)
+
+    def _run_fused(
+        self,
+        anchors: Sequence[Anchor],
+        latent: torch.Tensor,
+        sigma: Scalar,
+        multiple: int,
+        geometry: Geometry,
+        models: Models,
+    ) -> torch.Tensor:
+        """The same in kernels, all but the adapter's own layers; ``sigma`` and the anchors' are tensors."""
+        backend, size = models.backend, self.adapter.size(multiple)
+        assert backend is not None
+        level = as_tensor(sigma)
+        newest = anchors[-1] if anchors else None
+        older = anchors[0] if len(anchors) > 1 else None
+        memory = ops.BandMemory(
+            anchor=None if newest is None else newest.latent,
+            newest=None if newest is None else newest.prediction,
+            older=None if older is None else older.prediction,
+            level_newest=None if newest is None else as_tensor(newest.sigma),
+            level_older=None if older is None else as_tensor(older.sigma),
+        )
+        side, reads = multiple * geometry.patch, self.adapter.spec.memory
+        rows, columns = geometry.grid(multiple)
+        grid = (rows * side, columns * side)
+        given = ops.adapter_features(latent, level, multiple, grid, memory, reads, backend=backend)
+        return ops.adapter_velocity(
+            latent,
+            level,
+            multiple,
+            models.tokens(given.features, given.level, multiple),
+            size.residual.tokens(given.features, backend),
+            side,
+            memory,
+            given.factors,
+            trust=size.trust.detach() if reads else None,
+            trust_speed=_TRUST_SPEED,
+            backend=backend,
+        )
 
     def _features(
         self, anchors: Sequence[Anchor], padded: torch.Tensor, sigma: Scalar, multiple: int, geometry: Geometry

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ...ops import BandMemory
 from .. import bands
 from ..geometry import Geometry
-from .base import Anchor, CoarsePath, Models, PredictionHistory, line, residual_at
+from .base import Anchor, CoarsePath, Models, PredictionHistory, as_tensor, known_residual, line, residual_at
 from .registry import PathOptions, register_path
 
 
@@ -33,6 +34,7 @@ class BandSplitPath(CoarsePath):
             two.
     """
 
+    takes_kernels = True
     told_level = "low"
 
     def __init__(self, delta: bool, extrapolate: bool = False, line: bool = False) -> None:
@@ -52,6 +54,8 @@ class BandSplitPath(CoarsePath):
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
+        if models.bands is not None:
+            return models.bands(latent, sigma, multiple, self._memory(history, multiple, geometry))
         padded = bands.pad_to_grid(latent, geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, models.low(low_latent, low_sigma, multiple), multiple)
@@ -72,8 +76,30 @@ class BandSplitPath(CoarsePath):
 
     def missed(self, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
         """down(v_full) - v_low, float32 (B, C, F, H/k, W/k)."""
+        if anchor.models.bands is not None:
+            memory = BandMemory("probe", newest=anchor.prediction)
+            return anchor.models.bands(anchor.latent, anchor.sigma, multiple, memory)
         padded = bands.pad_to_grid(anchor.latent.float(), geometry, multiple)
         low_latent, low_sigma = bands.low_state(padded, anchor.sigma, multiple)
         prediction = anchor.models.low(low_latent, low_sigma, multiple)
         low = bands.low_velocity(low_latent, low_sigma, prediction, multiple)
         return bands.means(anchor.prediction.float(), geometry, multiple) - low
+
+    def _memory(self, history: PredictionHistory, multiple: int, geometry: Geometry) -> BandMemory:
+        """What of the last full steps a fused run takes, as ``predict`` does."""
+        if not history.anchors:
+            return BandMemory()
+        newest = history.anchors[-1]
+        older = history.anchors[0] if len(history.anchors) > 1 else None
+        line = self.line and older is not None
+        extrapolated = older if self.delta and self.extrapolate else None
+        return BandMemory(
+            "line" if line else "clean",
+            anchor=None if line else newest.latent,
+            newest=newest.prediction,
+            older=older.prediction if older is not None and line else None,
+            residual=known_residual(self, newest, multiple, geometry) if self.delta else None,
+            residual_older=None if extrapolated is None else known_residual(self, extrapolated, multiple, geometry),
+            level_newest=as_tensor(newest.sigma),
+            level_older=None if older is None else as_tensor(older.sigma),
+        )

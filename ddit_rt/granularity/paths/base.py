@@ -14,22 +14,37 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...ops import BandMemory
 from .. import bands
 from ..adapter.model import Adapter
 from ..geometry import Geometry
 
 # (low latent (B, C, F, H/k, W/k) float32, its noise level, multiple) -> prediction of the same shape, float32
 RunLow = Callable[[torch.Tensor, bands.Scalar, int], torch.Tensor]
+# (latent (B, C, F, H, W), its noise level as a tensor, multiple, what the run remembers) -> band-split's velocity,
+# float32 (B, C, F, H, W); for a probe what it misses, (B, C, F, H'/k, W'/k)
+RunBands = Callable[[torch.Tensor, bands.Scalar, int, BandMemory], torch.Tensor]
 # (latent padded to the grid (B, C, F, H, W), noise level, multiple) -> prediction of the same shape, float32
 RunTokens = Callable[[torch.Tensor, bands.Scalar, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Models:
-    """How a path reaches the model at the current step."""
+    """How a path reaches the model at the current step.
+
+    Attributes:
+        low: Runs it on a low state.
+        tokens: Runs it between other projections.
+        bands: Runs it on a low state with band-split's algebra fused into the transformer's ends; None where that
+            cannot be, or is not wanted. Its result is what the algebra around ``low`` gives, but for rounding.
+        backend: Of :mod:`ddit_rt.ops`, where a path may compute by kernels what lies around ``tokens``, which then
+            takes and gives the model's dtype; None where it may not.
+    """
 
     low: RunLow
     tokens: RunTokens
+    bands: RunBands | None = None
+    backend: str | None = None
 
 
 @dataclass
@@ -123,6 +138,8 @@ class CoarsePath(ABC):
         positions: Coordinates of coarse tokens by default, ``"native"`` or ``"interpolated"``.
         max_consecutive: Longest run of coarse steps that the policy makes by default; None: no limit.
         adapter: The trained adapter that it runs, or None.
+        takes_kernels: ``predict`` and ``missed`` use ``models.bands`` or ``models.backend`` where there is one; latents
+            are in the model's dtype then, and not in float32.
     """
 
     needs_anchor = False
@@ -135,6 +152,7 @@ class CoarsePath(ABC):
     positions = "native"
     max_consecutive: int | None = None
     adapter: Adapter | None = None
+    takes_kernels = False
 
     @abstractmethod
     def predict(
@@ -166,18 +184,23 @@ def residual_at(
     geometry: Geometry,
     extrapolate: bool,
 ) -> torch.Tensor:
-    """The residual of the last full step, or the line through those of the last two, at ``sigma``.
-
-    Residuals are kept per multiple; what is not there yet costs a coarse model run.
-    """
-
-    def residual(anchor: Anchor) -> torch.Tensor:
-        if multiple not in anchor.residuals:
-            anchor.residuals[multiple] = path.missed(anchor, multiple, geometry)
-        return anchor.residuals[multiple]
-
+    """The residual of the last full step, or the line through those of the last two, at ``sigma``."""
     newest = history.anchors[-1]
+    last = known_residual(path, newest, multiple, geometry)
     if not extrapolate or len(history.anchors) < 2:
-        return residual(newest)
+        return last
     older = history.anchors[-2]
-    return line((older.sigma, residual(older)), (newest.sigma, residual(newest)), sigma)
+    return line((older.sigma, known_residual(path, older, multiple, geometry)), (newest.sigma, last), sigma)
+
+
+def as_tensor(level: bands.Scalar) -> torch.Tensor:
+    """A noise level that a captured graph reads, which is a tensor."""
+    assert isinstance(level, torch.Tensor)
+    return level
+
+
+def known_residual(path: CoarsePath, anchor: Anchor, multiple: int, geometry: Geometry) -> torch.Tensor:
+    """What the coarse model missed at a full step, kept per multiple; what is not there yet costs a coarse run."""
+    if multiple not in anchor.residuals:
+        anchor.residuals[multiple] = path.missed(anchor, multiple, geometry)
+    return anchor.residuals[multiple]

@@ -32,6 +32,5 @@ class NaivePath(CoarsePath):
         geometry: Geometry,
         models: Models,
     ) -> torch.Tensor:
-        return bands.crop_to_latent(
-            models.tokens(bands.pad_to_grid(latent, geometry, multiple), sigma, multiple), geometry
-        )
+        prediction = models.tokens(bands.pad_to_grid(latent, geometry, multiple), sigma, multiple)
+        return bands.crop_to_latent(prediction.float(), geometry)
