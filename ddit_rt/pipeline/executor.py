@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,20 +22,16 @@ from ..granularity import (
     CoarsePath,
     FusedEnds,
     Geometry,
-    MergedSet,
     Models,
-    PatchEmbedding,
     PatchEnds,
     PredictionHistory,
     Scalar,
     VariancePreserving,
 )
-from ..runtime import GraphRunner, substituted
+from ..runtime import GraphRunner
+from .coarse_weights import CoarseWeights
 from .fusing import Forwards, Fusing
 from .transformer_call import CallModels, StepResult, TransformerCall
-
-TEXT_PARTS, LEAST_TEXT = 16, 4
-"""Text that is trimmed keeps a multiple of this part of its length, and of at least so many tokens."""
 
 
 @dataclass
@@ -75,31 +70,23 @@ class StepExecutor:
         self.path = path
         self._family = family
         self._native = native
-        self._merged_sizes = tuple(merged)
+        self._weights = CoarseWeights(family, path, merged)
         self._fusing = Fusing(family, backend)
         self._fused_full = fused_full
         # whether there is anything to look over before a call
         self.watches = path.adapter is not None or graphs is not None
         self._costs: dict[tuple[int, Geometry, int, int], float] = {}
-        self._merged: dict[tuple[int, int], MergedSet] = {}
-        self._embeddings: dict[tuple[int, int], PatchEmbedding] = {}
-        self._stamps: dict[tuple[int, int], tuple[object, ...]] = {}
-        # models whose copied weights have been brought up to date in this pipeline call
-        self._renewed: set[tuple[int, int]] = set()
 
     def begin_call(self) -> None:
         """A pipeline call begins: weights that leave no trace of a change are read again when first used in it."""
-        self._renewed.clear()
+        self._weights.begin_call()
 
     def refresh(self, base: nn.Module, inputs: ModelInputs | None) -> None:
         """Notices changed weights and switches; for the time before the decision, when the host only waits."""
-        adapter = self.path.adapter
-        if adapter is not None and inputs is not None:
-            adapter.place(inputs.latent.device, inputs.latent.dtype)
-            for merged in dict.fromkeys(self._merged_set(base, k) for k in self._merged_sizes):
-                merged.refresh(thorough=self._first_time(id(base), 0))
-            self._renewed.add((id(base), 0))
+        if inputs is not None:
+            self._weights.refresh(base, inputs)
         if self.graphs is not None:
+            adapter = self.path.adapter
             self.graphs.refresh(base, *(() if adapter is None else (adapter,)))
 
     def full(self, call: TransformerCall) -> StepResult:
@@ -120,7 +107,7 @@ class StepExecutor:
             def run_fused(at: Forwards, given: dict[str, Any]) -> torch.Tensor:
                 return self._fusing.full(call.base, replace(inputs, **given), at)
 
-            function, given = _modulated(call, 1, run_fused, self._tensors_of(inputs))
+            function, given = call.modulated(1, run_fused, self._tensors_of(inputs))
             prediction = self._through_cache(call, done, 1, ("full", "fused"), (call.base,), function, given)
             raw = self._family.wrap(call.base, inputs, prediction)
         else:
@@ -133,7 +120,7 @@ class StepExecutor:
         )
 
     def _full(self, call: TransformerCall, done: _Execution, run: Callable[[Forwards, dict[str, Any]], Any]) -> Any:
-        function, given = _modulated(call, 1, run, call.arguments)
+        function, given = call.modulated(1, run, call.arguments)
         return self._through_cache(call, done, 1, "full", (call.base,), function, given)
 
     def anchor(self, call: TransformerCall, raw: Any) -> Anchor:
@@ -150,7 +137,7 @@ class StepExecutor:
     def coarse(self, call: TransformerCall, history: PredictionHistory, multiple: int) -> StepResult:
         """A coarse step by the coarse path."""
         assert call.inputs is not None
-        path, inputs = self.path, self._placed(self._trimmed(call, call.inputs), multiple)
+        path, inputs = self.path, self._placed(call.trimmed(self._family), multiple)
         done, flops = _Execution(), 0.0
         done.fused = fused = self._is_fused(call, multiple)
         anchors = list(history.anchors)[-path.anchors :] if path.anchors else []
@@ -178,7 +165,7 @@ class StepExecutor:
             "anchors": [_tensors_of_anchor(anchor, multiple) for anchor in anchors],
         }
         modules = self._modules(call, inputs, multiple)
-        function, tensors = _modulated(call, multiple, run, given)
+        function, tensors = call.modulated(multiple, run, given)
         label = ("coarse", multiple, fused)
         prediction, *companions = self._through_cache(call, done, multiple, label, modules, function, tensors)
         if not done.blocks_skipped:
@@ -251,7 +238,7 @@ class StepExecutor:
         assert isinstance(anchor.models, CallModels)
         call = anchor.models.call
         assert call.inputs is not None
-        inputs = self._placed(self._trimmed(call, call.inputs), multiple)
+        inputs = self._placed(call.trimmed(self._family), multiple)
         forwards, fused = _forwards(call, probe=True), self._is_fused(call, multiple)
 
         def run(given: dict[str, Any]) -> torch.Tensor:
@@ -264,18 +251,9 @@ class StepExecutor:
             "training levels": None if call.process is None else call.process.levels,
             "anchor": _tensors_of_anchor(anchor, multiple),
         }
-        function, tensors = _modulated(call, multiple, run, given)
+        function, tensors = call.modulated(multiple, run, given)
         modules = self._modules(call, inputs, multiple)
         return self._execute(call, done, ("probe", multiple, fused), modules, function, tensors)
-
-    def _trimmed(self, call: TransformerCall, inputs: ModelInputs) -> ModelInputs:
-        """A call's inputs as coarse runs get them: with the text that the call says, a little more, or all of it."""
-        whole = int(inputs.arguments["encoder_hidden_states"].shape[1]) if call.text is not None else 0
-        if call.text is None or call.text >= whole:
-            return inputs
-        step = max(whole // TEXT_PARTS, LEAST_TEXT)  # every length is a graph of its own
-        kept = -(-call.text // step) * step
-        return inputs if kept >= whole else self._family.trimmed(inputs, kept)
 
     def _through_cache(
         self,
@@ -327,7 +305,7 @@ class StepExecutor:
             return call.base, self.path.adapter
         if not self.path.needs_projections:
             return (call.base,)
-        embedding = self._embedding(call.base, multiple, inputs.latent)
+        embedding = self._weights.embedding(call.base, multiple, inputs.latent)
         if self.graphs is not None:
             self.graphs.refresh(embedding)
         return call.base, embedding
@@ -357,9 +335,9 @@ class StepExecutor:
             return family.run_low(base, at(multiple), inputs, latent, level, multiple, native).float()
 
         def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            embedding = self._embedding(base, multiple, inputs.latent)
+            embedding = self._weights.embedding(base, multiple, inputs.latent)
             ends: PatchEnds = FusedEnds(embedding, self._fusing.backend) if fused else embedding
-            with self._lora(base, multiple):
+            with self._weights.lora(base, multiple):
                 forward = at(multiple)
                 found = family.run_patches(base, forward, inputs, latent, level, ends, multiple, native)
             return found if fused and self.path.takes_kernels and process is None else found.float()
@@ -372,52 +350,13 @@ class StepExecutor:
                 own = replace(own, bands=self._fusing.bands(base, inputs, at, native))
         return own if process is None else process.models(own, inputs.geometry.channels)
 
-    def _embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
-        if self.path.adapter is not None:
-            return self.path.adapter.size(multiple).embedding
-        key, stamp = (id(base), multiple), self._family.stamp(base)
-        if key not in self._embeddings:
-            made = self._family.patch_embedding(base, multiple).requires_grad_(False)
-            self._embeddings[key] = made.to(like.device, like.dtype)
-        elif self._first_time(*key) or self._stamps[key] != stamp:
-            # a fused LoRA or another dtype changes what was resized, and may leave no trace of it; captured graphs
-            # read the copy where it is
-            self._embeddings[key].renew(self._family.patch_embedding(base, multiple))
-        self._stamps[key] = stamp
-        self._renewed.add(key)
-        return self._embeddings[key].to(like.device, like.dtype)
-
-    def _first_time(self, module: int, multiple: int) -> bool:
-        """Whether a copy of weights is used for the first time in this pipeline call."""
-        return (module, multiple) not in self._renewed
-
-    def _lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
-        adapter = self.path.adapter
-        if adapter is None:
-            return nullcontext()
-        if multiple in self._merged_sizes:
-            return self._merged_set(base, multiple).active()
-        return adapter.lora(multiple).active(base)
-
-    def _merged_set(self, base: nn.Module, multiple: int) -> MergedSet:
-        assert self.path.adapter is not None
-        lora = self.path.adapter.lora(multiple)  # one for all multiples, if the adapter shares it
-        key = (id(base), id(lora))
-        if key not in self._merged:
-            self._merged[key] = MergedSet(lora, base)
-        return self._merged[key]
-
     def _flops(self, call: TransformerCall, inputs: ModelInputs, multiple: int) -> float:
         """FLOP of one model run."""
         beside = self._family.tokens_beside(inputs, multiple, self._native)
         key = (id(call.base), inputs.geometry, multiple, beside)
         if key not in self._costs:
             flops = self._family.flops(call.base, inputs.geometry, multiple, beside)
-            adapter = self.path.adapter
-            if adapter is not None and multiple > 1:
-                tokens, merged = inputs.geometry.tokens(multiple), multiple in self._merged_sizes
-                flops += adapter.flops(multiple, tokens, beside, merged)
-            self._costs[key] = flops
+            self._costs[key] = flops + self._weights.flops(multiple, inputs.geometry.tokens(multiple), beside)
         return inputs.latent.shape[0] * self._costs[key]
 
     def _state(self, call: TransformerCall, inputs: ModelInputs) -> torch.Tensor:
@@ -432,22 +371,6 @@ class StepExecutor:
         arguments = {name: value for name, value in inputs.arguments.items() if name != taken}
         extra = {"condition": inputs.condition, "references": inputs.references, "places": inputs.places}
         return {"arguments": arguments, "latent": inputs.latent, **extra}
-
-
-def _modulated(
-    call: TransformerCall, multiple: int, run: Callable[..., Any], given: Any
-) -> tuple[Callable[..., Any], Any]:
-    """``run`` and its input (its last argument), with modulations that were made ahead among the input's tensors."""
-    found = None if call.ahead is None else call.ahead(multiple)
-    if found is None:
-        return run, given
-
-    def modulated(*arguments: Any) -> Any:
-        *first, inputs = arguments
-        with substituted(call.base, found.results(inputs["modulation"])):
-            return run(*first, inputs["given"])
-
-    return modulated, {"given": given, "modulation": found.values}
 
 
 def _forwards(call: TransformerCall, probe: bool) -> Forwards:

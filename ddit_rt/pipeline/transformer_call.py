@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..families import ModelInputs
+from ..families import Family, ModelInputs
 from ..granularity import Models, VariancePreserving
-from ..runtime import CacheState, TeaCache
+from ..runtime import CacheState, TeaCache, substituted
 from .modulation import Modulation
+
+TEXT_PARTS, LEAST_TEXT = 16, 4
+"""Text that is trimmed keeps a multiple of this part of its length, and of at least so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,30 @@ class TransformerCall:
     cache: Callable[[int], tuple[TeaCache, CacheState]] | None = None
     ahead: Callable[[int], Modulation | None] | None = None
     text: int | None = None
+
+    def trimmed(self, family: Family) -> ModelInputs:
+        """What coarse runs get of the call: with the text that it says, a little more, or all of it."""
+        inputs = self.inputs
+        assert inputs is not None
+        whole = int(inputs.arguments["encoder_hidden_states"].shape[1]) if self.text is not None else 0
+        if self.text is None or self.text >= whole:
+            return inputs
+        step = max(whole // TEXT_PARTS, LEAST_TEXT)  # every length is a graph of its own
+        kept = -(-self.text // step) * step
+        return inputs if kept >= whole else family.trimmed(inputs, kept)
+
+    def modulated(self, multiple: int, run: Callable[..., Any], given: Any) -> tuple[Callable[..., Any], Any]:
+        """``run`` and its input (its last argument), with modulations made ahead among the input's tensors."""
+        found = None if self.ahead is None else self.ahead(multiple)
+        if found is None:
+            return run, given
+
+        def modulated(*arguments: Any) -> Any:
+            *first, inputs = arguments
+            with substituted(self.base, found.results(inputs["modulation"])):
+                return run(*first, inputs["given"])
+
+        return modulated, {"given": given, "modulation": found.values}
 
 
 @dataclass(frozen=True)
