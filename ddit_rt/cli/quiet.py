@@ -22,8 +22,8 @@ def quieten() -> None:
     """
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    # torchao, which diffusers imports where it is installed, tells of libraries for other machines
-    for name in ("torchao", "torch.utils._pytree"):
+    # torchao and bitsandbytes, which diffusers imports where they are installed, tell of libraries for other machines
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         for library in _LIBRARIES:
