@@ -24,9 +24,10 @@ class Sizes:
     vae_multipliers: tuple[int, ...] = (1, 2, 4)
     latent_channels: int = 8
     vae_clips: int = 320
-    vae_batch: int = 6
+    vae_batch: int = 30
+    """Frames of a step, in clips of as many frames as one of `vae_frames`."""
     vae_crop: int = 32
-    vae_frames: int = 5
+    vae_frames: tuple[int, ...] = (1, 5, 9, 13)
     text_width: int = 128
     text_layers: int = 2
     text_tokens: int = 24
@@ -56,7 +57,7 @@ class Sizes:
     def tiny() -> Sizes:
         """A model of a few thousand parameters: exercises every line, learns nothing."""
         return Sizes(
-            resolutions=(32, 16), frames=5, vae_width=4, vae_clips=4, vae_batch=2, vae_crop=16, vae_frames=5,
+            resolutions=(32, 16), frames=5, vae_width=4, vae_clips=4, vae_batch=5, vae_crop=16, vae_frames=(1, 5),
             latent_channels=4, text_width=16, text_layers=1, text_tokens=32, text_batch=8, heads=2, head_dim=12,
             layers=2, feed_forward=32, shard_clips=4, large_shards=1, small_shards=1, captions=2,
             buckets=(Bucket(32, 2, 2), Bucket(16, 2, 2), Bucket(16, 1, 4)),

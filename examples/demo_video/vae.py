@@ -94,11 +94,12 @@ class _Clips:
     def batch(self, generator: torch.Generator) -> Tensor:
         """float32 (B, 3, frames, crop, crop) in [-1, 1]; the length varies from call to call."""
         sizes = self.sizes
-        kind, start = torch.rand(2, generator=generator).tolist()
-        frames = 1 if kind > 0.85 else sizes.vae_frames
-        batch = sizes.vae_batch * (3 if frames == 1 else 1)
+        kind, size, start = torch.rand(3, generator=generator).tolist()
+        # whole clips too: what a causal convolution remembers has to hold to their end
+        frames = sizes.vae_frames[int(kind * len(sizes.vae_frames))]
+        batch = max(sizes.vae_batch // frames, 1)
         first = int(start * (sizes.frames - frames + 1))
-        pool = self.pools[1 if kind < 0.3 else 0]
+        pool = self.pools[int(size < 0.3)]
         chosen = torch.randint(len(pool), (batch,), generator=generator).tolist()
         crop = sizes.vae_crop
         places = torch.randint(pool.shape[2] - crop + 1, (batch, 2), generator=generator).tolist()
@@ -119,7 +120,7 @@ def train_vae(
     nothing that was trained on the latents goes stale.
     """
     torch.manual_seed(seed)
-    stage, rate = ("decoder", 1e-3) if decoder_only else ("vae", 2e-3)
+    stage, rate = ("decoder", 6e-4) if decoder_only else ("vae", 1e-3)
     rng = Random(f"{seed} {stage}")
     clips = _Clips(sizes, rng)
     vae = (load_vae(run, sizes) if decoder_only else build_vae(sizes)).to(device).train()
