@@ -7,12 +7,13 @@ end needs follow from the same noise levels and are written beside it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import library
 
+from ddit_kernels._band_reference import per_sample, widened
 from ddit_kernels._common import Launch, tl, triton
 from ddit_kernels.band_rest import BandMemory, level_stride, strides_of
 
@@ -225,14 +226,8 @@ def adapter_features_reference(
     """Plain PyTorch version of the kernel. See :func:`ddit_rt.ops.adapter_features`."""
     batch, bottom, right = len(latent), grid[0] - latent.shape[3], grid[1] - latent.shape[4]
 
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(tensor.float().flatten(1, 2), (0, right, 0, bottom), mode="replicate")
-        return padded.unflatten(1, tensor.shape[1:3])
-
-    def of(value: torch.Tensor) -> torch.Tensor:
-        return value.reshape(-1, 1, 1, 1, 1)
-
-    sigma = of(level)
+    wide = partial(widened, bottom=bottom, right=right)
+    sigma = per_sample(level)
     scale = 1 / ((1 - sigma) + sigma / multiple)
     low_sigma = scale * sigma / multiple
     padded = wide(latent)
@@ -245,12 +240,12 @@ def adapter_features_reference(
         if memory.newest is not None:
             assert memory.level_newest is not None
             last = wide(memory.newest)
-            near = of(memory.level_newest)
+            near = per_sample(memory.level_newest)
             unit = distance = near - sigma
             if memory.older is not None:
                 assert memory.level_older is not None and apart is not None
-                share = ((sigma - near) / (near - of(memory.level_older))).clamp(max=1.0)
-                unit = share.abs() * of(apart) + LEAST
+                share = ((sigma - near) / (near - per_sample(memory.level_older))).clamp(max=1.0)
+                unit = share.abs() * per_sample(apart) + LEAST
                 slope = (share / unit).float() * (last - wide(memory.older))
         present = plane + (memory.newest is not None)
         parts += [last, slope, plane + distance.float(), present]

@@ -9,10 +9,12 @@ With o and c the two predictions of the de-embedding, b band-split of down(o), f
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import library
 
+from ddit_kernels._band_reference import means, per_sample, repeated, widened
 from ddit_kernels._common import INTERPRETED, Launch, tl, triton
 from ddit_kernels.band_rest import BandMemory, level_stride, strides_of
 
@@ -264,35 +266,23 @@ def adapter_velocity_reference(
 ) -> torch.Tensor:
     """Plain PyTorch version of the kernel. See :func:`ddit_rt.ops.adapter_velocity`."""
     bottom, right = (decoded.shape[i] - latent.shape[i] for i in (3, 4))
+    wide = partial(widened, bottom=bottom, right=right)
+    down, up = partial(means, multiple=multiple), partial(repeated, multiple=multiple)
 
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(tensor.float().flatten(1, 2), (0, right, 0, bottom), mode="replicate")
-        return padded.unflatten(1, tensor.shape[1:3])
-
-    def down(tensor: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(tensor.flatten(1, 2), multiple).unflatten(1, tensor.shape[1:3])
-
-    def up(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.repeat_interleave(multiple, 3).repeat_interleave(multiple, 4)
-
-    def of(value: torch.Tensor | None) -> torch.Tensor:
-        assert value is not None
-        return value.reshape(-1, 1, 1, 1, 1)
-
-    scale, gain, _, unit = (of(one) for one in factors.unbind(0))
+    scale, gain, _, unit = (per_sample(one) for one in factors.unbind(0))
     padded = noisy = wide(latent)
     out, correction = decoded.float().chunk(2, dim=1)
     newest = None if memory.newest is None else wide(memory.newest)
     if newest is not None:
         assert memory.anchor is not None
-        noisy = padded - wide(memory.anchor) + of(memory.level_newest).float() * newest
+        noisy = padded - wide(memory.anchor) + per_sample(memory.level_newest).float() * newest
     flat = gain * down(out) + (1 / multiple - 1) * scale * down(padded)
-    velocity = up(flat) + (noisy - up(down(noisy))) / of(level).float()
+    velocity = up(flat) + (noisy - up(down(noisy))) / per_sample(level).float()
     if newest is not None and trust is not None:
         forecast = newest
         if memory.older is not None:
-            near = of(memory.level_newest)
-            share = ((of(level) - near) / (near - of(memory.level_older))).clamp(max=1.0).float()
+            near = per_sample(memory.level_newest)
+            share = ((per_sample(level) - near) / (near - per_sample(memory.level_older))).clamp(max=1.0).float()
             forecast = newest + share * (newest - wide(memory.older))
         velocity = velocity + trust_speed * trust.float().view(1, -1, 1, 1, 1) * (forecast - velocity)
     grid = (latent.shape[2], decoded.shape[3] // side, decoded.shape[4] // side)

@@ -12,12 +12,13 @@ from noise levels that are tensors, so that a captured graph can be replayed at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import library
 
+from ddit_kernels._band_reference import means, per_sample, repeated, widened
 from ddit_kernels._common import INTERPRETED, Launch, memory_span, tl, triton
 
 BLOCK = 1024 if INTERPRETED else 128  # the interpreter runs one program after the other
@@ -309,26 +310,14 @@ def band_rest_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain PyTorch version of the kernel. See :func:`ddit_rt.ops.band_rest`."""
     bottom, right = grid[0] * multiple - latent.shape[3], grid[1] * multiple - latent.shape[4]
-
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(tensor.float().flatten(1, 2), (0, right, 0, bottom), mode="replicate")
-        return padded.unflatten(1, tensor.shape[1:3])
-
-    def down(tensor: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(tensor.flatten(1, 2), multiple).unflatten(1, tensor.shape[1:3])
-
-    def up(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.repeat_interleave(multiple, 3).repeat_interleave(multiple, 4)
-
-    def of(value: torch.Tensor | None) -> torch.Tensor:
-        assert value is not None
-        return value.reshape(-1, 1, 1, 1, 1)
+    wide = partial(widened, bottom=bottom, right=right)
+    down, up = partial(means, multiple=multiple), partial(repeated, multiple=multiple)
 
     def line(newest: torch.Tensor, older: torch.Tensor) -> torch.Tensor:
-        near, far = of(memory.level_newest), of(memory.level_older)
+        near, far = per_sample(memory.level_newest), per_sample(memory.level_older)
         return newest + ((sigma - near) / (near - far)).clamp(max=1.0).float() * (newest - older)
 
-    sigma = of(level)
+    sigma = per_sample(level)
     scale = 1 / ((1 - sigma) + sigma / multiple)
     low_sigma = scale * sigma / multiple
     gain = (1 - low_sigma) / multiple + low_sigma
@@ -347,7 +336,7 @@ def band_rest_reference(
             high = line(newest, wide(memory.older))
         elif memory.high == "clean":
             assert newest is not None and memory.anchor is not None
-            high = (padded - wide(memory.anchor) + of(memory.level_newest).float() * newest) / sigma.float()
+            high = (padded - wide(memory.anchor) + per_sample(memory.level_newest).float() * newest) / sigma.float()
         else:
             high = padded / sigma.float()
         rest = up(flat - down(high)) + high
