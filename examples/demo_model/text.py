@@ -13,11 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -25,9 +20,8 @@ from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
 
 from .common import Budget, Loop, RunLog, Sizes, load_state, save_atomic
 from .scenes import VOCABULARY, Noun, Scene, Span, caption_spans, sample_scene
+from .words import SPECIAL, padded_ids, word_tokenizer
 
-_PAD, _EOS, _UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
-_SPECIAL = (_PAD, _EOS, _UNKNOWN)
 _SHAPES, _COLOURS = list(SHAPES), list(COLOURS)
 # Classes of one word's labels; 0 means "not said".
 _FIELDS = {
@@ -43,26 +37,13 @@ _POOLED_LABELS = _POOLED + len(COLOURS) + 1
 
 
 def build_tokenizer(sizes: Sizes) -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer over `scenes.VOCABULARY` that appends [EOS]; unknown words are [UNK]."""
-    words = {word: index for index, word in enumerate((*_SPECIAL, *VOCABULARY))}
-    tokenizer = Tokenizer(WordLevel(words, unk_token=_UNKNOWN))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single=f"$A {_EOS}", special_tokens=[(_EOS, words[_EOS])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token=_EOS,
-        unk_token=_UNKNOWN,
-        model_max_length=sizes.text_tokens,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    """A tokenizer over `scenes.VOCABULARY`."""
+    return word_tokenizer(VOCABULARY, sizes.text_tokens)
 
 
 def build_encoders(sizes: Sizes) -> tuple[CLIPTextModel, T5EncoderModel]:
     """Untrained encoders: pooled (B, width) and per-word (B, tokens, width) outputs."""
-    vocabulary = len(_SPECIAL) + len(VOCABULARY)
+    vocabulary = len(SPECIAL) + len(VOCABULARY)
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary, hidden_size=sizes.text_width, intermediate_size=2 * sizes.text_width,
@@ -84,9 +65,7 @@ def build_encoders(sizes: Sizes) -> tuple[CLIPTextModel, T5EncoderModel]:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str], sizes: Sizes) -> torch.Tensor:
     """Token ids, int64 (B, text_tokens), padded as `FluxPipeline` pads."""
-    return tokenizer(
-        captions, padding="max_length", max_length=sizes.text_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
+    return padded_ids(tokenizer, captions, sizes.text_tokens)
 
 
 class _Readers(nn.Module):

@@ -11,23 +11,17 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from ddit_rt.evaluate.adherence import COLOURS
 from examples.demo_model.common import Budget, Loop, RunLog, load_state, save_atomic
 from examples.demo_model.scenes import Span
+from examples.demo_model.words import SPECIAL, padded_ids, word_tokenizer
 
 from .scenes import BACKGROUNDS, MOTIONS, SHAPES, TEXTURES, VOCABULARY, Clip, caption_spans, sample_clip
 from .sizes import Sizes
 
-_PAD, _EOS, _UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
-_SPECIAL = (_PAD, _EOS, _UNKNOWN)
 _COLOURS, _MOTIONS = list(COLOURS), list(MOTIONS)
 _FIELDS = {
     "about": 4,
@@ -43,28 +37,15 @@ _FIELDS = {
 
 
 def build_tokenizer(sizes: Sizes) -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer over `scenes.VOCABULARY` that appends [EOS]; unknown words are [UNK]."""
-    words = {word: index for index, word in enumerate((*_SPECIAL, *VOCABULARY))}
-    tokenizer = Tokenizer(WordLevel(words, unk_token=_UNKNOWN))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single=f"$A {_EOS}", special_tokens=[(_EOS, words[_EOS])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token=_EOS,
-        unk_token=_UNKNOWN,
-        model_max_length=sizes.text_tokens,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    """A tokenizer over `scenes.VOCABULARY`."""
+    return word_tokenizer(VOCABULARY, sizes.text_tokens)
 
 
 def build_encoder(sizes: Sizes) -> UMT5EncoderModel:
     """An untrained encoder: (B, tokens) -> (B, tokens, width)."""
     return UMT5EncoderModel(
         UMT5Config(
-            vocab_size=len(_SPECIAL) + len(VOCABULARY), d_model=sizes.text_width, d_kv=16,
+            vocab_size=len(SPECIAL) + len(VOCABULARY), d_model=sizes.text_width, d_kv=16,
             d_ff=2 * sizes.text_width, num_layers=sizes.text_layers, num_heads=sizes.text_width // 16 or 1,
             dropout_rate=0.0, pad_token_id=0, eos_token_id=1, relative_attention_num_buckets=16,
             relative_attention_max_distance=24, feed_forward_proj="gated-gelu",
@@ -74,10 +55,7 @@ def build_encoder(sizes: Sizes) -> UMT5EncoderModel:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str], sizes: Sizes) -> Tensor:
     """Token ids, int64 (B, text_tokens), padded with 0 as `WanPipeline` pads."""
-    ids: Tensor = tokenizer(
-        captions, padding="max_length", max_length=sizes.text_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids
+    return padded_ids(tokenizer, captions, sizes.text_tokens)
 
 
 def embed(encoder: UMT5EncoderModel, ids: Tensor) -> Tensor:
