@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,12 +61,16 @@ class Library:
         directory.mkdir(parents=True, exist_ok=True)
         self.calls = manifest.get("calls", [])
         path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if not path.exists():
+            # whole or absent: the processes of a run open the same directory at once
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        if path.read_text(encoding="utf-8") != text:
             raise ConfigError(
                 f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "
                 "directory, or delete it."
             )
-        path.write_text(text, encoding="utf-8")
 
     def path(self, index: int) -> Path:
         return self._directory / f"shard-{index:06d}.safetensors"

@@ -1,5 +1,8 @@
 """Bad data is named: refused, or skipped and told."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from distill_models import CALL, pipeline
@@ -17,6 +20,7 @@ from ddit_rt.distill import (
     read_prompts,
 )
 from ddit_rt.distill.data import fitted
+from ddit_rt.distill.recordings import Library
 from ddit_rt.families import family_of
 
 
@@ -118,3 +122,19 @@ def test_guidance_is_a_stream_of_its_own():
     assert len(recording.predictions) == 2 and recording.predictions[1].shape[:2] == (4, 3)
     words = [arguments["encoder_hidden_states"] for arguments in recording.arguments]
     assert not torch.allclose(*words) and torch.equal(words[1][0], words[1][2])
+
+
+def test_processes_open_a_library_at_once(tmp_path):
+    """Threads stand in for the processes of a run: each finds the manifest absent or whole."""
+    manifest = {"calls": ["a" * 100_000]}
+
+    def opened(number: int) -> None:
+        barrier.wait()
+        Library(tmp_path / str(number // 4), lambda index: None, 1, 0, manifest, torch.float32)
+
+    barrier = threading.Barrier(4, timeout=60)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(opened, range(400)))
+    assert [path.name for path in (tmp_path / "99").iterdir()] == ["manifest.json"]
+    with pytest.raises(ddit_rt.ConfigError, match="another model, call or data"):
+        Library(tmp_path / "99", lambda index: None, 1, 0, {"calls": []}, torch.float32)
