@@ -414,6 +414,10 @@ class Family(ABC):
     def geometry(self, pipe: Any, height: int, width: int, frames: int = 1) -> Geometry:
         """The latent grid that a pipeline makes for a picture of ``height`` x ``width`` pixels."""
 
+    def boundaries(self, pipe: Any) -> tuple[float, ...]:
+        """Noise levels below which another of the pipeline's transformers takes over; none where there is one."""
+        return ()
+
     def check_pipeline(self, pipe: Any) -> None:
         """Refuses variants of the pipeline that cannot run coarsely.
 

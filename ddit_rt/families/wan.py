@@ -144,6 +144,12 @@ class Wan(GridFamily):
         linear = video * (6 * width**2 + 2 * width * config.ffn_dim) + text_tokens * 2 * width**2
         return 2.0 * (linear + 2 * video * (video + text_tokens) * width)
 
+    def boundaries(self, pipe: Any) -> tuple[float, ...]:
+        # diffusers compares the timestep with this part of the training timesteps
+        ratio = pipe.config.get("boundary_ratio")
+        both = all(getattr(pipe, name, None) is not None for name in self.components)
+        return (float(ratio),) if ratio is not None and both else ()
+
     def check_pipeline(self, pipe: Any) -> None:
         for name in self.components:
             module = getattr(pipe, name, None)

@@ -23,9 +23,10 @@ from ..schedule import (
     ScheduleStore,
     check_quality,
     check_speedup,
-    evaluation_steps,
     levels_of_steps,
     schedule_of,
+    steps_of_levels,
+    takeovers_of,
 )
 from ..trajectories import Prompt, call_with
 from .error_model import ErrorModel
@@ -149,6 +150,7 @@ class Fitter:
                     "reference='converged' is fitted for whole runs: pass strength=1.0, or leave it plain."
                 )
         self._pipe, self._reference, self._progress = pipe, reference, progress
+        self._boundaries = family_of(pipe).boundaries(pipe)
         self._runs = RealRuns(pipe, prompts, seed, progress, settings, reference, call)
         finer = _FINER if converged else 1
         found = measure(pipe, prompts, coarse, seed, progress, self._trained, finer, **call)
@@ -168,7 +170,9 @@ class Fitter:
         self._progress("searching")
         kinds = self._kinds if kinds is None else kinds
         return self._finished(
-            self._runs.best(_at_speedup(self.error_model, self._reference, self.steps, speedup, kinds))
+            self._runs.best(
+                _at_speedup(self.error_model, self._reference, self.steps, speedup, kinds, self._boundaries)
+            )
         )
 
     def of_quality(self, quality: float) -> FittedSchedule:
@@ -181,7 +185,7 @@ class Fitter:
             OutOfReachError: no schedule is that good.
         """
         self._progress("searching")
-        return self._finished(_of_quality(self._runs, self.error_model, self.steps, quality))
+        return self._finished(_of_quality(self._runs, self.error_model, self.steps, quality, self._boundaries))
 
     def measured(self, schedule: Sequence[int]) -> FittedSchedule:
         """A schedule with what its real runs give."""
@@ -248,13 +252,18 @@ def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapte
 
 
 def _at_speedup(
-    error_model: ErrorModel, reference: str, steps: int, speedup: float, kinds: Sequence[int]
+    error_model: ErrorModel,
+    reference: str,
+    steps: int,
+    speedup: float,
+    kinds: Sequence[int],
+    boundaries: Sequence[float],
 ) -> list[FittedSchedule]:
     """Schedules that the error model thinks best at a speed-up, and the rule."""
     found: list[FittedSchedule] = []
     evaluations = int(steps / speedup + 1e-9)
     if SKIP in kinds and evaluations >= 2:
-        found += _skipping(error_model, reference, steps, evaluations)
+        found += _skipping(error_model, reference, steps, evaluations, boundaries)
     # those of full and skipped steps alone have just been searched
     if reference == "plain" and (not found or any(kind > 1 for kind in kinds)):
         schedules = [find_schedule(error_model, speedup, kinds)]
@@ -267,33 +276,38 @@ def _at_speedup(
     return found
 
 
-def _skipping(error_model: ErrorModel, reference: str, steps: int, evaluations: int) -> list[FittedSchedule]:
+def _skipping(
+    error_model: ErrorModel, reference: str, steps: int, evaluations: int, boundaries: Sequence[float]
+) -> list[FittedSchedule]:
     """Schedules of so many evaluations: by three searches, one of which trusts the latents that the model looks at."""
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
     if evaluations < error_model.steps:
         searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
-        by_rule = schedule_of(steps, evaluations, WARP["plain"])
+        takeovers = takeovers_of(error_model.sigmas[:-1].tolist(), boundaries)
+        by_rule = schedule_of(steps, evaluations, WARP["plain"], takeovers)
         return [unmeasured(schedule) for schedule in (*searched, by_rule)]
     last = float(error_model.sigmas[-1])
     found = []
     for candidate in searched:
         levels = [float(error_model.sigmas[t]) for t, kind in enumerate(candidate) if kind == 1]
-        at = evaluation_steps(steps, len(levels), WARP["converged"])
+        at = steps_of_levels(steps, levels, WARP["converged"], boundaries)
         schedule = [1 if t in at else SKIP for t in range(steps)]
-        sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last)]
+        sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last, boundaries)]
         found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
     return found
 
 
-def _of_quality(runs: RealRuns, error_model: ErrorModel, steps: int, quality: float) -> FittedSchedule:
+def _of_quality(
+    runs: RealRuns, error_model: ErrorModel, steps: int, quality: float, boundaries: Sequence[float]
+) -> FittedSchedule:
     """The fewest evaluations whose real runs reach a quality, by bisection."""
     low, high, reached = fewest_evaluations(error_model), steps, -math.inf
     best: FittedSchedule | None = None
     while low <= high:
         middle = (low + high) // 2
-        found = runs.best(_skipping(error_model, runs.reference, steps, middle))
+        found = runs.best(_skipping(error_model, runs.reference, steps, middle, boundaries))
         reached = max(reached, runs.quality_of(found))
         if runs.quality_of(found) >= quality:
             best, high = found, middle - 1

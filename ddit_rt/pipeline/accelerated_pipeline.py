@@ -89,7 +89,7 @@ class AcceleratedPipeline:
         check_levers(config, family, denoisers(pipe, family))
         limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
-        self._policy = make_policy(self.config, limit)
+        self._policy = make_policy(self.config, limit, family.boundaries(pipe))
         self._kept = KeptSchedules(pipe, family, adapter, folders)
         check_reference(self.config.reference, pipe.scheduler)
         positions = self._path.positions if config.positions == "auto" else config.positions
@@ -210,7 +210,9 @@ class AcceleratedPipeline:
         """
         kept = (self.config, self._policy)
         self.config = config
-        self._policy = make_policy(config, self._limit_of(config) if limit == "own" else limit)
+        self._policy = make_policy(
+            config, self._limit_of(config) if limit == "own" else limit, self.family.boundaries(self.pipe)
+        )
         try:
             yield
         finally:

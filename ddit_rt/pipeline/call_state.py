@@ -276,7 +276,8 @@ class CallState:
         if self.index < len(self._timesteps) and not must_be_full:
             counts = (spacing.consecutive_coarse, spacing.consecutive_skipped)
             sigma = self._sigmas[self.index]
-            view = StepView(self.index, self.steps, sigma, *counts, runs, self._evolution.current)
+            levels = tuple(self._sigmas[: self.steps])
+            view = StepView(self.index, self.steps, sigma, *counts, runs, self._evolution.current, levels)
             multiple = self.policy.choose(view)
             if multiple != SKIP and multiple not in self._config.multiples:
                 raise ScheduleError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,11 +88,16 @@ class KeptSchedules:
 def identity_of(pipe: Any, family: Family, adapter: Adapter | None = None) -> tuple[str, str]:
     """Fingerprints of a pipeline's transformers and of an adapter; the second is empty without one.
 
+    Where transformers take turns, the noise levels at which they do are in the first.
+
     Raises:
         ConfigError: the weights are nowhere to be read, as under some kinds of offloading.
     """
     modules = [unwrap_module(module) for module in denoisers(pipe, family).values()]
-    return fingerprint(*modules), "" if adapter is None else fingerprint(adapter)
+    model, boundaries = fingerprint(*modules), family.boundaries(pipe)
+    if boundaries:
+        model = hashlib.sha256(f"{model} {boundaries}".encode()).hexdigest()[: len(model)]
+    return model, "" if adapter is None else fingerprint(adapter)
 
 
 def key_of_call(

@@ -20,7 +20,17 @@ from .noise import (
     preserves_variance,
     training_levels,
 )
-from .placement import WARP, evaluation_steps, level_at, levels_of_steps, moved_levels, place_evaluations, schedule_of
+from .placement import (
+    WARP,
+    evaluation_steps,
+    level_at,
+    levels_of_steps,
+    moved_levels,
+    place_evaluations,
+    schedule_of,
+    steps_of_levels,
+    takeovers_of,
+)
 from .plots import COLOURS, plot_reports
 from .policies import make_policy
 from .policy import (
@@ -93,6 +103,8 @@ __all__ = [
     "schedule_of",
     "solves_the_flow",
     "step_with_increment",
+    "steps_of_levels",
+    "takeovers_of",
     "training_levels",
     "trust",
     "way",

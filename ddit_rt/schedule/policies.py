@@ -8,12 +8,13 @@ from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 
 
-def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Policy:
+def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None, boundaries: tuple[float, ...] = ()) -> Policy:
     """The policy of ``config``: its ``schedule``, its ``speedup``, or the paper's threshold rule.
 
     Args:
         config: Settings.
         max_consecutive_coarse: Limit of the threshold rule, with ``"auto"`` resolved by the coarse path.
+        boundaries: Noise levels below which another transformer takes over.
     """
     schedule = config.schedule
     if isinstance(schedule, Policy):
@@ -23,7 +24,7 @@ def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None) -> Polic
     if schedule is not None:
         return FixedSchedule(schedule)
     if config.has_target:
-        return TargetPolicy(config.speedup, config.reference, config.chosen_target, config.quality)
+        return TargetPolicy(config.speedup, config.reference, config.chosen_target, config.quality, boundaries)
     return ThresholdPolicy(
         config.threshold,
         config.initial_full_steps,

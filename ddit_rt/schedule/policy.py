@@ -36,6 +36,7 @@ class StepView:
         runs: Predictions that a skipped step could go on from, at most 2: the model's last ones, of the transformer
             whose turn it is.
         evolution: Of the latent; None while its history fills.
+        sigmas: Noise levels of all the call's steps; empty where they are not known.
     """
 
     index: int
@@ -45,6 +46,7 @@ class StepView:
     consecutive_skipped: int = 0
     runs: int = 2
     evolution: Evolution | None = None
+    sigmas: tuple[float, ...] = ()
 
     @property
     def smooth_multiple(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..config import SKIP
 from ..errors import ScheduleError
-from .placement import WARP, evaluation_steps, moved_levels
+from .placement import WARP, evaluation_steps, moved_levels, takeovers_of
 from .policy import StepView
 
 EVALUATIONS = {
@@ -18,7 +18,7 @@ EVALUATIONS = {
 """Mean PSNR in dB to the reference, and the evaluations that came to it on the demo model with guidance."""
 
 LEAST_EVALUATIONS = 2
-"""A line needs two."""
+"""A line needs two, of every transformer."""
 LEAST_BY_DEFAULT = 10
 """Evaluations that a run keeps where nobody asked for a speed-up: few-step models have none to spare."""
 
@@ -32,12 +32,19 @@ class TargetPolicy:
         reference: What the run aims at, "plain" or "converged"; the second also moves the noise levels.
         asked: Somebody asked for this speed-up. Otherwise short runs keep :data:`LEAST_BY_DEFAULT` full steps.
         quality: Wanted PSNR in dB instead: the evaluations that come to it on the demo model, whatever the run's steps.
+        boundaries: Noise levels below which another transformer takes over.
     """
 
     speedup: float | None
     reference: str = "plain"
     asked: bool = True
     quality: float | None = None
+    boundaries: tuple[float, ...] = ()
+
+    @property
+    def least(self) -> int:
+        """Evaluations that a run needs."""
+        return LEAST_EVALUATIONS * (1 + len(self.boundaries))
 
     def evaluations(self, steps: int) -> int:
         """Full steps of a run of ``steps``."""
@@ -51,16 +58,18 @@ class TargetPolicy:
         """Raises:
         ScheduleError: the run is too short for the speed-up.
         """
-        if self.evaluations(steps) < min(LEAST_EVALUATIONS, steps):
+        if self.evaluations(steps) < min(self.least, steps):
+            shared = ", two of each transformer" if self.boundaries else ""
             raise ScheduleError(
-                f"speedup={self.speedup:g}: a run of {steps} steps has to keep {LEAST_EVALUATIONS}; ask for "
-                f"{steps / LEAST_EVALUATIONS:g} at most, or for more steps."
+                f"speedup={self.speedup:g}: a run of {steps} steps has to keep {self.least}{shared}; ask for "
+                f"{steps / self.least:g} at most, or for more steps."
             )
 
     def choose(self, step: StepView) -> int:
-        full = evaluation_steps(step.steps, self.evaluations(step.steps), WARP[self.reference])
+        takeovers = takeovers_of(step.sigmas, self.boundaries)
+        full = evaluation_steps(step.steps, self.evaluations(step.steps), WARP[self.reference], takeovers)
         made = sum(index < step.index for index in full)
-        # fewer runs to go on from than were made: another transformer has just taken over
+        # fewer runs to go on from than were made: another transformer took over where none was known to
         return 1 if step.index in full or step.runs < min(made, LEAST_EVALUATIONS) else SKIP
 
     def place(self, sigmas: Sequence[float]) -> Sequence[float]:
@@ -68,7 +77,7 @@ class TargetPolicy:
         evaluations = self.evaluations(len(sigmas) - 1)
         if self.reference == "plain" or evaluations < LEAST_EVALUATIONS:
             return sigmas
-        return moved_levels(sigmas, evaluations, WARP[self.reference])
+        return moved_levels(sigmas, evaluations, WARP[self.reference], self.boundaries)
 
 
 def _evaluations_for(quality: float, known: Sequence[tuple[float, int]]) -> int:

@@ -330,6 +330,19 @@ def test_two_transformers_each_begin_with_two_full_steps() -> None:
     outputs_of(pipe, schedule, "a", call)
 
 
+@pytest.mark.parametrize("reference", ["plain", "converged"])
+def test_a_fit_for_two_transformers_costs_what_it_says_and_leaves_work_to_both(reference: str) -> None:
+    pipe, call = a_wan(two=True)
+    pipe.vae = wan_vae()
+    found = fit_schedule(pipe, ["a"], 2, (1, 0), reference=reference, keep=False, **call)
+    with accelerated(pipe, schedule=found):
+        pipe(prompt="a", output_type="latent", generator=torch.Generator().manual_seed(0), **call)
+        made = report(pipe)
+    takeover = next(step.index for step in made.steps if step.sigma < pipe.config.boundary_ratio)
+    assert found.schedule[takeover] == 1 and made.schedule == list(found.schedule)
+    assert sum(found.schedule) == STEPS // 2
+
+
 def planted(kinks: set[int], steps: int = 20) -> ErrorModel:
     """Predictions on a straight line over σ, but for jumps at ``kinks``; the coarse model knows of the jumps."""
     sigmas = np.linspace(1, 0, steps + 1, dtype=np.float32)
