@@ -167,7 +167,7 @@ def _side(entry: Fit, steps: int, summaries: Mapping[str, Summary]) -> dict[str,
     }
 
 
-def _metrics(pipe: Any) -> list[str]:
+def metrics_for(pipe: Any) -> list[str]:
     """Those of :data:`SHOWN` that can be had here."""
     usable = []
     for name in SHOWN:
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = methods_of(fits, options.steps, options.adapter)
     arguments_of_call = {name: value for name, value in call.items() if name != "num_inference_steps"}
     chosen = prompts[: options.count]
-    plan = Plan(options.model, methods, chosen, [0], arguments_of_call, _metrics(pipe), converged=False)
+    plan = Plan(options.model, methods, chosen, [0], arguments_of_call, metrics_for(pipe), converged=False)
     run_sweep(pipe, plan, options.output, pictures=False)
     result = result_of(plan, read_rows(options.output), fits, ratios)
     for path in (options.output / RESULT, *([options.into] if options.into is not None else [])):

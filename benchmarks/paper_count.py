@@ -6,7 +6,7 @@ The transformers and ddit_rt's own coarse path run on PyTorch's meta device, as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -222,8 +222,11 @@ def rows(model: str, text: int = 512) -> dict[int, Row]:
         model: ``"flux"`` or ``"wan"``.
         text: Tokens of the text condition.
     """
-    meta = torch.device("meta")
-    pipe, inputs = build(model, meta, tiny=False)
+    return rows_of(model, *build(model, torch.device("meta"), tiny=False), text)
+
+
+def rows_of(model: str, pipe: Any, inputs: Mapping[str, Any], text: int) -> dict[int, Row]:
+    """:func:`rows` for a pipeline of the model's kind on the meta device, and a call's arguments."""
     family, base = family_of(pipe), pipe.transformer
     geometry = family.geometry(pipe, inputs["height"], inputs["width"], inputs.get("num_frames", 1))
     arguments = _arguments(model, geometry, text)

@@ -65,11 +65,26 @@ def _flux(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> B
     }
 
 
+WAN_SIZES = {
+    "1.3B": {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+    "14B": {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
+}
+"""Of Wan 2.1's transformers, where they differ."""
+
+
+def wan_transformer(size: str, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:
+    """Wan 2.1's transformer of a size of :data:`WAN_SIZES`, with random weights."""
+    with made(device, dtype):
+        return WanTransformer3DModel(qk_norm="rms_norm_across_heads", **WAN_SIZES[size])
+
+
 def _wan(device: torch.device, dtype: torch.dtype, tiny: bool, deep: bool) -> Built:
     small = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
-    real = {"num_attention_heads": 12, "ffn_dim": 8960, "qk_norm": "rms_norm_across_heads"}
-    with made(device, dtype):
-        transformer = WanTransformer3DModel(num_layers=1 if tiny and not deep else 30, **(small if tiny else real))
+    if tiny:
+        with made(device, dtype):
+            transformer = WanTransformer3DModel(num_layers=30 if deep else 1, **small)
+    else:
+        transformer = wan_transformer("1.3B", device, dtype)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipe = WanPipeline(None, None, None, scheduler, transformer)
     embeds = torch.randn(1, 6 if tiny else 512, transformer.config.text_dim, device=device, dtype=dtype)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import markers
+import paper_longer
 import readme_figures as figures
 import readme_tables as tables
 import target_tables
@@ -55,6 +56,9 @@ def contents() -> dict[str, str]:
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
         "targets-all-table": tables.evaluation_table(targets, 50),
+        "longer-paper-table": paper_longer.table(
+            json.loads((RESULTS / "on-paper" / "longer.json").read_text(encoding="utf-8"))
+        ),
         "routes-table": routes_table(json.loads((RESULTS / "on-paper" / "routes.json").read_text(encoding="utf-8"))),
         "serve-table": serve_table(json.loads((RESULTS / "serve" / "serve.json").read_text(encoding="utf-8"))),
         "results-table": tables.short_table(evaluation),
@@ -90,6 +94,8 @@ def video_contents() -> dict[str, str]:
     if (VIDEO / "coarse-gain.json").is_file():
         result = json.loads((VIDEO / "coarse-gain.json").read_text(encoding="utf-8"))
         found["coarse-gain-table"] = video_tables.gain_table(result)
+    if (VIDEO / "longer.json").is_file():
+        found["longer-table"] = video_tables.longer_table(json.loads((VIDEO / "longer.json").read_text("utf-8")))
     return found
 
 

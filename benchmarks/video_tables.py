@@ -109,6 +109,46 @@ def gain_table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Coarse steps added to skipped steps alone: {'; '.join(said)}."])
 
 
+def longer_table(result: Mapping[str, Any]) -> str:
+    """Clips of several lengths in the time of the plain one, from the result of ``longer_video.py``."""
+    names = [name for name in ("psnr", "ssim", *CLIP) if any(name in _rows(line) for line in result["lines"])]
+    heads = {"psnr": "PSNR, dB", "ssim": "SSIM", **HEADS}
+    lines = [
+        f"{result['model']}, {result['prompts']} prompts, {result['steps']} steps. Against the plain model at the same "
+        "length; times the plain clip's seconds; MB live at once in a call beside the weights.",
+        "",
+        f"| frames | run | FLOP | seconds | of the plain clip's | worst tenth, dB | "
+        f"{' | '.join(heads[name] for name in names)} | MB |",
+        "|---" * (7 + len(names)) + "|",
+    ]
+    plain = result["lines"][0]["methods"]["plain"]["seconds"]
+    for line in result["lines"]:
+        for name, row in line["methods"].items():
+            flops = row["flops_speedup"]
+            live = line["bytes"].get(name)
+            cells = [
+                str(line["frames"]),
+                f"{name}, {line['wanted']:.2f}x wanted" if name != "plain" else name,
+                "" if flops is None else f"{flops:.2f}x",
+                f"{row['seconds']:.1f}",
+                f"{row['seconds'] / plain:.2f}x",
+                _value(row, "worst", ".1f"),
+                *(_value(row, key, {"psnr": ".1f", "ssim": ".3f", **FORMS}[key]) for key in names),
+                "" if live is None else f"{live / 1e6:.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        if line["wanted"] > 1 and line["schedule"] is None:
+            lines.append(
+                f"| {line['frames']} | no schedule is {line['wanted']:.2f}x as fast |{' |' * (5 + len(names))}"
+            )
+    return "\n".join(lines)
+
+
+def _rows(line: Mapping[str, Any]) -> set[str]:
+    """What is known of any of a length's methods."""
+    return {name for row in line["methods"].values() for name in row}
+
+
 def _counts(side: Mapping[str, Any], kinds: str) -> str:
     return ", ".join(str(side["steps"][kind]) for kind in kinds)
 

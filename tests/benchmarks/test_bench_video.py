@@ -3,14 +3,19 @@
 import json
 
 import coarse_gain
+import longer_video
+import paper_longer
 import pytest
 import readme
 import seed_spread
+import torch
 import video_figures
 import video_tables
 from evaluations import Evaluation, condense
 from helpers.videos import video_model
+from live_memory import LiveMemory
 
+from ddit_rt import ConfigError
 from ddit_rt.evaluate import Method, Plan
 from ddit_rt.evaluate.sweep import RowWriter
 from ddit_rt.pipeline import load_any
@@ -149,3 +154,56 @@ def test_clips_stand_beside_each_other(folder, results, tmp_path, monkeypatch):
     row = Image.open(tmp_path / "figures" / "clips-0.webp")
     assert row.n_frames == 9 and row.width == 2 * 64 + 4
     assert Image.open(tmp_path / "figures" / "frames-of-1.webp").height == 2 * (14 + 64) + 4
+
+
+def test_longer_clips_are_fitted_to_the_time_of_the_plain_one(folder, prompts, tmp_path, monkeypatch, capsys):
+    given = [str(folder), "--output", str(tmp_path / "longer"), "--prompts", prompts, "--count", "2", "--apart", "1"]
+    given += ["--steps", "12", "--factors", "1,2,9", "--into", str(tmp_path / "longer.json")]
+    longer_video.main(given)
+    result = json.loads((tmp_path / "longer.json").read_text())
+    own, twice, most = result["lines"]
+    assert [line["frames"] for line in (own, twice, most)] == [9, 21, 105]
+    assert own["wanted"] == 1 and list(own["methods"]) == ["plain"]
+    # 192 tokens become 384: the linear part doubles, attention grows fourfold
+    assert 2 < twice["wanted"] < 4 and twice["methods"]["fitted"]["flops_speedup"] >= twice["wanted"] * 0.99
+    assert {"psnr", "worst", "growth", "flicker", "seconds"} <= set(twice["methods"]["fitted"])
+    assert twice["bytes"]["fitted"] > 0 and most["bytes"]["plain"] > own["bytes"]["plain"]
+    assert most["schedule"] is None and list(most["methods"]) == ["plain"]
+    table = capsys.readouterr().out.split("beside the weights.")[1]
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+    assert f"no schedule is {most['wanted']:.2f}x as fast" in table
+    monkeypatch.setattr(longer_video, "fit_schedule", lambda *a, **k: pytest.fail("what is there was fitted again"))
+    longer_video.main(given)
+    with pytest.raises(ConfigError, match="holds an evaluation with other prompts"):
+        longer_video.main([*given, "--count", "1"])
+    with pytest.raises(SystemExit, match="holds a fit of other prompts, speed-ups or calls"):
+        longer_video.main([*given, "--factors", "2", "--steps", "13"])
+
+
+def test_live_memory_counts_what_operations_make_and_forgets_what_is_freed():
+    weight = torch.zeros(1000)
+    with LiveMemory() as memory:
+        made = torch.ones(250) + 0
+        view = made.view(10, 25)
+        del made
+        assert memory.peak == 2000  # ones, and the sum
+        transposed = weight.view(10, 100).t()
+        weight.add_(1)
+        assert memory.peak == 2000
+        del view
+        more = torch.ones(600)
+    assert memory.peak == 2400 and transposed.shape == (100, 10) and more.shape == (600,)
+
+
+def test_full_steps_that_are_left_for_a_longer_clip_of_wan():
+    gpu = paper_longer.GPUS[-1]
+    plain, longer = (paper_longer.length_of("1.3B", frames, gpu) for frames in (81, 161))
+    assert (plain.tokens, longer.tokens) == (21 * 30 * 52, 41 * 30 * 52)
+    line = paper_longer.line_of(longer, plain)
+    assert line["speedup"] == pytest.approx(longer.seconds[1] / plain.seconds[1], abs=1e-3)
+    for name, k in (("2p", 2), ("4p", 4)):
+        full = line["full_steps"][name]
+        assert full * longer.seconds[1] + (50 - full) * longer.seconds[k] <= 50 * plain.seconds[1]
+        assert (full + 1) * longer.seconds[1] + (49 - full) * longer.seconds[k] > 50 * plain.seconds[1]
+    assert line["full_steps"]["skipped"] == int(50 / line["speedup"])
+    assert longer.bytes[1] / plain.bytes[1] == pytest.approx(41 / 21, rel=0.05)
