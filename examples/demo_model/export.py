@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +10,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
 from ddit_rt.demo import CALL_DEFAULTS, DEMO_PROMPTS, load_pipeline
+from examples.training import pipelines
+from examples.training.loop import RunLog
+from examples.training.pipelines import psnr
 
-from .common import RunLog, Sizes, save_atomic
-from .dit import START, load_transformer
+from .dit import load_transformer
+from .sizes import Sizes
 from .text import build_tokenizer, load_encoders
 from .vae import load_vae
 
@@ -47,46 +45,19 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
         tokenizer_2=build_tokenizer(sizes),
         transformer=load_transformer(run, sizes),
     )
-    fresh = target.with_name(target.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipe.to(torch.float16).save_pretrained(str(fresh))
-    # transformers 5 calls the class TokenizersBackend and keeps the old name, which every version knows.
-    for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"):
-        text = (fresh / name).read_text()
-        (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     call = {**CALL_DEFAULTS, "height": sizes.resolutions[0], "width": sizes.resolutions[0]}
-    (fresh / "demo.json").write_text(json.dumps({"call": call, "prompts": DEMO_PROMPTS}, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(fresh, target)
-    for path in target.rglob("*.safetensors"):
-        path.chmod(0o644)  # written readable by the owner alone, which an installed package must not be
+    pipelines.write(pipe, {"call": call, "prompts": DEMO_PROMPTS}, target)
 
 
 def adopt(model: Path, run: Path) -> None:
-    """The inverse of `export`: gives an empty run folder the weights of an exported pipeline to train on from.
-
-    float16 to float32; optimizers and the average begin anew. An existing file of the run is never replaced.
-    """
+    """The inverse of `export`; see :func:`examples.training.pipelines.begin_from`."""
     pipe = load_pipeline(path=model)
-    vae = pipe.vae.config
-    states: dict[str, Any] = {
-        "vae_final.pt": {
-            "module": pipe.vae.state_dict(), "scaling_factor": vae.scaling_factor, "shift_factor": vae.shift_factor
-        },
-        "text_final.pt": {"clip": pipe.text_encoder.state_dict(), "t5": pipe.text_encoder_2.state_dict()},
-        START: pipe.transformer.state_dict(),
+    config = pipe.vae.config
+    vae = {
+        "module": pipe.vae.state_dict(), "scaling_factor": config.scaling_factor, "shift_factor": config.shift_factor
     }  # fmt: skip
-    taken = [name for name in (*states, "dit.pt") if (run / name).exists()]
-    if taken:
-        raise FileExistsError(f"{run} has {', '.join(taken)} already: give --start-from an empty run folder")
-    for name, state in states.items():
-        save_atomic(run / name, state)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures."""
-    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    text = {"clip": pipe.text_encoder.state_dict(), "t5": pipe.text_encoder_2.state_dict()}
+    pipelines.begin_from(run, vae, text, pipe.transformer.state_dict())
 
 
 def check(model: Path, picture: Path, log: RunLog, prompts: list[str], seeds: int, steps: tuple[int, int]) -> float:

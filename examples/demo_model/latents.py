@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common import RunLog, Sizes, load_state, save_atomic
+from examples.training.loop import RunLog, load_state, save_atomic
+
 from .maps import draw_maps
 from .scenes import caption, render_pyramid, sample_scene
+from .sizes import Sizes
 from .text import build_tokenizer, tokenize
 from .vae import encode, load_vae
 

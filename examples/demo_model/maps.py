@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ddit_rt.evaluate.adherence import SHAPES
 
-from .common import Sizes
 from .scenes import Scene, caption, sample_scene
 from .shapes import covers, draw_fence
+from .sizes import Sizes
 
 _SHAPES = list(SHAPES)
 _FENCE = len(_SHAPES) + 1

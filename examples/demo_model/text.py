@@ -17,10 +17,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from examples.training.loop import Budget, Loop, RunLog, load_state, save_atomic
+from examples.training.words import SPECIAL, padded_ids, word_tokenizer
 
-from .common import Budget, Loop, RunLog, Sizes, load_state, save_atomic
 from .scenes import VOCABULARY, Noun, Scene, Span, caption_spans, sample_scene
-from .words import SPECIAL, padded_ids, word_tokenizer
+from .sizes import Sizes
 
 _SHAPES, _COLOURS = list(SHAPES), list(COLOURS)
 # Classes of one word's labels; 0 means "not said".

@@ -12,23 +12,21 @@ Everything is written below RUN. What ships with the package was written by `--e
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ddit_rt.demo import DEMO_PROMPTS
+from examples.training.command import Run, Stage, parser_of, run_stages
 
-from .common import Budget, RunLog, Sizes
 from .dit import train_dit
 from .export import adopt, check, export
 from .latents import make_latents
 from .reader.training import train_reader
+from .sizes import Sizes
 from .text import train_text
 from .vae import train_vae
 
-STAGES = ("vae", "text", "latents", "dit", "decoder", "reader", "export", "check")
+MINUTES = {"dit": 90.0, "vae": 10.0, "decoder": 6.0, "text": 3.0, "reader": 20.0}
 _MORE_PROMPTS = (
     "a dotted pink heart",
     "a zebra on a green background",
@@ -39,66 +37,36 @@ _MORE_PROMPTS = (
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.demo_model.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="run directory: checkpoints, cached latents, log")
-    parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock training time of the dit stage")
-    parser.add_argument("--vae-minutes", type=float, default=10.0)
-    parser.add_argument("--decoder-minutes", type=float, default=6.0)
-    parser.add_argument("--text-minutes", type=float, default=3.0)
-    parser.add_argument("--reader-minutes", type=float, default=20.0)
-    parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
-    parser.add_argument("--start-from", type=Path, help="an exported pipeline whose weights an empty run begins with")
-    parser.add_argument("--export-to", type=Path, help="folder of the export stage (default: RUN/model)")
-    parser.add_argument("--reader-to", type=Path, help="file of the reader stage (default: RUN/reader.safetensors)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoints")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (dit stage)")
-    parser.add_argument("--large", action="store_true", help="256 pixels instead of 128; with --start-from")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, to try the command")
-    return parser
+def _reader(run: Run) -> None:
+    train_reader(*run.given("reader"), run.options.reader_to or run.folder / "reader.safetensors")
+
+
+def _check(run: Run) -> None:
+    prompts = [*DEMO_PROMPTS.values(), *_MORE_PROMPTS]
+    check(run.model, run.folder / "check.png", run.log, prompts, seeds=4, steps=(10, 50))
+
+
+STAGES: dict[str, Stage] = {
+    "vae": lambda run: train_vae(*run.given("vae")),
+    "text": lambda run: train_text(*run.given("text")),
+    "latents": lambda run: make_latents(run.folder, run.sizes, run.log, run.seed, run.device),
+    "dit": lambda run: train_dit(*run.given("dit"), run.options.compile),
+    "decoder": lambda run: train_vae(*run.given("decoder"), decoder_only=True),
+    "reader": _reader,
+    "export": lambda run: export(run.folder, run.sizes, run.model),
+    "check": _check,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen stages."""
-    options = _parser().parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: no CUDA device is available; leave the option out to train on the CPU")
-    torch.set_num_threads(options.threads)
+    parser = parser_of("examples.demo_model.train", __doc__, list(STAGES), MINUTES)
+    parser.add_argument("--reader-to", type=Path, help="file of the reader stage (default: RUN/reader.safetensors)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer (dit stage)")
+    parser.add_argument("--large", action="store_true", help="256 pixels instead of 128; with --start-from")
+    options = parser.parse_args(arguments)
     sizes = Sizes.tiny() if options.tiny else Sizes.large() if options.large else Sizes()
-    run, seed, device, resume = options.out, options.seed, options.device, options.resume
-    model = options.export_to or run / "model"
-    run.mkdir(parents=True, exist_ok=True)
-    log = RunLog(run / "training_log.jsonl")
-    if options.start_from is not None:
-        adopt(options.start_from, run)
-
-    def budget(minutes: float) -> Budget:
-        return Budget(steps=options.steps) if options.steps is not None else Budget(minutes=minutes)
-
-    for stage in options.stage or STAGES:
-        if stage == "vae":
-            train_vae(run, sizes, budget(options.vae_minutes), log, seed, device, resume)
-        elif stage == "decoder":
-            train_vae(run, sizes, budget(options.decoder_minutes), log, seed, device, resume, decoder_only=True)
-        elif stage == "text":
-            train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
-        elif stage == "reader":
-            target = options.reader_to or run / "reader.safetensors"
-            train_reader(run, sizes, budget(options.reader_minutes), log, seed, device, resume, target)
-        elif stage == "latents":
-            make_latents(run, sizes, log, seed, device)
-        elif stage == "dit":
-            log.write("dit", seed=seed, device=device, minutes=options.minutes, torch=torch.__version__)
-            train_dit(run, sizes, budget(options.minutes), log, seed, device, resume, options.compile)
-        elif stage == "export":
-            export(run, sizes, model)
-        else:
-            prompts = [*DEMO_PROMPTS.values(), *_MORE_PROMPTS]
-            check(model, run / "check.png", log, prompts, seeds=4, steps=(10, 50))
+    run_stages(options, sizes, STAGES, adopt)
 
 
 if __name__ == "__main__":

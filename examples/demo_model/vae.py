@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from .common import Budget, Loop, RunLog, Sizes, load_state, save_atomic, step_generator
+from examples.training.loop import Budget, Loop, RunLog, load_state, save_atomic, step_generator
+
 from .scenes import render_pyramid, sample_scene
+from .sizes import Sizes
 
 _KL_WEIGHT = 2e-4
 _EDGE_WEIGHT = 0.5

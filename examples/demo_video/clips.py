@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.demo_model.common import RunLog, load_state, save_atomic
 from examples.demo_model.maps import scene_map
+from examples.training.loop import RunLog, load_state, save_atomic
 
 from .scenes import CLIP_FRAMES, Clip, caption, render, sample_clip
 from .sizes import Bucket, Sizes

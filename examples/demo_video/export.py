@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,11 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 
-from examples.demo_model.common import RunLog, save_atomic
-from examples.demo_model.export import psnr
+from examples.training import pipelines
+from examples.training.loop import RunLog
+from examples.training.pipelines import psnr
 
-from .dit import FLOW_SHIFT, START, load_transformer
+from .dit import FLOW_SHIFT, load_transformer
 from .sizes import Sizes
 from .text import build_tokenizer, load_encoder
 from .vae import load_vae
@@ -56,19 +54,8 @@ def export(run: Path, sizes: Sizes, target: Path) -> None:
         scheduler=build_scheduler(),
         transformer=load_transformer(run, sizes),
     )
-    fresh = target.with_name(target.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipe.to(torch.float16).save_pretrained(str(fresh))
-    # transformers 5 calls the class TokenizersBackend and keeps the old name, which every version knows.
-    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
-        text = (fresh / name).read_text()
-        (fresh / name).write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     demo = {"call": call_defaults(sizes), "prompts": PROMPTS, "fps": FRAME_RATE}
-    (fresh / "demo.json").write_text(json.dumps(demo, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(fresh, target)
-    for path in target.rglob("*.safetensors"):
-        path.chmod(0o644)  # written readable by the owner alone, which an installed package must not be
+    pipelines.write(pipe, demo, target)
 
 
 def load_pipeline(path: Path) -> WanPipeline:
@@ -77,22 +64,11 @@ def load_pipeline(path: Path) -> WanPipeline:
 
 
 def adopt(model: Path, run: Path) -> None:
-    """The inverse of `export`: gives an empty run folder the weights of an exported pipeline to train on from.
-
-    float16 to float32; optimizers and the average begin anew. An existing file of the run is never replaced.
-    """
+    """The inverse of `export`; see :func:`examples.training.pipelines.begin_from`."""
     pipe = load_pipeline(model)
-    vae = pipe.vae.config
-    states: dict[str, Any] = {
-        "vae_final.pt": {"module": pipe.vae.state_dict(), "mean": vae.latents_mean, "std": vae.latents_std},
-        "text_final.pt": pipe.text_encoder.state_dict(),
-        START: pipe.transformer.state_dict(),
-    }
-    taken = [name for name in (*states, "dit.pt") if (run / name).exists()]
-    if taken:
-        raise FileExistsError(f"{run} has {', '.join(taken)} already: give --start-from an empty run folder")
-    for name, state in states.items():
-        save_atomic(run / name, state)
+    config = pipe.vae.config
+    vae = {"module": pipe.vae.state_dict(), "mean": config.latents_mean, "std": config.latents_std}
+    pipelines.begin_from(run, vae, pipe.text_encoder.state_dict(), pipe.transformer.state_dict())
 
 
 def check(

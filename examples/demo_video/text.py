@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from ddit_rt.evaluate.adherence import COLOURS
-from examples.demo_model.common import Budget, Loop, RunLog, load_state, save_atomic
 from examples.demo_model.scenes import Span
-from examples.demo_model.words import SPECIAL, padded_ids, word_tokenizer
+from examples.training.loop import Budget, Loop, RunLog, load_state, save_atomic
+from examples.training.words import SPECIAL, padded_ids, word_tokenizer
 
 from .scenes import BACKGROUNDS, MOTIONS, SHAPES, TEXTURES, VOCABULARY, Clip, caption_spans, sample_clip
 from .sizes import Sizes

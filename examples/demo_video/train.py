@@ -11,13 +11,9 @@ Everything is written below RUN. What ships with the package was written by `--e
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from examples.demo_model.common import Budget, RunLog
+from examples.training.command import Run, Stage, parser_of, run_stages
 
 from .clips import make_clips
 from .dit import train_dit
@@ -26,7 +22,7 @@ from .sizes import Sizes
 from .text import train_text
 from .vae import train_vae
 
-STAGES = ("vae", "text", "clips", "dit", "decoder", "export", "check")
+MINUTES = {"dit": 240.0, "vae": 60.0, "decoder": 10.0, "text": 3.0}
 _MORE_PROMPTS = (
     "a blue house grows on a yellow background",
     "a pink heart circles on a gradient background",
@@ -35,59 +31,26 @@ _MORE_PROMPTS = (
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.demo_video.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="run directory: checkpoints, cached clips, log")
-    parser.add_argument("--minutes", type=float, default=240.0, help="wall-clock training time of the dit stage")
-    parser.add_argument("--vae-minutes", type=float, default=20.0)
-    parser.add_argument("--decoder-minutes", type=float, default=10.0)
-    parser.add_argument("--text-minutes", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, help="train every stage for this many steps instead of minutes")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only these stages (default: all)")
-    parser.add_argument("--start-from", type=Path, help="an exported pipeline whose weights an empty run begins with")
-    parser.add_argument("--export-to", type=Path, help="folder of the export stage (default: RUN/model)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoints")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, to try the command")
-    return parser
+def _check(run: Run) -> None:
+    prompts, seeds = [*PROMPTS.values(), *_MORE_PROMPTS], 1 if run.options.steps else 2
+    check(run.model, run.sizes, run.folder / "check.png", run.log, prompts, seeds, steps=(10, 50))
+
+
+STAGES: dict[str, Stage] = {
+    "vae": lambda run: train_vae(*run.given("vae")),
+    "text": lambda run: train_text(*run.given("text")),
+    "clips": lambda run: make_clips(run.folder, run.sizes, run.log, run.seed, run.device),
+    "dit": lambda run: train_dit(*run.given("dit")),
+    "decoder": lambda run: train_vae(*run.given("decoder"), decoder_only=True),
+    "export": lambda run: export(run.folder, run.sizes, run.model),
+    "check": _check,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen stages."""
-    options = _parser().parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: no CUDA device is available; leave the option out to train on the CPU")
-    torch.set_num_threads(options.threads)
-    sizes = Sizes.tiny() if options.tiny else Sizes()
-    run, seed, device, resume = options.out, options.seed, options.device, options.resume
-    model = options.export_to or run / "model"
-    run.mkdir(parents=True, exist_ok=True)
-    log = RunLog(run / "training_log.jsonl")
-    if options.start_from is not None:
-        adopt(options.start_from, run)
-
-    def budget(minutes: float) -> Budget:
-        return Budget(steps=options.steps) if options.steps else Budget(minutes=minutes)
-
-    for stage in options.stage or STAGES:
-        if stage == "vae":
-            train_vae(run, sizes, budget(options.vae_minutes), log, seed, device, resume)
-        elif stage == "decoder":
-            train_vae(run, sizes, budget(options.decoder_minutes), log, seed, device, resume, decoder_only=True)
-        elif stage == "text":
-            train_text(run, sizes, budget(options.text_minutes), log, seed, device, resume)
-        elif stage == "clips":
-            make_clips(run, sizes, log, seed, device)
-        elif stage == "dit":
-            log.write("dit", seed=seed, device=device, minutes=options.minutes, torch=torch.__version__)
-            train_dit(run, sizes, budget(options.minutes), log, seed, device, resume)
-        elif stage == "export":
-            export(run, sizes, model)
-        else:
-            prompts = [*PROMPTS.values(), *_MORE_PROMPTS]
-            check(model, sizes, run / "check.png", log, prompts, seeds=1 if options.steps else 2, steps=(10, 50))
+    options = parser_of("examples.demo_video.train", __doc__, list(STAGES), MINUTES).parse_args(arguments)
+    run_stages(options, Sizes.tiny() if options.tiny else Sizes(), STAGES, adopt)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
 from torch import Tensor, nn
 
-from examples.demo_model.common import Budget, Loop, RunLog, load_state, save_atomic, step_generator
+from examples.training.loop import Budget, Loop, RunLog, load_state, save_atomic, step_generator
 
 from .scenes import render, sample_clip
 from .sizes import Sizes

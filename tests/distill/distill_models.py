@@ -9,9 +9,9 @@ from diffusers import FluxPipeline
 from tiny import randomise
 
 from ddit_rt.distill import DistillConfig, Prompts, Trainer
-from examples.demo_model.common import Sizes
 from examples.demo_model.dit import build_transformer
 from examples.demo_model.export import build_scheduler
+from examples.demo_model.sizes import Sizes
 from examples.demo_model.text import build_encoders, build_tokenizer
 from examples.demo_model.vae import build_vae
 

@@ -7,8 +7,8 @@ from random import Random
 import numpy as np
 
 from ddit_rt.evaluate.adherence import BACKGROUNDS, COLOURS, FIELDS, SHAPES, TEXTURES, ReaderNet, Statement, read
+from examples.training.loop import step_generator
 
-from ..common import step_generator
 from ..scenes import Scene, sample_scene
 from .labels import colour_name, label, roughen
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddit_rt.evaluate.adherence import ReaderNet
+from examples.training.loop import Budget, Loop, RunLog, step_generator
 
-from ..common import Budget, Loop, RunLog, Sizes, step_generator
 from ..scenes import sample_scene
+from ..sizes import Sizes
 from .assessment import held_out
 from .labels import IGNORED, Labelled, label, roughen
 

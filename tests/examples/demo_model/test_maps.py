@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ddit_rt.evaluate.adherence import SHAPES
-from examples.demo_model.common import Sizes
 from examples.demo_model.latents import draw_shard
 from examples.demo_model.maps import CLASSES, MapReader, draw_maps, scene_map
 from examples.demo_model.scenes import render, sample_scene
+from examples.demo_model.sizes import Sizes
 
 
 def _one(shape, fence=False):

@@ -8,10 +8,11 @@ import torch
 
 from ddit_rt.demo import CALL_DEFAULTS, DEMO_PROMPTS, MODEL_DIR, load_pipeline
 from ddit_rt.evaluate.adherence import WEIGHTS
-from examples.demo_model.common import Budget, RunLog, Sizes, load_state
 from examples.demo_model.dit import image_ids, pack, sample_sigmas, train_dit
+from examples.demo_model.sizes import Sizes
 from examples.demo_model.text import build_tokenizer, tokenize
 from examples.demo_model.train import main
+from examples.training.loop import Budget, RunLog, load_state
 
 STAGES_AFTER = [word for stage in ("dit", "decoder", "reader", "export") for word in ("--stage", stage)]
 

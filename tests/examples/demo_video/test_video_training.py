@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from examples.demo_model.common import Budget, RunLog, load_state
 from examples.demo_video.clips import ClipStore
 from examples.demo_video.dit import sample_sigmas, train_dit
 from examples.demo_video.export import PROMPTS, call_defaults, load_pipeline
@@ -15,6 +14,7 @@ from examples.demo_video.sizes import Bucket, Sizes
 from examples.demo_video.text import build_tokenizer, embed, load_encoder, tokenize
 from examples.demo_video.train import main
 from examples.demo_video.vae import encode, load_vae
+from examples.training.loop import Budget, RunLog, load_state
 
 COMMON = ["--tiny", "--steps", "2", "--threads", "1"]
 

@@ -1,0 +1,1 @@
+"""What the trainings of the demo models share: the command, the loop, the denoiser's steps, tokenizer and export."""
