@@ -87,7 +87,7 @@ def train_dit(
 
     def loss(step: int, progress: float) -> Tensor:
         generator = step_generator(seed, step)
-        resolution = denoiser.turn_of(sizes.phases, progress, generator)
+        resolution = denoiser.turn_of(sizes.phases, progress, seed, step)
         clean, ids, maps = store.batch(resolution, sizes.dit_batch[resolution], generator)
         ids = denoiser.without_some(ids, empty, generator).to(device)
         batch = denoiser.Noised.of(clean, sample_sigmas, generator)

@@ -6,6 +6,9 @@ latents), `reader` (the network by which evaluation reads pictures; it needs no 
 pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and a longer budget; the seed and the
 log make a run traceable. `--tiny --steps 2` tries every stage within a minute.
 
+Several processes, on CPUs a core each, average their gradients: `torchrun --standalone --nproc_per_node 2 -m
+examples.demo_model.train --out RUN --stage dit --threads 1 --resume`, begun or gone on with by any number of them.
+
 Everything is written below RUN. What ships with the package was written by `--export-to ddit_rt/demo/model` and
 `--reader-to ddit_rt/evaluate/adherence/reader.safetensors`.
 """

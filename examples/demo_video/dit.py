@@ -76,7 +76,7 @@ def train_dit(
 
     def loss(step: int, progress: float) -> Tensor:
         generator = step_generator(seed, step)
-        bucket = sizes.buckets[denoiser.turn_of(sizes.phases, progress, generator)]
+        bucket = sizes.buckets[denoiser.turn_of(sizes.phases, progress, seed, step)]
         clean, ids, maps = store.batch(bucket, generator)
         ids = denoiser.without_some(ids, empty, generator).to(device)
         batch = denoiser.Noised.of(clean, sample_sigmas, generator)

@@ -6,6 +6,9 @@ latents), `export` (a diffusers pipeline), `check` (10 against 50 steps and a sh
 cuda` and a longer budget; the seed and the log make a run traceable. `--tiny --steps 2` tries every stage within a
 minute.
 
+Several processes, on CPUs a core each, average their gradients: `torchrun --standalone --nproc_per_node 2 -m
+examples.demo_video.train --out RUN --stage dit --threads 1 --resume`, begun or gone on with by any number of them.
+
 Everything is written below RUN. What ships with the package was written by `--export-to ddit_rt/demo/video_model`.
 """
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from .loop import Budget, RunLog
+from .loop import Budget, RunLog, of_processes
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,22 @@ def run_stages(
         stages: Name -> what to do, in order.
         start: Gives a run folder (second) the weights of an exported pipeline (first).
     """
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and (options.stage != ["dit"] or options.device != "cpu"):
+        raise SystemExit("several processes train the transformer together on CPUs: give them --stage dit alone")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: no CUDA device is available; leave the option out to train on the CPU")
     torch.set_num_threads(options.threads)
+    if together:
+        dist.init_process_group("gloo")
     options.out.mkdir(parents=True, exist_ok=True)
     log = RunLog(options.out / "training_log.jsonl")
-    if options.start_from is not None:
+    if options.start_from is not None and of_processes()[0] == 0:
         start(options.start_from, options.out)
+    if together:
+        dist.barrier()
     run = Run(options.out, sizes, log, options.seed, options.device, options.resume, options)
     for stage in options.stage or stages:
         stages[stage](run)
+    if together:
+        dist.destroy_process_group()

@@ -18,6 +18,7 @@ CHECKPOINT, START = "dit.pt", "dit_start.pt"
 _CAPTION_DROPOUT = 0.08
 _MATRIX_RATE, _OTHER_RATE = 5e-3, 2e-3
 _MAP_WEIGHT, _MAP_FADES_FROM = 0.3, 0.85
+_TURNS = 2**40  # random numbers apart from those of a step's batch
 
 
 class Trained(nn.Module):
@@ -101,9 +102,13 @@ class Noised:
         return cls(sigma, (1 - share) * clean + share * noise, noise - clean)
 
 
-def turn_of(phases: Any, progress: float, generator: torch.Generator) -> int:
-    """Which kind of batch a step takes; ``phases`` are shares of the budget and how often a step takes each kind."""
+def turn_of(phases: Any, progress: float, seed: int, step: int) -> int:
+    """Which kind of batch a step takes, the same in all processes, so that none waits for another.
+
+    ``phases`` are shares of the budget, and how often a step takes each kind.
+    """
     shares = next((shares for until, shares in phases if progress < until), phases[-1][1])
+    generator = torch.Generator().manual_seed(_TURNS + seed * 1_000_003 + step)
     return int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
 
 

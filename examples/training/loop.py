@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,7 +39,9 @@ class RunLog:
     path: Path
 
     def write(self, stage: str, **values: Any) -> None:
-        """Append a record; floats are rounded to 5 significant digits."""
+        """Append a record, in the first process; floats are rounded to 5 significant digits."""
+        if of_processes()[0] > 0:
+            return
         short = {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, **short}) + "\n")
@@ -61,13 +64,22 @@ def load_state(path: Path, hint: str) -> Any:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: a resumed run draws what an uninterrupted one would have."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    """The random numbers of one step in this process: a resumed run draws what an uninterrupted one would have."""
+    rank, processes = of_processes()
+    return torch.Generator().manual_seed(seed * 1_000_003 + step * processes + rank)
+
+
+def of_processes() -> tuple[int, int]:
+    """Which process of a training this is, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 @dataclass
 class Loop:
-    """One stage's resumable training: `loss(step, progress)` returns the loss to back-propagate."""
+    """One stage's resumable training: `loss(step, progress)` returns the loss to back-propagate.
+
+    Several processes average their gradients; the first of them keeps the time, the log and the checkpoint.
+    """
 
     stage: str
     module: torch.nn.Module
@@ -86,6 +98,7 @@ class Loop:
         """Train until the budget is spent, or until step `stop_after` (as a kill right after a checkpoint would)."""
         base = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         step, before = 0, 0.0
+        first = of_processes()[0] == 0
         if self.ema is not None:
             self.averaged = AveragedModel(self.module, multi_avg_fn=_moving_average(self.ema))
             # the weights that the run begins with count as the first of the average
@@ -97,15 +110,15 @@ class Loop:
         while True:
             now = time.monotonic()
             seconds = before + now - start
-            progress = self.budget.progress(step, seconds)
+            progress = _agreed(self.budget.progress(step, seconds))
             done = progress >= 1 or step == stop_after
-            if recent and (done or now - logged > 15):
+            if recent and first and (done or now - logged > 15):
                 self.log.write(
                     self.stage, step=step, minutes=seconds / 60, loss=torch.stack(recent).mean().item(),
                     seconds_per_step=(now - logged) / len(recent), progress=progress,
                 )  # fmt: skip
                 recent, logged = [], now
-            if done or now - saved > self.checkpoint_seconds:
+            if first and (done or now - saved > self.checkpoint_seconds):
                 self._save(step, seconds)
                 saved = now
             if done:
@@ -116,6 +129,7 @@ class Loop:
                     group["lr"] = rate * factor
             value = loss(step, progress)
             value.backward()
+            _average_gradients(self.module)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -146,6 +160,27 @@ class Loop:
             self.averaged.module.load_state_dict(state["averaged"])
             self.averaged.n_averaged.fill_(1 + state["step"])
         return state["step"], state["seconds"]
+
+
+def _agreed(value: float) -> float:
+    """A number as the first process has it."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
+def _average_gradients(module: torch.nn.Module) -> None:
+    """Means of all processes' gradients, in one exchange."""
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    for gradient, mean in zip(gradients, together.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:

@@ -1,6 +1,11 @@
 """A seconds-long training of a tiny video model: every stage, resume, export."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +49,47 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run):
     for part in ("module", "averaged"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, resumed[part][name]), name
+
+
+_TOGETHER = """
+import sys
+import torch.distributed as dist
+from examples.demo_video import train
+from examples.training import denoiser
+kept = denoiser.train
+def checked(trained, loss, *rest):
+    seen = []
+    kept(trained, lambda step, progress: seen.append(value := loss(step, progress)) or value, *rest)
+    ends = [None, None]
+    dist.all_gather_object(ends, (float(seen[0]), float(sum(p.double().sum() for p in trained.parameters()))))
+    assert ends[0][0] != ends[1][0], "both saw the same batch"
+    assert ends[0][1] == ends[1][1], "they went apart"
+denoiser.train = checked
+train.main(sys.argv[1:])
+"""
+
+
+def test_two_processes_train_one_model(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("dit.pt", "training_log.jsonl"))
+    script = tmp_path / "together.py"
+    script.write_text(_TOGETHER)
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "kernels")])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    launch += [*COMMON, "--out", str(tmp_path / "run"), "--stage", "dit"]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_state(tmp_path / "run" / "dit.pt", "")["step"] == 2
+    log = [json.loads(line) for line in (tmp_path / "run" / "training_log.jsonl").read_text().splitlines()]
+    assert sum("seed" in line for line in log) == 1  # one of them writes it
+    main(["--tiny", "--steps", "3", "--threads", "1", "--out", str(tmp_path / "run"), "--stage", "dit", "--resume"])
+    assert load_state(tmp_path / "run" / "dit.pt", "")["step"] == 3
+
+
+def test_several_processes_train_the_transformer_alone(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="give them --stage dit alone"):
+        main([*COMMON, "--out", str(run), "--stage", "dit", "--stage", "export"])
 
 
 def test_the_first_latents_are_those_of_a_shorter_clip(run):
