@@ -84,6 +84,7 @@ setup(
         "safetensors>=0.4",
         "huggingface_hub>=0.30",
         "einops>=0.8",
+        "filelock>=3.12",
         "numpy",
         "pillow",
         "pydantic>=2.10",

@@ -21,7 +21,10 @@ DEFAULT_SPEEDUP = 2.0
 """What ``accelerate(pipe)`` aims at."""
 # settings that leave the choice of steps to the default target
 _NEUTRAL = frozenset(
-    {"reference", "corrector", "backend", "fused_full", "cuda_graphs", "max_graphs", "modulation", "trim_text"}
+    {
+        *("reference", "costs", "fit", "corrector", "backend", "fused_full", "cuda_graphs", "max_graphs"),
+        *("modulation", "trim_text"),
+    }
 )
 # caches of diffusers, by whether they work while the token count changes
 CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
@@ -262,6 +265,16 @@ class DDiTConfig(Settings):
     """What a run aims at: ``"plain"``, the picture that the pipeline's own steps would give, or ``"converged"``, the
     one that infinitely many steps would give from the same noise. For the second the latent is integrated by a solver
     of second order, and ``speedup`` places its evaluations at noise levels of its own."""
+    costs: Literal["flops", "seconds"] = "flops"
+    """What ``speedup`` is a ratio of in fitted schedules: ``"flops"``, the same on every machine, or ``"seconds"`` of
+    the steps, as a fit timed them on this one: small matrices keep coarse steps from being as fast as their FLOP say,
+    and skipped ones are not free. Schedules of the two kinds are kept apart. Where none is kept, the rule counts
+    evaluations in either case."""
+    fit: Annotated[Literal["first-calls"] | None, Expected("use 'first-calls' or None.")] = None
+    """Where no fitted schedule is kept for a call with a target: ``"first-calls"`` counts such calls, which run as they
+    would without it, and the last of :data:`ddit_rt.fitting.FIRST_CALLS` fits a schedule to what they asked for before
+    it returns, about eight plain runs for each of them. Later calls, of other processes too, run that schedule. None
+    leaves fitting to :func:`ddit_rt.fit`."""
     corrector: Annotated[bool, Expected("use True or False.")] = True
     """When a full step follows skipped ones, integrate the gap again with the prediction that is now known, and move
     the latent by the difference. It calls no model; without a skipped step nothing changes."""
@@ -305,6 +318,8 @@ class DDiTConfig(Settings):
         if not set(values) - _NEUTRAL:
             # not through the frozen setter; it stays out of the fields that were set
             self.__dict__["speedup"] = DEFAULT_SPEEDUP
+        if self.fit is not None and not self.has_target:
+            raise ConfigError(f"fit={self.fit!r}: a schedule is fitted to a target; give speedup= or quality= too.")
 
     def _take_in_spanning(self) -> None:
         """Adds the sizes of the schedule that span frames, which are none of the multiples unless they are given."""

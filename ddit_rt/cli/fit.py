@@ -18,6 +18,7 @@ from .models import load, load_prompts
 from .options import (
     Adapter,
     CallArguments,
+    Costs,
     Count,
     Device,
     Dtype,
@@ -58,6 +59,7 @@ def command(
             "such a schedule is not kept."
         ),
     ] = None,
+    costs: Costs = "flops",
     adapter: Adapter = None,
     prompts: PromptSource = None,
     count: Count = 4,
@@ -120,14 +122,15 @@ def command(
         from ..granularity import load_adapter
         from ..pipeline import call_arguments
 
-    check_target(speedup, quality, reference, multiples)
+    check_target(speedup, quality, reference, multiples, ratios, costs)
     chosen = load_prompts(prompts, count, model)
     arguments = call_arguments(model, height, width, frames, steps, further)
     trained = None if adapter is None else load_adapter(adapter)
     pipe = load(model, dtype, device, arguments)
     with activity("fitting") as show:
         found = fit_schedule(
-            pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, cost_ratios=ratios, **arguments
+            pipe, chosen, speedup, multiples, seed, show, trained, quality, reference, cost_ratios=ratios, costs=costs,
+            **arguments,
         )  # fmt: skip
     found.save(output)
     if export is not None:
@@ -138,9 +141,10 @@ def command(
         return
     print_line(",".join(map(str, found.schedule)))
     converged = "" if found.psnr_converged is None else f" and {found.psnr_converged:.1f} dB to the converged pictures"
+    by_clock = "" if found.seconds_speedup is None else f", {found.seconds_speedup:.2f}x faster steps,"
     print_line(
-        f"{output}: {found.speedup:.2f}x fewer FLOP at {found.psnr:.1f} dB PSNR to the plain pipeline{converged}, "
-        f"mean of {found.prompts} prompts"
+        f"{output}: {found.speedup:.2f}x fewer FLOP{by_clock} at {found.psnr:.1f} dB PSNR to the plain pipeline"
+        f"{converged}, mean of {found.prompts} prompts"
     )
 
 
@@ -175,7 +179,7 @@ def _list(as_json: bool) -> None:
             entry.key.guidance,
             entry.key.size,
             entry.key.reference,
-            f"{entry.fitted.speedup:.2f}",
+            f"{entry.speedup:.2f}{' s' if entry.key.costs == 'seconds' else ''}",
             f"{entry.quality:.1f}",
             f"{entry.saved.astimezone():%Y-%m-%d}",
         )

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .models import load
 from .options import (
     Adapter,
+    Costs,
     Device,
     Dtype,
     Frames,
@@ -52,6 +53,7 @@ def command(
     negative_prompt: Annotated[str | None, typer.Option(help="Turns on (true) classifier-free guidance.")] = None,
     speedup: OptionalSpeedup = None,
     reference: Reference = "plain",
+    costs: Costs = "flops",
     threshold: OptionalThreshold = None,
     quantile: OptionalQuantile = None,
     order: OptionalOrder = None,
@@ -79,6 +81,8 @@ def command(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if reference != "plain":
         settings["reference"] = reference
+    if costs != "flops":
+        settings["costs"] = costs
     if schedule is not None:
         settings["schedule"] = read_schedule(schedule)
     DDiTConfig(**settings)  # bad settings are refused before a large model is loaded

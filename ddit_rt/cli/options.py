@@ -61,6 +61,9 @@ OptionalSpeedup = Annotated[
 Reference = Annotated[
     str, typer.Option(help="What to aim at: 'plain', the pipeline's own picture, or 'converged', that of many steps.")
 ]
+Costs = Annotated[
+    str, typer.Option(help="What a fitted speed-up is a ratio of: 'flops', or 'seconds' of the steps on this machine.")
+]
 OptionalThreshold = Annotated[
     float | None,
     typer.Option("--threshold", help="τ of the threshold rule: a patch size is smooth enough when its σ is below."),

@@ -26,7 +26,8 @@ class ErrorModel:
         sigmas: (S + 1,) noise levels.
         full: (S, N, D) the model's predictions at full steps.
         coarse: Multiple -> (S, N, D), what it says of the low band on coarse tokens.
-        shares: Multiple -> FLOP of a coarse step over those of a full one.
+        shares: Multiple -> what a coarse step costs of a full one, in FLOP or seconds; a skipped one, 0, costs nothing
+            unless it is in it.
         sensitivity: (S,) by how much the rest of the run multiplies an error made at a step.
         transformers: (S,) which transformer makes a step.
         floor: (N,) mean square below which an error does not count.
@@ -58,7 +59,7 @@ class ErrorModel:
         return any(i < 0 or self.transformers[i] != self.transformers[index] for i in (index - 1, index - 2))
 
     def cost(self, schedule: Sequence[int]) -> float:
-        """FLOP of a schedule in full steps, probes included."""
+        """FLOP or seconds of a schedule in full steps, probes included."""
         total, anchors = 0.0, [0, 0]
         probed: set[tuple[int, int]] = set()
         for t, multiple in enumerate(schedule):
@@ -69,6 +70,8 @@ class ErrorModel:
                 needed = {(anchor, multiple) for anchor in anchors} - probed if self.probes else set()
                 total += self.shares[multiple] * (1 + len(needed))
                 probed |= needed
+            else:
+                total += self.shares.get(SKIP, 0.0)
         return total
 
     def error(self, schedule: Sequence[int]) -> Array:

@@ -33,6 +33,7 @@ from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
 from .real_runs import RealRuns, unmeasured
 from .search import fewest_evaluations, find_evaluations, find_schedule
+from .step_costs import shares_by_clock
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def fit_schedule(
     reference: str = "plain",
     keep: bool = True,
     cost_ratios: Mapping[int, float] | None = None,
+    costs: str = "flops",
     **call: Any,
 ) -> FittedSchedule:
     """Finds the schedule that ends nearest to a reference at a wanted speed-up, or the fastest of a wanted quality.
@@ -78,6 +80,9 @@ def fit_schedule(
         cost_ratios: Multiple -> what a coarse step costs of a full one, in place of the ratio of this model's FLOP, as
             if it ran at another size. The wanted speed-up counts by them; what the schedule says of its own is still
             this model's FLOP, and it is not kept.
+        costs: What the wanted speed-up is a ratio of, and what the search weighs steps by: ``"flops"``, or
+            ``"seconds"`` of the steps, full, coarse and skipped ones as they are timed here first.
+            ``accelerate(pipe, speedup=..., costs="seconds")`` finds such a schedule again, on such a machine.
         **call: Arguments of the pipeline; the schedule holds for this ``num_inference_steps`` alone, and for about
             this size and guidance.
 
@@ -88,12 +93,8 @@ def fit_schedule(
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.
     """
-    check_target(speedup, quality, reference, kinds)
-    if quality is not None and cost_ratios is not None:
-        raise ConfigError(
-            f"quality={quality:g} and cost_ratios: a quality has no cost to count; leave out one of them."
-        )
-    fitter = Fitter(pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, **call)
+    check_target(speedup, quality, reference, kinds, cost_ratios, costs)
+    fitter = Fitter(pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, costs, **call)
     if quality is not None:
         found = fitter.of_quality(quality)
     else:
@@ -107,10 +108,11 @@ class Fitter:
     """Fits schedules for one model and one kind of call; one measurement and one set of plain runs serve all of them.
 
     Args:
-        pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, call: As for :func:`fit_schedule`.
+        pipe, prompts, kinds, seed, progress, adapter, reference, cost_ratios, costs, call: As for
+            :func:`fit_schedule`.
 
     Attributes:
-        error_model: What was measured, with the cost ratios that were given.
+        error_model: What was measured, with the cost ratios that were given or timed.
         steps: Denoising steps of a run.
 
     Raises:
@@ -127,6 +129,7 @@ class Fitter:
         adapter: str | Path | Adapter | None = None,
         reference: str = "plain",
         cost_ratios: Mapping[int, float] | None = None,
+        costs: str = "flops",
         **call: Any,
     ) -> None:
         multiples = family_of(pipe).multiples
@@ -151,9 +154,13 @@ class Fitter:
                 )
         self._pipe, self._reference, self._progress = pipe, reference, progress
         self._boundaries = family_of(pipe).boundaries(pipe)
+        self._by_clock = costs == "seconds"
         self._runs = RealRuns(pipe, prompts, seed, progress, settings, reference, call)
         finer = _FINER if converged else 1
         found = measure(pipe, prompts, coarse, seed, progress, self._trained, finer, **call)
+        if self._by_clock:
+            progress("timing steps")
+            cost_ratios = shares_by_clock(pipe, prompts[0], coarse, seed, settings, call)
         self.error_model = replace(found, shares={**found.shares, **(cost_ratios or {})})
         self.steps = found.steps // finer  # of a run from a picture fewer than the call's
 
@@ -193,14 +200,15 @@ class Fitter:
 
     def keep(self, found: FittedSchedule) -> None:
         """Puts a schedule into the user's cache directory, where calls with a target find it."""
-        _keep(self._pipe, found, self._runs.seen, self._trained)
+        _keep(self._pipe, found, self._runs.seen, self._trained, "seconds" if self._by_clock else "flops")
 
     def _finished(self, found: FittedSchedule) -> FittedSchedule:
-        """With the sensitivity that was measured."""
+        """With the sensitivity that was measured, and how fast it is by the clock if that counts."""
         measured = np.asarray(self.error_model.sensitivity)
         places = np.linspace(0, 1, self.steps), np.linspace(0, 1, self.error_model.steps)
         sensitivity = np.interp(*places, measured)
-        return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity])
+        seconds = self.steps / self.error_model.cost(found.schedule) if self._by_clock else None
+        return replace(found, sensitivity=[float(f"{gain:.3g}") for gain in sensitivity], seconds_speedup=seconds)
 
 
 def check_cost_ratios(cost_ratios: Mapping[int, float], multiples: Sequence[int]) -> None:
@@ -217,7 +225,14 @@ def check_cost_ratios(cost_ratios: Mapping[int, float], multiples: Sequence[int]
             raise ConfigError(f"cost_ratios: {multiple} costs {ratio:g} of a full step: a number between 0 and 1.")
 
 
-def check_target(speedup: float | None, quality: float | None, reference: str, kinds: Sequence[int] | None) -> None:
+def check_target(
+    speedup: float | None,
+    quality: float | None,
+    reference: str,
+    kinds: Sequence[int] | None,
+    cost_ratios: Mapping[int, float] | None = None,
+    costs: str = "flops",
+) -> None:
     """Refuses what :func:`fit_schedule` cannot aim at.
 
     Raises:
@@ -229,6 +244,13 @@ def check_target(speedup: float | None, quality: float | None, reference: str, k
         check_speedup(speedup)
     if quality is not None:
         check_quality(quality)
+    if costs not in ("flops", "seconds"):
+        raise ConfigError(f"costs={costs!r}: use 'flops' or 'seconds'.")
+    if costs == "seconds" and cost_ratios is not None:
+        raise ConfigError("costs='seconds' and cost_ratios: steps are timed, or their ratios given; leave out one.")
+    if quality is not None and (cost_ratios is not None or costs == "seconds"):
+        counted = "cost_ratios" if cost_ratios is not None else "costs='seconds'"
+        raise ConfigError(f"quality={quality:g} and {counted}: a quality has no cost to count; leave out one of them.")
     if reference not in WARP:
         raise ConfigError(f"reference={reference!r}: use one of {', '.join(map(repr, WARP))}.")
     if kinds is None:
@@ -238,7 +260,7 @@ def check_target(speedup: float | None, quality: float | None, reference: str, k
         raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
 
 
-def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapter: Adapter | None) -> None:
+def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapter: Adapter | None, costs: str) -> None:
     """Puts a schedule where calls with a target look for it."""
     family = family_of(pipe)
     try:
@@ -246,7 +268,7 @@ def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapte
     except ConfigError as error:
         logger.warning("the schedule is not kept for later calls: %s", error)
         return
-    key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity)
+    key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity, costs)
     if key is not None:
         store.save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
 
@@ -261,7 +283,9 @@ def _at_speedup(
 ) -> list[FittedSchedule]:
     """Schedules that the error model thinks best at a speed-up, and the rule."""
     found: list[FittedSchedule] = []
-    evaluations = int(steps / speedup + 1e-9)
+    # m full and n - m skipped steps cost n / speedup full ones
+    skipped = error_model.shares.get(SKIP, 0.0)
+    evaluations = int(steps * (1 / speedup - skipped) / max(1 - skipped, 1e-6) + 1e-9)
     if SKIP in kinds and evaluations >= 2:
         found += _skipping(error_model, reference, steps, evaluations, boundaries)
     # those of full and skipped steps alone have just been searched
@@ -272,7 +296,8 @@ def _at_speedup(
             schedules.append(find_schedule(replace(error_model, adapter_residual={}), speedup, kinds))
         found += [unmeasured(schedule) for schedule in schedules]
     if not found:
-        raise OutOfReachError(f"speedup={speedup:g}: {steps} steps have to keep 2; ask for {steps / 2:g} at most.")
+        most = steps / (2 + (steps - 2) * skipped)
+        raise OutOfReachError(f"speedup={speedup:g}: {steps} steps have to keep 2; ask for {most:.3g} at most.")
     return found
 
 
@@ -283,7 +308,8 @@ def _skipping(
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
     if evaluations < error_model.steps:
-        searched.append(find_schedule(error_model, error_model.steps / evaluations, (1, SKIP)))
+        counting = replace(error_model, shares={})  # evaluations, whatever a skipped step costs
+        searched.append(find_schedule(counting, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
         takeovers = takeovers_of(error_model.sigmas[:-1].tolist(), boundaries)
         by_rule = schedule_of(steps, evaluations, WARP["plain"], takeovers)

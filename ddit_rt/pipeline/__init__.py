@@ -2,6 +2,7 @@
 
 from .accelerated_pipeline import AcceleratedPipeline
 from .inspection import inspect_pipeline, pipeline_of_configs, supported
+from .learning import EndedCall, Learner
 from .lifecycle import accelerate, accelerated, find_accelerated, report, restore
 from .loading import (
     DEMO,
@@ -17,7 +18,7 @@ from .loading import (
     load_any,
     makes_videos,
 )
-from .prepare import warmup
+from .prepare import own_bar_off, warmup
 from .progress import Progress, Watcher
 from .quantization import check_scheme, quantize
 from .targets import SHIPPED_SCHEDULES, arguments_seen, identity_of, key_of_call
@@ -30,6 +31,8 @@ __all__ = [
     "SHIPPED",
     "SHIPPED_SCHEDULES",
     "AcceleratedPipeline",
+    "EndedCall",
+    "Learner",
     "Progress",
     "Watcher",
     "accelerate",
@@ -50,6 +53,7 @@ __all__ = [
     "key_of_call",
     "load_any",
     "makes_videos",
+    "own_bar_off",
     "pipeline_of_configs",
     "quantize",
     "report",

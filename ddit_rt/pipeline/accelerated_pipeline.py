@@ -35,6 +35,7 @@ from ..schedule import (
     follows_the_flow,
     make_policy,
     noise_of_call,
+    origin_of,
     solves_the_flow,
     step_with_increment,
     without_waiting,
@@ -44,6 +45,7 @@ from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
 from .checks import check_finite, check_levers, check_merge, check_not_compiled, check_unshared
 from .executor import StepExecutor
+from .learning import Listener
 from .levels import place_levels
 from .modulation import ModulationAhead
 from .plain_state import keep_plain, release_plain
@@ -63,6 +65,10 @@ class AcceleratedPipeline:
         adapter: Trained adapter, or None.
         capture: How to capture graphs; None follows ``config.cuda_graphs``.
         folders: Where to look for kept schedules beside the user's own and the shipped ones.
+
+    Attributes:
+        kept: Finds kept schedules.
+        listener: Tells of calls for which none was kept; None unless ``config.fit`` asks for it.
 
     Raises:
         ConfigError: the coarse path needs an adapter and there is none, graphs a CUDA device, or the family cannot work
@@ -90,7 +96,8 @@ class AcceleratedPipeline:
         limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = make_policy(self.config, limit, family.boundaries(pipe))
-        self._kept = KeptSchedules(pipe, family, adapter, folders)
+        self.kept = KeptSchedules(pipe, family, adapter, folders)
+        self.listener = None if config.fit is None else Listener(pipe)
         check_reference(self.config.reference, pipe.scheduler)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
@@ -119,6 +126,8 @@ class AcceleratedPipeline:
             MethodPatch(pipe, "maybe_free_model_hooks", self._on_free_model_hooks),
             MethodPatch(pipe, "progress_bar", self._on_progress_bar),
         ]
+        if self.listener is not None:
+            self._pipe_patches += self.listener.patches()
 
     # -- putting on and taking off --------------------------------------------------------------------------------
 
@@ -185,6 +194,15 @@ class AcceleratedPipeline:
         return dict(self._modules)
 
     @contextmanager
+    def taken_off(self) -> Iterator[None]:
+        """Within the context the pipeline is plain, or whatever is made of it there; afterwards it is as before."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self.attach()
+
+    @contextmanager
     def following(self, schedule: ScheduleFn) -> Iterator[list[Report]]:
         """Within the context calls follow ``schedule``, whatever the settings; afterwards settings and report are back.
 
@@ -194,7 +212,8 @@ class AcceleratedPipeline:
         kept = self._report
         reports: list[Report] = []
         try:
-            with self.following_settings(self.config.replace(schedule=schedule, speedup=None, quality=None), None):
+            config = self.config.replace(schedule=schedule, speedup=None, quality=None, fit=None)
+            with self.following_settings(config, None):
                 yield reports
             reports += [self._report] if self._report is not None else []
         finally:
@@ -246,7 +265,11 @@ class AcceleratedPipeline:
         return known and denoisers(owner, self.family) == self._modules
 
     def _begin_call(
-        self, caller: tuple[Any, int], arguments: Mapping[str, Any], kept: FittedSchedule | None = None
+        self,
+        caller: tuple[Any, int],
+        arguments: Mapping[str, Any],
+        kept: FittedSchedule | None = None,
+        origin: str = "",
     ) -> None:
         self._caches.reset()
         self._executor.begin_call()
@@ -256,7 +279,8 @@ class AcceleratedPipeline:
             call.text = self.family.text_in_prompt(self.pipe, arguments)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
-        self._local.call, self._local.report = call, Report(call.records, self.config.to_dict(), kept=kept)
+        report = Report(call.records, self.config.to_dict(), kept=kept, origin=origin or origin_of(self.config))
+        self._local.call, self._local.report = call, report
         # a pipeline that works in segments sets its timesteps once more behind the last
         if self._report is None or not self._report.complete or self._reported != caller[1]:
             self._show_report(caller)
@@ -290,8 +314,10 @@ class AcceleratedPipeline:
         for patch in self._forward_patches:
             patch.ensure_outermost()
         arguments = arguments_of_call()
-        kept = self._kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
-        self._begin_call(caller, arguments, kept)
+        found = self.kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
+        self._begin_call(caller, arguments, *(found or ()))
+        if self.listener is not None:
+            self.listener.steps_begin(self.kept.key(self.config, self._scheduler, arguments))
         call: CallState = self._local.call
         schedulers = [self._scheduler, *self._follow_companion(call)]
         if caller != NOBODY and not call.obstacle:
@@ -338,6 +364,8 @@ class AcceleratedPipeline:
         inner()
         for patch in self._forward_patches:
             patch.ensure_outermost()
+        if self.listener is not None:
+            self.listener.call_ends(self.config, self._report)
 
     def _forward_handler(self, module: nn.Module) -> Any:
         # a coarse run exchanges parts of the transformer for its length, which no other thread's call may meet

@@ -1,9 +1,9 @@
-"""The public calls: accelerate, accelerated, restore, report."""
+"""Acceleration put on a pipeline and taken off it, and its report."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,50 +11,51 @@ from typing import Any, TypeVar
 from diffusers import DiffusionPipeline
 
 from ..config import DDiTConfig
-from ..errors import DDiTError
+from ..errors import ConfigError, DDiTError
 from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..schedule import Report
 from .accelerated_pipeline import AcceleratedPipeline
+from .learning import Learner
 from .plain_state import accelerated_by
 
 logger = logging.getLogger(__name__)
 
 Pipe = TypeVar("Pipe")
+MakeLearner = Callable[[AcceleratedPipeline], Learner]
 
 
 def accelerate(
     pipe: Pipe,
     adapter: str | Path | Adapter | None = None,
     config: DDiTConfig | Mapping[str, Any] | str | Path | None = None,
+    learn: MakeLearner | None = None,
     **overrides: Any,
 ) -> Pipe:
-    """Makes a diffusers pipeline choose its patch size anew at every denoising step.
-
-    The pipeline is used as before. Its instance is patched (transformers, scheduler, progress bar), no class is; one
-    that is already accelerated takes the new settings, and one that shares the transformers of an accelerated pipeline
-    takes them over. Do these before: load LoRAs you keep, quantise, compile blocks. LoRA
-    loading, ``set_adapters``, CPU offload and exchanging the scheduler also work afterwards.
+    """As :func:`ddit_rt.accelerate`, for who makes the pipeline's calls.
 
     Args:
-        pipe: A supported pipeline (``UnsupportedPipelineError`` names the classes).
-        adapter: Trained adapter (:func:`load_adapter`): path, hub id or the object; None runs coarse steps untrained.
-        config: :class:`DDiTConfig`, a mapping of its fields, or the path of a YAML or JSON file of them.
-        **overrides: Fields of :class:`DDiTConfig` by name.
-
-    Returns:
-        ``pipe`` itself.
+        pipe, adapter, config, overrides: As there.
+        learn: Makes what hears of calls that have no schedule yet, for ``fit="first-calls"``.
 
     Raises:
-        UnsupportedPipelineError, AdapterMismatchError, ScheduleError, ConfigError: before anything is changed.
+        UnsupportedPipelineError, AdapterMismatchError, ScheduleError: as there.
+        ConfigError: as there, or a fit is asked for and nobody would make it.
     """
     settings = DDiTConfig.make(config, overrides)
     if adapter is not None and not settings.chosen_target:
         settings = settings.replace(speedup=None)  # an adapter is there to be run
+    if settings.fit is not None and learn is None:
+        raise ConfigError(
+            f"fit={settings.fit!r}: nothing is fitted here, where a call may not take minutes or is the only one. Fit "
+            "before, with `ddit-rt fit` or ddit_rt.fit(pipe, prompts, ...), and leave it out."
+        )
     family = family_of(pipe)
     folders = [Path(adapter).with_name("schedules")] if isinstance(adapter, str | Path) else []
     trained = None if adapter is None else load_adapter(adapter)
     fresh = AcceleratedPipeline(pipe, family, settings, trained, folders=folders)
+    if fresh.listener is not None and learn is not None:
+        fresh.listener.learner = learn(fresh)
     old = _replaceable(pipe, fresh)
     if old is not None:
         old.detach()
@@ -90,10 +91,11 @@ def accelerated(
     pipe: Pipe,
     adapter: str | Path | Adapter | None = None,
     config: DDiTConfig | Mapping[str, Any] | str | Path | None = None,
+    learn: MakeLearner | None = None,
     **overrides: Any,
 ) -> Iterator[Pipe]:
     """:func:`accelerate` for the length of a ``with`` block, :func:`restore` at its end."""
-    accelerate(pipe, adapter, config, **overrides)
+    accelerate(pipe, adapter, config, learn, **overrides)
     try:
         yield pipe
     finally:

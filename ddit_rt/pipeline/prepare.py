@@ -51,7 +51,7 @@ def warmup(
     arguments = _arguments(pipe, height, width, num_frames, steps, call)
     with (
         tqdm(total=steps, desc=f"warm-up {width}x{height}", disable=not progress) as bar,
-        _own_bar_off(pipe),
+        own_bar_off(pipe),
         found.following(lambda index, patch_std: cycle[index % len(cycle)]) as reports,
     ):
 
@@ -105,7 +105,8 @@ def _arguments(
 
 
 @contextmanager
-def _own_bar_off(pipe: Any) -> Iterator[None]:
+def own_bar_off(pipe: Any) -> Iterator[None]:
+    """Within the context calls of the pipeline show no progress bar."""
     kept = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(kept or {}), "disable": True})
     try:

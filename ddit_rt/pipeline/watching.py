@@ -15,6 +15,7 @@ from .progress import Watcher
 POLICY_SETTINGS = frozenset(
     {
         "corrector",
+        "costs",
         "initial_full_steps",
         "max_consecutive_coarse",
         "max_consecutive_skipped",
@@ -82,8 +83,10 @@ def settings_of_call(config: DDiTConfig, settings: Mapping[str, Any]) -> DDiTCon
                 "accelerate()'s."
             )
     chosen = dict(settings)
-    if settings.keys() - {"reference", "corrector"}:
+    if settings.keys() - {"reference", "costs", "corrector"}:
         chosen = {**dict.fromkeys(("speedup", "quality", "schedule")), **chosen}
+        if chosen["speedup"] is None and chosen["quality"] is None:
+            chosen["fit"] = None  # there is no target to fit to
     return config.replace(**chosen) if chosen else config
 
 

@@ -1,7 +1,7 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
 from .bounds import check_quality, check_speedup
-from .call_key import CallKey, describe_scheduler
+from .call_key import CallKey, describe_machine, describe_scheduler
 from .evolution import (
     EvolutionHistory,
     LatentEvolution,
@@ -32,7 +32,7 @@ from .placement import (
     takeovers_of,
 )
 from .plots import COLOURS, plot_reports
-from .policies import make_policy
+from .policies import make_policy, origin_of
 from .policy import (
     CallableSchedule,
     Evolution,
@@ -47,7 +47,7 @@ from .policy import (
 from .report import Report, StepRecord
 from .solver import FlowSolver, Ran, check_reference, follows_the_flow, solves_the_flow, trust, way
 from .spacing import initial_steps, one_in, pattern
-from .store import ScheduleStore, StoredSchedule, cache_directory
+from .store import Located, ScheduleStore, StoredSchedule, cache_directory
 from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 from .unipc import without_waiting
@@ -64,6 +64,7 @@ __all__ = [
     "FlowSolver",
     "KnownEvolution",
     "LatentEvolution",
+    "Located",
     "PendingEvolution",
     "Policy",
     "Ran",
@@ -82,6 +83,7 @@ __all__ = [
     "check_speedup",
     "choices_along",
     "coarsest_below",
+    "describe_machine",
     "describe_scheduler",
     "evaluation_steps",
     "follows_the_flow",
@@ -95,6 +97,7 @@ __all__ = [
     "noise_of_call",
     "noise_setting",
     "one_in",
+    "origin_of",
     "pattern",
     "place_evaluations",
     "plot_reports",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from pydantic import ConfigDict
 
 from ..errors import ConfigError
@@ -16,6 +18,7 @@ from ..settings import is_whole, shown
 
 Guidance = Literal["none", "cfg"]
 Reference = Literal["plain", "converged"]
+Costs = Literal["flops", "seconds"]
 
 # what places the noise levels, and how a step goes from one to the next; a flow has no betas
 _SCHEDULER_SETTINGS = frozenset(
@@ -46,6 +49,8 @@ class CallKey:
         frames: Of the latent, to the nearest power of two; 1 for pictures.
         reference: What the schedule was fitted to stay near to, the "plain" or the "converged" pictures.
         adapter: Fingerprint of the adapter that coarse steps run, empty without one.
+        costs: What a speed-up is a ratio of: "flops", or "seconds" of the steps.
+        machine: With "seconds", what they were measured on, as :func:`describe_machine` writes it; else empty.
 
     Raises:
         ConfigError: a value is out of range.
@@ -62,6 +67,8 @@ class CallKey:
     frames: int
     reference: Reference = "plain"
     adapter: str = ""
+    costs: Costs = "flops"
+    machine: str = ""
 
     def __post_init__(self) -> None:
         for name in ("model", "adapter"):
@@ -73,9 +80,14 @@ class CallKey:
             raise ConfigError(f"scheduler={shown(self.scheduler)}: a text, as describe_scheduler() gives it.")
         if not is_whole(self.steps) or not 0 < self.steps < 2**31:
             raise ConfigError(f"steps={shown(self.steps)}: a number of denoising steps, at least 1.")
-        for name, choices in (("guidance", get_args(Guidance)), ("reference", get_args(Reference))):
+        listed = {"guidance": get_args(Guidance), "reference": get_args(Reference), "costs": get_args(Costs)}
+        for name, choices in listed.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={shown(getattr(self, name))}: use one of {', '.join(map(repr, choices))}.")
+        if not isinstance(self.machine, str) or (self.costs == "seconds") is not bool(self.machine):
+            raise ConfigError(
+                f"machine={shown(self.machine)}: a text, as describe_machine() gives it, with costs='seconds' alone."
+            )
         for name in ("tokens", "frames"):
             count = getattr(self, name)
             if not is_whole(count) or not 0 < count < 2**31 or count & (count - 1):
@@ -93,11 +105,12 @@ class CallKey:
         frames: int = 1,
         reference: Reference = "plain",
         adapter: str = "",
+        machine: str = "",
     ) -> CallKey:
         """The key of a call.
 
         Args:
-            model, steps, reference, adapter: As the attributes.
+            model, steps, reference, adapter, machine: As the attributes; with a machine its seconds count, else FLOP.
             scheduler: The pipeline's.
             guided: Whether the transformer runs twice a step.
             tokens: Of one latent frame, any number.
@@ -115,6 +128,8 @@ class CallKey:
             frames=_power_of_two(frames, "frames"),
             reference=reference,
             adapter=adapter,
+            costs="seconds" if machine else "flops",
+            machine=machine,
         )
 
     @property
@@ -128,7 +143,10 @@ class CallKey:
 
         Readable in part; a hash of all fields ends it, the same in every process and version of Python.
         """
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.costs == "flops":  # keys had no costs at first, and folders keep their names
+            del values["costs"], values["machine"]
+        text = json.dumps(values, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         kind = f"{self.steps}-{self.guidance}-{self.tokens}x{self.frames}-{self.reference}-{digest}"
         return PurePosixPath(self.model, kind)
@@ -153,6 +171,14 @@ def describe_scheduler(scheduler: Any) -> str:
         if value is not None and value is not False
     ]
     return f"{type(scheduler).__name__}({', '.join(texts)})"
+
+
+def describe_machine(device: torch.device) -> str:
+    """What seconds depend on, as far as it has a name: the GPU's, or the processor's and how many threads run on it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    name = platform.processor() or platform.machine()
+    return f"{device.type} {name}, {torch.get_num_threads()} threads"
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,8 @@ class FittedSchedule:
             scheduler's.
         reference: What the schedule aims at, ``"plain"`` or ``"converged"``.
         psnr_converged: Mean, in dB, of the same runs to the converged pictures; None where that was not measured.
+        seconds_speedup: Ratio of the steps' seconds, where the fit counted those and not FLOP, on the machine that it
+            was made on; else None.
 
     Raises:
         ScheduleError: ``schedule`` is empty, or holds something that is no multiple.
@@ -52,6 +54,7 @@ class FittedSchedule:
     sigmas: list[float] = field(default_factory=list)
     reference: str = "plain"
     psnr_converged: float | None = None
+    seconds_speedup: float | None = None
 
     def __post_init__(self) -> None:
         if not self.schedule:
@@ -63,6 +66,8 @@ class FittedSchedule:
                 )
         if not 0 < self.speedup < math.inf:
             raise ConfigError(f"speedup={shown(self.speedup)}: a ratio of FLOP, above 0.")
+        if self.seconds_speedup is not None and not 0 < self.seconds_speedup < math.inf:
+            raise ConfigError(f"seconds_speedup={shown(self.seconds_speedup)}: a ratio of seconds, above 0, or null.")
         if math.isnan(self.psnr):
             raise ConfigError("psnr=nan: a number of dB.")
         if not 0 <= self.prompts < 2**31:

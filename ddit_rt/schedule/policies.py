@@ -8,6 +8,13 @@ from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 
 
+def origin_of(config: DDiTConfig) -> str:
+    """What chooses the steps of a call by ``config``, as :class:`~ddit_rt.schedule.Report` has it."""
+    if config.schedule is not None:
+        return "given"
+    return "rule" if config.has_target else "threshold"
+
+
 def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None, boundaries: tuple[float, ...] = ()) -> Policy:
     """The policy of ``config``: its ``schedule``, its ``speedup``, or the paper's threshold rule.
 

@@ -121,12 +121,17 @@ class Report:
         config: The :class:`ddit_rt.DDiTConfig` as a dict.
         complete: False when the call ended early, by an exception for instance.
         kept: The fitted schedule that was found for a target, if one was.
+        origin: Where the choice of steps comes from: "rule" of a target, "threshold", "given" for ``schedule=``, or of
+            ``kept`` its file; "fitted by this process" where no file could hold it.
+        fit: With ``fit="first-calls"``, what this call did for a fit, or why none was made.
     """
 
     steps: list[StepRecord]
     config: dict[str, Any]
     complete: bool = False
     kept: FittedSchedule | None = None
+    origin: str = ""
+    fit: str = ""
 
     @property
     def speedup_estimate(self) -> float:
@@ -161,6 +166,8 @@ class Report:
             "config": self.config,
             "complete": self.complete,
             "kept": None if self.kept is None else asdict(self.kept),
+            "origin": self.origin,
+            "fit": self.fit,
             "speedup_estimate": self.speedup_estimate,
             "steps": [step.to_dict() for step in self.steps],
         }
@@ -202,7 +209,8 @@ class Report:
         lines.append(
             f"{len(self.steps)} steps ({counts}); {self.speedup_estimate:.2f}x fewer FLOP"
             + ("" if self.complete else "; the call did not finish")
-            + ("" if self.kept is None else f"; by a schedule fitted on {self.kept.prompts} prompts")
+            + ("" if self.kept is None else f"; by a schedule fitted on {self.kept.prompts} prompts, {self.origin}")
+            + (f"; {self.fit}" if self.fit else "")
         )
         return "\n".join(lines)
 

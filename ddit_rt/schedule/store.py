@@ -13,12 +13,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
 from ..config import SKIP, SUPPORTED_MULTIPLES
@@ -30,7 +31,7 @@ from .fitted import FittedSchedule
 
 logger = logging.getLogger(__name__)
 
-_ENDING, _UNFINISHED = ".json", ".tmp"
+_ENDING, _UNFINISHED, _CLAIM = ".json", ".tmp", ".lock"
 _ABANDONED_SECONDS = 3600  # a writer needs milliseconds
 _SLOWER = 0.97  # a speed-up that is missed by less is met: FLOP of real runs differ by as much between sizes
 _WORSE = 0.1  # dB, likewise
@@ -63,12 +64,25 @@ class StoredSchedule:
         converged = getattr(self.fitted, "psnr_converged", None) if self.key.reference == "converged" else None
         return self.fitted.psnr if converged is None else converged
 
+    @property
+    def speedup(self) -> float:
+        """By what the key says: of FLOP, or of the steps' seconds."""
+        by_clock = self.fitted.seconds_speedup if self.key.costs == "seconds" else None
+        return self.fitted.speedup if by_clock is None else by_clock
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it."""
         return {**asdict(self), "saved": self.saved.isoformat(timespec="seconds")}
 
 
 _FILE = TypeAdapter(StoredSchedule)
+
+
+class Located(NamedTuple):
+    """A schedule, and the file that holds it."""
+
+    fitted: FittedSchedule
+    path: Path
 
 
 class ScheduleStore:
@@ -101,11 +115,11 @@ class ScheduleStore:
 
         Args:
             key: Of the call.
-            speedup: Wanted ratio of FLOP. Of the schedules that reach it, or miss it by at most 3 %, the one with the
-                highest PSNR.
+            speedup: Wanted ratio of FLOP, or of what the key counts. Of the schedules that reach it, or miss it by at
+                most 3 %, the one with the highest PSNR.
             quality: Wanted PSNR in dB. Of the schedules that reach it, or miss it by at most 0.1 dB, the fastest.
             multiples: That steps may run at.
-            fastest: Ratio of FLOP that a schedule may have at most.
+            fastest: Ratio of the same that a schedule may have at most.
 
         Returns:
             None where no stored schedule reaches the target.
@@ -113,20 +127,36 @@ class ScheduleStore:
         Raises:
             ConfigError: none or both of the targets are given, or one is no number that can be reached.
         """
+        found = self.locate(key, speedup=speedup, quality=quality, multiples=multiples, fastest=fastest)
+        return None if found is None else found.fitted
+
+    def locate(
+        self,
+        key: CallKey,
+        *,
+        speedup: float | None = None,
+        quality: float | None = None,
+        multiples: Sequence[int] = SUPPORTED_MULTIPLES,
+        fastest: float = math.inf,
+    ) -> Located | None:
+        """As :meth:`find`, with the file."""
         if (speedup is None) == (quality is None):
             raise ConfigError(f"speedup={speedup!r}, quality={quality!r}: give one of the two.")
-        entries = [entry for entry in self.entries(key) if set(entry.fitted.schedule) <= {SKIP, *multiples}]
-        entries = [entry for entry in entries if entry.fitted.speedup <= fastest]
+        entries = [
+            (entry, path)
+            for entry, path in self._entries(key)
+            if set(entry.fitted.schedule) <= {SKIP, *multiples} and entry.speedup <= fastest
+        ]
         if speedup is not None:
             check_speedup(speedup)
-            fast = [entry for entry in entries if entry.fitted.speedup >= _SLOWER * speedup]
-            best = max(fast, key=lambda entry: (entry.quality, entry.fitted.speedup), default=None)
+            fast = [found for found in entries if found[0].speedup >= _SLOWER * speedup]
+            best = max(fast, key=lambda found: (found[0].quality, found[0].speedup), default=None)
         else:
             assert quality is not None
             check_quality(quality)
-            near = [entry for entry in entries if entry.quality >= quality - _WORSE]
-            best = max(near, key=lambda entry: (entry.fitted.speedup, entry.quality), default=None)
-        return None if best is None else best.fitted
+            near = [found for found in entries if found[0].quality >= quality - _WORSE]
+            best = max(near, key=lambda found: (found[0].speedup, found[0].quality), default=None)
+        return None if best is None else Located(best[0].fitted, best[1])
 
     def holds_any(self) -> bool:
         """Whether there is a schedule for any call at all."""
@@ -134,9 +164,12 @@ class ScheduleStore:
 
     def entries(self, key: CallKey) -> list[StoredSchedule]:
         """All schedules for a call, the user's own first."""
+        return [entry for entry, _ in self._entries(key)]
+
+    def _entries(self, key: CallKey) -> list[tuple[StoredSchedule, Path]]:
         folders = [root / key.directory for root in (self.root, *self.shipped)]
-        found = (_read(path) for folder in folders for path in _files(folder, f"*{_ENDING}"))
-        return [entry for entry in found if entry is not None]
+        paths = [path for folder in folders for path in _files(folder, f"*{_ENDING}")]
+        return [(entry, path) for path in paths if (entry := _read(path)) is not None]
 
     def own_entries(self) -> list[StoredSchedule]:
         """All schedules that were saved here, for any model and call; the shipped ones are left out."""
@@ -164,6 +197,35 @@ class ScheduleStore:
             return None
         return path
 
+    @contextmanager
+    def claim(self, key: CallKey) -> Iterator[bool]:
+        """Within the context nobody else claims a key: whoever has it fits, everybody else need not.
+
+        It never waits, and ends with the process, however that ends. Where the folder cannot be written to everybody
+        has it, since what is fitted cannot be shared either.
+
+        Args:
+            key: Of the calls that a schedule is to be fitted to.
+
+        Yields:
+            Whether it is had; False while another process, or another thread of this one, has it.
+        """
+        path = self.root / key.directory / f"fit{_CLAIM}"
+        lock = FileLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError):  # also file systems that have no locks
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
     def clear(self) -> int:
         """Removes the user's own schedules, readable or not; files that lie elsewhere in the folder stay.
 
@@ -175,7 +237,7 @@ class ScheduleStore:
         """
         removed = 0
         for path in _files(self.root, "*/*/*"):
-            if path.suffix in (_ENDING, _UNFINISHED):
+            if path.suffix in (_ENDING, _UNFINISHED, _CLAIM):
                 with suppress(FileNotFoundError):  # another process clears too
                     path.unlink()
                     removed += path.suffix == _ENDING

@@ -55,7 +55,8 @@ def _checked_loras(loras: Any) -> dict[str, str]:
 def _checked_settings(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings={shown(settings)}: a mapping of DDiTConfig's fields.")
-    DDiTConfig.make(settings, {})
+    if DDiTConfig.make(settings, {}).fit is not None:
+        raise ConfigError("settings: fit='first-calls' would keep requests waiting; run `ddit-rt fit` before.")
     return dict(settings)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from ddit_rt import ConfigError
-from ddit_rt.schedule import CallKey, describe_scheduler
+from ddit_rt.schedule import CallKey, describe_machine, describe_scheduler
 
 KEY = CallKey("0123456789abcdef0123456789abcdef", "Euler(shift=3)", 50, "cfg", 4096, 1, "converged")
 
@@ -77,8 +78,22 @@ def test_a_shift_set_later_counts_and_a_setting_that_is_off_does_not():
         (lambda: CallKey("0" * 8, "E()", 4, "both", 4, 1), "guidance='both': use one of 'none', 'cfg'"),
         (lambda: CallKey("0" * 8, "E()", 4, "cfg", 3, 1), r"tokens=3: a power of two; CallKey\.of"),
         (lambda: CallKey("0" * 8, "", 4, "cfg", 4, 1), "scheduler='': a text"),
+        (
+            lambda: CallKey("0" * 8, "E()", 4, "cfg", 4, 1, costs="euros"),
+            "costs='euros': use one of 'flops', 'seconds'",
+        ),
+        (lambda: CallKey("0" * 8, "E()", 4, "cfg", 4, 1, costs="seconds"), "machine='': a text"),
+        (lambda: CallKey("0" * 8, "E()", 4, "cfg", 4, 1, machine="a GPU"), "machine='a GPU': a text"),
     ],
 )
 def test_wrong_values_are_named(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_seconds_are_those_of_a_machine():
+    here = describe_machine(torch.device("cpu"))
+    assert here.startswith("cpu ") and here.endswith(f"{torch.get_num_threads()} threads")
+    by_clock = of(machine=here)
+    assert by_clock.costs == "seconds" and of().costs == "flops"
+    assert len({of().directory, by_clock.directory, of(machine="another").directory}) == 3
