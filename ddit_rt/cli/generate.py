@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .batch import generate_all
 from .models import load
 from .options import (
     Adapter,
@@ -43,8 +44,21 @@ _PICTURES, _VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".gif", ".mp4")
 
 def command(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    output: Annotated[Path, typer.Option(help="Picture (.png, .jpg, .webp) or video (.gif, .mp4).")] = Path("out.png"),
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of the prompt: a file with one a line, or a .jsonl with prompt and seed. torchrun divides "
+            "them among processes, and so does accelerate launch; a second start makes what is missing."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture (.png, .jpg, .webp) or video (.gif, .mp4); with --prompts a folder.",
+            show_default="out.png, or the folder out",
+        ),
+    ] = None,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -86,7 +100,13 @@ def command(
     if schedule is not None:
         settings["schedule"] = read_schedule(schedule)
     DDiTConfig(**settings)  # bad settings are refused before a large model is loaded
-    _check_output(output)
+    if (prompt is None) == (prompts is None):
+        raise ConfigError("give either a prompt or --prompts FILE.")
+    if prompts is not None and baseline:
+        raise ConfigError("--baseline is for one prompt: `ddit-rt eval` compares over many.")
+    picture = output or Path("out.png")
+    if prompts is None:
+        _check_output(picture)
 
     with importing():
         from ..granularity import load_adapter
@@ -98,21 +118,25 @@ def command(
         check_scheme(quantize)
     words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
     call = call_arguments(model, height, width, frames, steps, words)
+    if prompts is not None:
+        folder = output or Path("out")
+        generate_all(model, prompts, folder, call, settings, adapter, quantize, seed, device, dtype, as_json)
+        return
     if adapter is not None:
         settings["adapter"] = load_adapter(adapter)
     pipe = load(model, dtype, device, call)
-    if output.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
-        raise ConfigError(f"output={str(output)!r}: {type(pipe).__name__} makes pictures; name a .png.")
+    if picture.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
+        raise ConfigError(f"output={str(picture)!r}: {type(pipe).__name__} makes pictures; name a .png.")
     if quantize is not None:
         quantised(pipe, quantize)
     fast = _with_bar("accelerated", pipe, lambda: generate(pipe, settings, seed, **call))
     fps = frame_rate(model)
-    written = save(fast.frames, output, fps)
+    written = save(fast.frames, picture, fps)
     assert fast.report is not None
     result: dict[str, Any] = {"output": str(written), "seconds": fast.seconds, "report": fast.report.to_dict()}
     if baseline:
         base = _with_bar("plain", pipe, lambda: generate(pipe, None, seed, **call))
-        beside = save(base.frames, output.with_stem(output.stem + "-baseline"), fps)
+        beside = save(base.frames, picture.with_stem(picture.stem + "-baseline"), fps)
         result["baseline"] = {
             "output": str(beside),
             "seconds": base.seconds,

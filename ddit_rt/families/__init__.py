@@ -87,7 +87,7 @@ def family_of(pipe: Any) -> Family:
         UnsupportedPipelineError: no family knows the pipeline's class or its transformer; lists those that are known.
     """
     for family in FAMILIES:
-        if isinstance(pipe, family.pipelines):
+        if family.knows(pipe):
             modules = denoisers(pipe, family)
             if not modules:
                 raise UnsupportedPipelineError(
@@ -106,7 +106,9 @@ def family_of(pipe: Any) -> Family:
 
 def supported_pipelines() -> str:
     """A sentence that lists the pipeline classes of all families, for messages."""
-    names = ", ".join(cls.__name__ for family in FAMILIES for cls in family.pipelines)
+    names = ", ".join(
+        name for family in FAMILIES for name in (*(cls.__name__ for cls in family.pipelines), *family.modular)
+    )
     return f"Supported pipelines: {names}."
 
 

@@ -73,6 +73,9 @@ class Family(ABC):
     name: ClassVar[str]
     transformer_class: ClassVar[type[nn.Module]]
     pipelines: ClassVar[tuple[type, ...]]
+    modular: ClassVar[tuple[str, ...]] = ()
+    """Class names of Modular Diffusers' pipelines that run the same transformer. Importing the classes would make
+    diffusers warn everybody that they are experimental."""
     components: ClassVar[tuple[str, ...]] = ("transformer",)
     projection_names: ClassVar[tuple[str, str]]
     """Names of the embedding and the de-embedding in the transformer."""
@@ -111,6 +114,11 @@ class Family(ABC):
     """Why CUDA graphs cannot capture the transformer's forward; empty where they can."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Checks of :mod:`ddit_rt.families.testing` that the family cannot pass -> why, in one line."""
+
+    def knows(self, pipe: Any) -> bool:
+        """Whether a pipeline's class is one of the family's, modular or not, or derived from one."""
+        modular = (cls for cls in type(pipe).__mro__ if cls.__module__.startswith("diffusers.modular_pipelines."))
+        return isinstance(pipe, self.pipelines) or any(cls.__name__ in self.modular for cls in modular)
 
     @cached_property
     def argument_names(self) -> tuple[str, ...]:

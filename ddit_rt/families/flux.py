@@ -41,7 +41,7 @@ class Flux(TwoStreamFamily):
         "FluxControlNetImg2ImgPipeline",
         "FluxControlNetInpaintPipeline",
     )
-
+    modular = ("FluxModularPipeline",)
     modulation_inputs = ("pooled_projections", "guidance")
     trims_text = True
 

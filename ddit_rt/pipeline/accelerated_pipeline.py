@@ -24,6 +24,7 @@ from ..runtime import (
     MethodPatch,
     divided,
     make_runner,
+    of_first_rank,
     wrapped_forward,
 )
 from ..schedule import (
@@ -43,7 +44,15 @@ from ..schedule import (
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
-from .checks import check_finite, check_levers, check_merge, check_not_compiled, check_unshared
+from .checks import (
+    check_even,
+    check_finite,
+    check_levers,
+    check_merge,
+    check_not_compiled,
+    check_parallel,
+    check_unshared,
+)
 from .executor import StepExecutor
 from .learning import Listener
 from .levels import place_levels
@@ -123,8 +132,12 @@ class AcceleratedPipeline:
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
         ]
         self._pipe_patches = [
-            MethodPatch(pipe, "maybe_free_model_hooks", self._on_free_model_hooks),
-            MethodPatch(pipe, "progress_bar", self._on_progress_bar),
+            MethodPatch(pipe, name, handler)
+            for name, handler in (
+                ("maybe_free_model_hooks", self._on_free_model_hooks),
+                ("progress_bar", self._on_progress_bar),
+            )
+            if hasattr(pipe, name)  # a modular pipeline's blocks have them, if anything has
         ]
         if self.listener is not None:
             self._pipe_patches += self.listener.patches()
@@ -136,11 +149,12 @@ class AcceleratedPipeline:
 
         Raises:
             UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
-                place, or the scheduler's steps are of no known process.
+                place, is context parallel in a way that cannot work, or the scheduler's steps are of no known process.
             ConfigError: a cache is to be enabled where there is one, or one is on that coarse steps cannot go with.
         """
         check_process(self.pipe.scheduler, self.family.variance_preserving)
         check_not_compiled(self._modules)
+        check_parallel(self._modules, self.config.cache)
         self._caches.check(self.config.may_be_coarse)
         for owner in (*self._modules.values(), self.pipe.scheduler):
             check_unshared(owner)
@@ -261,7 +275,7 @@ class AcceleratedPipeline:
         """Whether a pipeline's calls are ours: our own pipeline, or one made of the same components."""
         if owner is None or owner is self.pipe:
             return True
-        known = isinstance(owner, self.family.pipelines) and getattr(owner, "scheduler", None) is self._scheduler
+        known = self.family.knows(owner) and getattr(owner, "scheduler", None) is self._scheduler
         return known and denoisers(owner, self.family) == self._modules
 
     def _begin_call(
@@ -310,11 +324,14 @@ class AcceleratedPipeline:
         for name, module in denoisers(self.pipe, self.family).items():
             if module is not self._modules.get(name):
                 raise UnsupportedPipelineError(f"{name} was exchanged after accelerate(): call accelerate(pipe) again.")
+        check_parallel(self._modules, self.config.cache)
         result = inner(*args, **kwargs)
         for patch in self._forward_patches:
             patch.ensure_outermost()
         arguments = arguments_of_call()
         found = self.kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
+        if self.config.has_target:  # not every machine need have the schedule, whose noise levels all ranks follow
+            found = of_first_rank(found, unwrap_module(next(iter(self._modules.values()))))
         self._begin_call(caller, arguments, *(found or ()))
         if self.listener is not None:
             self.listener.steps_begin(self.kept.key(self.config, self._scheduler, arguments))
@@ -397,6 +414,8 @@ class AcceleratedPipeline:
             inputs = divided(base, family.parse(base, arguments))
         except NotCoarseError as error:
             obstacle = str(error)
+        if call.index == 0:  # of guidance, both calls: their texts need not be of one length
+            check_even(base, inputs)
         if executor.watches:
             executor.refresh(base, inputs)
         if call.record is None:

@@ -10,10 +10,17 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 Caller = tuple[Any, int]
-"""The innermost diffusers pipeline whose ``__call__`` runs on this thread, and the identity of its frame."""
+"""The innermost diffusers pipeline, modular or not, whose ``__call__`` runs on this thread, and the identity of its
+frame."""
 
 NOBODY: Caller = (None, 0)
 """No pipeline's call: components that are used directly, or in a loop of the user's own."""
+
+
+def is_pipeline(found: Any) -> bool:
+    """Whether something is a pipeline of diffusers, an ordinary one or, where somebody has imported them, a modular."""
+    modular = sys.modules.get("diffusers.modular_pipelines.modular_pipeline")
+    return isinstance(found, DiffusionPipeline) or (modular is not None and isinstance(found, modular.ModularPipeline))
 
 
 def calling_pipeline() -> Caller:
@@ -32,6 +39,8 @@ def arguments_of_call() -> dict[str, Any]:
     if frame is None:
         return {}
     values = frame.f_locals
+    if not isinstance(values["self"], DiffusionPipeline):
+        return _state_of_blocks(values["state"])
     return {
         name: values[name]
         for name in inspect.signature(type(values["self"]).__call__).parameters
@@ -45,10 +54,27 @@ def local_of_call(name: str) -> Any:
     return None if frame is None else frame.f_locals.get(name)
 
 
+def _state_of_blocks(state: Any) -> dict[str, Any]:
+    """What the blocks of a modular pipeline's call work with.
+
+    Its state holds the defaults of all blocks, those of other workflows, too. ``strength``, which by being there says
+    that a part of the steps runs, is left out unless the block at work takes it.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    # a block's call is told the state, and keeps the pipeline as `components`
+    while frame is not None and not (frame.f_code.co_name == "__call__" and "components" in frame.f_locals):
+        frame = frame.f_back
+    inputs = () if frame is None else frame.f_locals["self"].inputs
+    found = {name: value for name, value in state.values.items() if value is not None}
+    if "strength" not in {entry.name for entry in inputs}:
+        found.pop("strength", None)
+    return found
+
+
 def _frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
+        if frame.f_code.co_name == "__call__" and is_pipeline(frame.f_locals.get("self")):
             return frame
         frame = frame.f_back
     return None

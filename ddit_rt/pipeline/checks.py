@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..config import DDiTConfig
+from ..config import DDiTConfig, TeaCacheConfig
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath
+from ..runtime import cannot_divide, uneven_parts
 from .modulation import weights_elsewhere
 from .plain_state import accelerated_by
 
@@ -76,6 +78,37 @@ def check_not_compiled(modules: Mapping[str, nn.Module]) -> None:
                 f"{name}.compile() hides its forward. Use {name}.compile_repeated_blocks() or "
                 f"pipe.{name} = torch.compile(pipe.{name}), before accelerate()."
             )
+
+
+def check_parallel(modules: Mapping[str, nn.Module], cache: Any) -> None:
+    """Refuses context parallelism that cannot work.
+
+    Args:
+        modules: Component name -> transformer.
+        cache: Of the settings.
+
+    Raises:
+        UnsupportedPipelineError: with the way out.
+    """
+    kind = "teacache" if isinstance(cache, TeaCacheConfig) else type(cache).__name__
+    for name, module in modules.items():
+        obstacle = cannot_divide(unwrap_module(module), kind)
+        if obstacle:
+            raise UnsupportedPipelineError(f"{name} is context parallel, and {obstacle}.")
+
+
+def check_even(module: nn.Module, call: ModelInputs | None) -> None:
+    """Refuses a call whose full steps cannot be divided, before the transformer runs.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    obstacle = "" if call is None else uneven_parts(module, call)
+    if obstacle:
+        raise ConfigError(
+            f"{obstacle} (context parallelism): choose another height, width or number of frames, or pad the prompt to "
+            "another length; or ContextParallelConfig(ulysses_anything=True), which divides unevenly."
+        )
 
 
 def check_finite(call: ModelInputs | None) -> None:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers import DiffusionPipeline
-
 from ..config import DDiTConfig
 from ..errors import ConfigError, DDiTError
 from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..schedule import Report
 from .accelerated_pipeline import AcceleratedPipeline
+from .caller import is_pipeline
 from .learning import Learner
 from .plain_state import accelerated_by
 
@@ -122,7 +121,7 @@ def report(pipe: Any) -> Report:
 def find_accelerated(pipe: Any) -> AcceleratedPipeline | None:
     """What accelerates a pipeline: its own, or that of the transformers it shares; None for any other object."""
     own: AcceleratedPipeline | None = accelerated_by(pipe)
-    if own is not None or not isinstance(pipe, DiffusionPipeline):
+    if own is not None or not is_pipeline(pipe):
         return own
     for component in pipe.components.values():
         found: AcceleratedPipeline | None = accelerated_by(component)

@@ -3,7 +3,7 @@
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
 from .model_state import wrapped_forward
-from .parallel import agree_on_multiple, divided, own_part, sequence_ranks
+from .parallel import agree_on_multiple, cannot_divide, divided, of_first_rank, own_part, sequence_ranks, uneven_parts
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
 from .substitution import substituted
@@ -22,13 +22,16 @@ __all__ = [
     "TeaCacheDefaults",
     "Trunk",
     "agree_on_multiple",
+    "cannot_divide",
     "divided",
     "installed",
     "make_runner",
+    "of_first_rank",
     "own_part",
     "polynomial",
     "relative_change",
     "sequence_ranks",
     "substituted",
+    "uneven_parts",
     "wrapped_forward",
 ]

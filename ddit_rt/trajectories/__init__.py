@@ -1,5 +1,6 @@
 """Runs of a pipeline: recorded, replayed, and compared."""
 
+from .batch import MANIFEST, Item, PictureFolder, read_items
 from .converged import UNIPC, generate_converged
 from .fidelity import frames_of_all, psnr, ssim
 from .generation import Outcome, can_encode, denoise, generate, save, timed_call
@@ -12,9 +13,12 @@ from .trajectory import Trajectory, record_trajectory
 
 __all__ = [
     "BELOW_ONE",
+    "MANIFEST",
     "UNIPC",
     "AdapterErrors",
+    "Item",
     "Outcome",
+    "PictureFolder",
     "Prompt",
     "Recorder",
     "Recording",
@@ -35,6 +39,7 @@ __all__ = [
     "last_latent_with_error",
     "name_of",
     "psnr",
+    "read_items",
     "record",
     "record_trajectory",
     "respaced",

@@ -1,113 +1,159 @@
-"""Context parallelism on two processes: one decision, the result of one process."""
+"""Context parallelism: what several ranks make is what one process makes, at every size, or it is refused."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
-
-WORKER = """
-import json, sys, torch
-from diffusers import ContextParallelConfig
+from diffusers import ContextParallelConfig, FirstBlockCacheConfig, ParallelConfig
+from ranks import Run, alone, on_ranks
 from specimens import SPECIMENS
-from tiny import latents_of
+
 import ddit_rt
+from ddit_rt import FittedSchedule, UnsupportedPipelineError
+from ddit_rt.runtime import parallel
 
-rank, wanted = int(sys.argv[1]), torch.load(sys.argv[2])
-torch.accelerator.device_count = lambda: 2  # diffusers counts accelerators, and a CPU is none
-torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-found = {}
-for name, (specimen, settings, inputs, more, latents) in wanted.items():
-    pipe = SPECIMENS[specimen].make()
-    pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+
+ALWAYS = {"threshold": 1e9, "order": 1, "max_consecutive_coarse": None}
+SWITCHING = {"schedule": [1, 2, 4, 0, 1]}
+FIVE = {"steps": 5}
+TWICE = {"steps": 5, "guided": True}
+# texts are split too, and have an even number of tokens
+FLUX = {"prompt_embeds": torch.ones(1, 8, 24)}
+GUIDED = {**FLUX, "negative_prompt_embeds": -torch.ones(1, 8, 24)}
+QWEN = {"prompt_embeds": torch.ones(1, 6, 12), "prompt_embeds_mask": torch.ones(1, 6, dtype=torch.long)}
+ULYSSES, RING = {"ulysses_degree": 2}, {"ring_degree": 2}
+UNEVEN = {**ULYSSES, "ulysses_anything": True}
+ULYSSES_4, RING_4, BOTH = {"ulysses_degree": 4}, {"ring_degree": 4}, {"ulysses_degree": 2, "ring_degree": 2}
+
+
+def same_everywhere(
+    world: int, runs: dict[str, Run], folder: Path, instead: dict[str, Run] | None = None
+) -> dict[str, tuple[list[int], set[str]]]:
+    """Schedule and notes of every run, once all ranks are found to have the latents of one process.
+
+    Args:
+        world: Number of ranks.
+        runs: By name.
+        folder: For the processes.
+        instead: What one process runs in place of the run of that name.
+    """
+    found = on_ranks(world, runs, folder)
+    for name, run in {**runs, **(instead or {})}.items():
+        wanted = alone(run, world)
+        largest = max(1.0, float(wanted.latents.abs().max()))
+        for rank, made in enumerate(found[name]):
+            assert made.schedule == wanted.schedule, (name, rank)
+            difference = float((made.latents - wanted.latents).abs().max())
+            assert difference < 1e-5 * largest, (name, rank, difference)
+    return {name: (made[0].schedule, made[0].notes) for name, made in found.items()}
+
+
+@gloo
+def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
     # left to itself, the second rank would keep every step full
-    ddit_rt.accelerate(pipe, **{**settings, **({"threshold": 1e-12} if rank else {})})
-    result = latents_of(pipe, {**SPECIMENS[specimen].arguments(**inputs), **more})
-    steps = ddit_rt.report(pipe).steps
-    found[name] = ([s.multiple for s in steps], steps[-1].note, float((result - latents).abs().max()))
-if rank == 1:
-    print(json.dumps(found))
-torch.distributed.destroy_process_group()
-"""
-
-
-def single(specimen, settings, inputs, more, monkeypatch):
-    """On one process, with coarse grids as two ranks have them."""
-    from specimens import SPECIMENS
-    from tiny import latents_of
-
-    import ddit_rt
-    from ddit_rt.pipeline import accelerated_pipeline
-
-    def for_two(module, inputs):
-        return replace(inputs, geometry=replace(inputs.geometry, ranks=2))
-
-    monkeypatch.setattr(accelerated_pipeline, "divided", for_two)
-    pipe = ddit_rt.accelerate(SPECIMENS[specimen].make(), **settings)
-    result = latents_of(pipe, {**SPECIMENS[specimen].arguments(**inputs), **more})
-    return ddit_rt.report(pipe).schedule, result
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_two_ranks_follow_the_first_and_give_what_one_process_gives(tmp_path, monkeypatch):
-    always = {"threshold": 1e9, "order": 1, "max_consecutive_coarse": None}
-    # texts are split too, and have an even number of tokens
-    flux, qwen = {"prompt_embeds": torch.ones(1, 6, 24)}, {"prompt_embeds": torch.ones(1, 6, 12)}
-    qwen["prompt_embeds_mask"] = torch.ones(1, 6, dtype=torch.long)
-    centred = {**always, "positions": "interpolated"}
+    lazy: dict[str, Any] = {"elsewhere": {"threshold": 1e-12}}
+    centred = {**ALWAYS, "positions": "interpolated"}
+    levels = [1.0, 0.9, 0.7, 0.5, 0.2, 0.0]
+    fitted = FittedSchedule([1, 1, 0, 1, 1], 1.2, 30.0, 1, sigmas=levels, reference="converged")
+    target = {"speedup": 1.2, "reference": "converged"}
     runs = {
-        "delta": ("flux", always, {"steps": 4}, flux),
+        "flux": Run("flux", SWITCHING, TWICE, GUIDED),
+        "wan": Run("wan", SWITCHING, TWICE),
+        "flux, ring": Run("flux", SWITCHING, TWICE, GUIDED, RING),
+        "wan, ring": Run("wan", SWITCHING, TWICE, parallel=RING),
         # 36 full tokens, 9 at 2p, which are padded to 12
-        "odd": ("flux", {**always, "multiples": (1, 2)}, {"steps": 3, "height": 48, "width": 48}, flux),
-        "naive": ("flux", {**always, "coarse": "naive"}, {"steps": 3}, flux),
-        "flux, centred": ("flux", centred, {"steps": 4}, flux),
+        "odd": Run("flux", {**ALWAYS, "multiples": (1, 2)}, {"steps": 3, "height": 48, "width": 48}, FLUX, **lazy),
+        "uneven": Run("flux", SWITCHING, FIVE, {"prompt_embeds": torch.ones(1, 5, 24)}, UNEVEN),
+        "flux, centred": Run("flux", centred, {"steps": 4}, FLUX, **lazy),
         # these make positions inside
-        "wan": ("wan", always, {"steps": 4}, {}),
-        "wan, centred": ("wan", centred, {"steps": 4}, {}),
-        "qwen": ("qwen-image", always, {"steps": 4}, qwen),
-        "qwen, centred": ("qwen-image", centred, {"steps": 4}, qwen),
+        "wan, centred": Run("wan", centred, {"steps": 4}, **lazy),
+        "qwen": Run("qwen-image", ALWAYS, {"steps": 4}, QWEN, **lazy),
+        "qwen, centred": Run("qwen-image", centred, {"steps": 4}, QWEN, **lazy),
+        "target": Run("flux", {"speedup": 2}, {"steps": 8}, FLUX),
+        "kept": Run("flux", target, {"steps": 5}, FLUX, kept=fitted),
     }
-    full = {"naive"}
-    alone = {
-        name: single(specimen, {"threshold": 0} if name in full else settings, inputs, more, monkeypatch)
-        for name, (specimen, settings, inputs, more) in runs.items()
+    runs["naive"] = Run("flux", {**ALWAYS, "coarse": "naive"}, {"steps": 3}, FLUX)
+    plain = Run("flux", {"threshold": 0}, {"steps": 3}, FLUX)
+    told = same_everywhere(2, runs, tmp_path, {"naive": plain})
+    for name in ("flux", "wan", "flux, ring", "wan, ring", "uneven"):
+        assert told[name] == (SWITCHING["schedule"], {""}), name
+    for name in ("flux, centred", "wan, centred", "qwen", "qwen, centred"):
+        assert told[name] == ([1, 4, 4, 4], {""}), name
+    assert told["odd"] == ([1, 2, 2], {""})
+    assert told["target"][0].count(0) >= 3 and told["kept"][0] == fitted.schedule
+    assert any("projections of their own" in note for note in told["naive"][1])
+
+
+@gloo
+def test_four_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
+    # 6 x 6 tokens; 3 x 3 at 2p and 2 x 2 at 4p, the first of which are padded to 3 x 4
+    odd = {**TWICE, "height": 48, "width": 48}
+    runs = {
+        "flux, ulysses": Run("flux", SWITCHING, FIVE, FLUX, ULYSSES_4, heads=4),
+        "flux, ring": Run("flux", SWITCHING, FIVE, FLUX, RING_4),
+        "flux, both": Run("flux", SWITCHING, odd, GUIDED, BOTH),
+        "wan, ulysses": Run("wan", SWITCHING, FIVE, {"guidance_scale": 1.0}, ULYSSES_4, heads=4),
+        "wan, ring": Run("wan", SWITCHING, FIVE, {"guidance_scale": 1.0}, RING_4),
+        "wan, both": Run("wan", SWITCHING, TWICE, parallel=BOTH),
+        "target": Run("wan", {"speedup": 1.5}, {"steps": 6}, {"guidance_scale": 1.0}, BOTH),
     }
-    torch.save({name: (*runs[name], alone[name][1]) for name in runs}, tmp_path / "wanted.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *filter(None, sys.path)]),
-    }
-    command = [sys.executable, "-c", WORKER]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "wanted.pt")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        results = [process.communicate(timeout=120) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], results[1][1][-3000:] + results[0][1][-3000:]
-    found = json.loads(results[1][0].splitlines()[-1])
-    for name in ("delta", "flux, centred", "wan", "wan, centred", "qwen", "qwen, centred"):
-        assert found[name][0] == alone[name][0] == [1, 4, 4, 4] and found[name][1] == ""
-    assert found["odd"][0] == alone["odd"][0] == [1, 2, 2] and found["odd"][1] == ""
-    assert found["naive"][0] == [1, 1, 1] and "context parallelism" in found["naive"][1]
-    assert max(difference for *_, difference in found.values()) < 1e-5
+    told = same_everywhere(4, runs, tmp_path)
+    assert all(notes == {""} for _, notes in told.values()), told
+    assert 0 in told["target"][0]
+
+
+def split(transformer: Any, **degrees: int) -> None:
+    """Sets a transformer up as diffusers does, but for the processes."""
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees))
+    transformer._parallel_config = config
+    for layer in transformer.modules():
+        if hasattr(getattr(layer, "processor", None), "_parallel_config"):
+            layer.processor._parallel_config = config
+
+
+@pytest.mark.parametrize(
+    ("degrees", "settings", "told"),
+    [
+        ({"ulysses_degree": 4}, {}, "transformer is context parallel, and its 2 attention heads.*ulysses_degree=4"),
+        ({"ring_degree": 2}, {}, "ring_degree=2 needs the log-sum-exp.*'native' does not give.*_native_cudnn"),
+        ({"ulysses_degree": 2}, {"cache": "teacache"}, "cache='teacache' decides by the tokens it sees"),
+        ({"ulysses_degree": 2}, {"cache": FirstBlockCacheConfig(threshold=0.1)}, "cache='FirstBlockCacheConfig'"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_by_name(degrees: Any, settings: Any, told: str) -> None:
+    pipe = tiny.flux()
+    split(pipe.transformer, **degrees)
+    with pytest.raises(UnsupportedPipelineError, match=told):
+        ddit_rt.accelerate(pipe, **settings)
+    # parallelism may also come after accelerate()
+    pipe = ddit_rt.accelerate(tiny.flux(), **settings)
+    split(pipe.transformer, **degrees)
+    seen: list[Any] = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: seen.append(_))
+    with pytest.raises(UnsupportedPipelineError, match=told):
+        pipe(**tiny.flux_inputs())
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("specimen", "options", "told"),
+    [
+        ("flux", {}, "5 text tokens do not divide among 2 ranks"),
+        ("flux", {"height": 24, "width": 24}, "9 tokens do not divide among 2 ranks.*height, width"),
+    ],
+)
+def test_full_steps_that_do_not_divide_are_refused(
+    specimen: str, options: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = ddit_rt.accelerate(SPECIMENS[specimen].make(), threshold=1e-3)
+    split(pipe.transformer, ulysses_degree=2)
+    monkeypatch.setattr(parallel, "sequence_ranks", lambda module: "group")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(parallel, "_split_names", lambda module: set(pipe.transformer._cp_plan[""]))
+    with pytest.raises(ddit_rt.ConfigError, match=told):
+        pipe(**SPECIMENS[specimen].arguments(**options))
