@@ -92,6 +92,19 @@ def verdict(model: str) -> str:
     return f"{', '.join(parts)}; activations in one graph pool {pool:.2f} GiB (target {GRAPHS_GIB:g})"
 
 
+def in_one_batch(model: str) -> str:
+    """What a coarse step takes where both calls of guidance are one, and how much that is beside two calls."""
+    found = []
+    for gpu in GPUS:
+        cells = []
+        for k in (2, 4):
+            apart = GUIDED[model] * rows(model)[k].seconds(gpu, True, True)
+            together = rows(model, 512, GUIDED[model])[k].seconds(gpu, True, True)
+            cells.append(f"{1e3 * together:.1f} ({together / apart - 1:+.1%})")
+        found.append(f"{gpu.name} {' / '.join(cells)}")
+    return f"{MODELS[model].title}, both calls in one batch, from graphs, compiled, 2p / 4p: {'; '.join(found)} ms."
+
+
 def text() -> str:
     """All tables."""
     names = ", ".join(f"{gpu.name} {gpu.flops / 1e12:.0f} TFLOP/s {gpu.bandwidth / 1e12:.2f} TB/s" for gpu in GPUS)
@@ -101,6 +114,7 @@ def text() -> str:
         f"least {KERNEL * 1e6:g} µs, and {HOST * 1e6:g} µs of the host to issue."
     ]
     parts += [step_table(model) for model in MODELS]
+    parts += [in_one_batch(model) for model in MODELS if GUIDED[model] > 1]
     parts += [
         f"Published and computed, encoders and decoder only in the former: {against_published(m)}." for m in MODELS
     ]

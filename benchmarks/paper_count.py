@@ -215,21 +215,22 @@ def _noted() -> Iterator[Row]:
 
 
 @cache
-def rows(model: str, text: int = 512) -> dict[int, Row]:
+def rows(model: str, text: int = 512, batch: int = 1) -> dict[int, Row]:
     """Multiple -> a step of one transformer call: the plain forward at 1, delta with two known anchors beyond.
 
     Args:
         model: ``"flux"`` or ``"wan"``.
         text: Tokens of the text condition.
+        batch: Samples of the call; 2 where both calls of guidance are one.
     """
-    return rows_of(model, *build(model, torch.device("meta"), tiny=False), text)
+    return rows_of(model, *build(model, torch.device("meta"), tiny=False), text, batch)
 
 
-def rows_of(model: str, pipe: Any, inputs: Mapping[str, Any], text: int) -> dict[int, Row]:
+def rows_of(model: str, pipe: Any, inputs: Mapping[str, Any], text: int, batch: int = 1) -> dict[int, Row]:
     """:func:`rows` for a pipeline of the model's kind on the meta device, and a call's arguments."""
     family, base = family_of(pipe), pipe.transformer
     geometry = family.geometry(pipe, inputs["height"], inputs["width"], inputs.get("num_frames", 1))
-    arguments = _arguments(model, geometry, text)
+    arguments = _arguments(model, geometry, text, batch)
     found = {}
     with _noted() as found[1]:
         raw = base(**arguments)
@@ -267,30 +268,30 @@ def end(model: str, which: str) -> Row:
     return row
 
 
-def _arguments(model: str, geometry: Any, text: int) -> dict[str, Any]:
+def _arguments(model: str, geometry: Any, text: int, batch: int) -> dict[str, Any]:
     """Of a transformer call as the pipeline makes it, without data."""
 
     def half(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, device="meta", dtype=torch.bfloat16)
 
-    whole = torch.empty(1, device="meta")
+    whole = torch.empty(batch, device="meta")
     if model == "wan":
-        latent = half(1, geometry.channels, geometry.frames, geometry.height, geometry.width)
+        latent = half(batch, geometry.channels, geometry.frames, geometry.height, geometry.width)
         return {
             "hidden_states": latent,
             "timestep": whole,
-            "encoder_hidden_states": half(1, text, 4096),
+            "encoder_hidden_states": half(batch, text, 4096),
             "return_dict": False,
         }
     tokens = geometry.tokens(1)
     ids = half(tokens, 3)
     ids._ddit_grid = geometry.grid(1)  # type: ignore[attr-defined]  # there are no values to read it from
     return {
-        "hidden_states": half(1, tokens, 4 * geometry.channels),
-        "timestep": half(1),
+        "hidden_states": half(batch, tokens, 4 * geometry.channels),
+        "timestep": half(batch),
         "guidance": whole,
-        "pooled_projections": half(1, 768),
-        "encoder_hidden_states": half(1, text, 4096),
+        "pooled_projections": half(batch, 768),
+        "encoder_hidden_states": half(batch, text, 4096),
         "txt_ids": half(text, 3),
         "img_ids": ids,
         "return_dict": False,

@@ -35,6 +35,7 @@ LEVERS = (
     "QKV in one launch",
     "modulation ahead",
     "short text in coarse steps",
+    "guidance in one batch",
     "attention in 8 bits",
 )
 """In the order they are added. The last leaves the precision that the model is run in, as "8 bits" does."""
@@ -106,9 +107,9 @@ def _demo(steps: int, method: str) -> float | None:
     return known.get(f"{method}@{steps}")
 
 
-def steps_of(model: str, on: Sequence[str]) -> dict[int, list[Operation]]:
-    """Multiple -> kernels of one transformer call, compiled, with the levers that are on."""
-    whole, short = rows(model), rows(model, SHORT_TEXT if model == "flux" else 512)
+def steps_of(model: str, on: Sequence[str], batch: int = 1) -> dict[int, list[Operation]]:
+    """Multiple -> kernels of one transformer call for ``batch`` samples, compiled, with the levers that are on."""
+    whole, short = rows(model, 512, batch), rows(model, SHORT_TEXT if model == "flux" else 512, batch)
     chosen = {k: short[k] if k > 1 and "short text in coarse steps" in on else row for k, row in whole.items()}
     found = {k: list(row.fused) for k, row in chosen.items()}
     if "QKV in one launch" in on:
@@ -135,15 +136,18 @@ def seconds(model: str, gpu: Gpu, choice: Choice, on: Sequence[str], waves: bool
     elif "attention back-end" in on:
         gpu = replace(gpu, attention=SHARES[gpu.name])
     multiples = choice.multiples if "schedule" in on else (1,) * len(choice.multiples)
-    kernels = steps_of(model, on)
-    each = {k: _total(operations, gpu, waves) for k, operations in kernels.items()}
+    calls = GUIDED[model]
+    each = {k: calls * _total(operations, gpu, waves) for k, operations in steps_of(model, on).items()}
+    if "guidance in one batch" in on:  # in coarse steps, and their probes
+        both = steps_of(model, on, calls)
+        each |= {k: _total(operations, gpu, waves) for k, operations in both.items() if k > 1}
     found = len(multiples) * each[1] / speedup(multiples, each)
     if "modulation ahead" in on:
         # every size that occurs has noise levels of its own
         sizes = len(set(multiples) - {0})
         ahead = levers.modulation_ahead(rows(model)[1].fused, len(multiples))
-        found += sizes * _total(ahead, gpu, waves)
-    return GUIDED[model] * found
+        found += calls * sizes * _total(ahead, gpu, waves)
+    return found
 
 
 def _total(operations: Sequence[Operation], gpu: Gpu, waves: bool = True) -> float:
@@ -230,9 +234,12 @@ def _schedule(model: str, choice: Choice, gpus: Sequence[Gpu]) -> dict[str, Any]
 
 
 def _does(name: str, model: str, choice: Choice) -> bool:
-    """Whether a lever applies: only coarse steps run with less text, and Wan's one modulation is small."""
+    """Whether a lever applies: two of them to coarse steps alone, and Wan's one modulation is small."""
+    coarse = bool(set(choice.multiples) & {2, 4})
     if name == "short text in coarse steps":
-        return model == "flux" and bool(set(choice.multiples) & {2, 4})
+        return model == "flux" and coarse
+    if name == "guidance in one batch":
+        return GUIDED[model] > 1 and coarse
     return name != "modulation ahead" or model == "flux"
 
 

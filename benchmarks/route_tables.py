@@ -13,6 +13,7 @@ WORDS = {
     "QKV in one launch": "+ QKV in one launch",
     "modulation ahead": "+ modulation ahead",
     "short text in coarse steps": "+ text without padding in coarse steps",
+    "guidance in one batch": "+ both calls of guidance in one batch in coarse steps",
     "attention in 8 bits": "+ attention in 8 bits",
 }
 

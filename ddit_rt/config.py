@@ -23,7 +23,7 @@ DEFAULT_SPEEDUP = 2.0
 _NEUTRAL = frozenset(
     {
         *("reference", "costs", "fit", "corrector", "backend", "fused_full", "cuda_graphs", "max_graphs"),
-        *("modulation", "trim_text"),
+        *("modulation", "trim_text", "batch_guidance", "attention"),
     }
 )
 # caches of diffusers, by whether they work while the token count changes
@@ -302,6 +302,18 @@ class DDiTConfig(Settings):
     trim_text: Annotated[bool, Expected("use True or False.")] = False
     """Leave the padding behind the prompt out of coarse steps, rounded up to a sixteenth of the text's length. A model
     that attends to padding, as FLUX does, predicts something else without it. FLUX, in calls with a ``prompt``."""
+    batch_guidance: Literal["never", "coarse", "always"] = "never"
+    """Which steps run the two calls of guidance, prompt and negative prompt, as one call of twice the batch:
+    ``"coarse"``, coarse steps, or ``"always"``, full steps too. The predictions are the same but for rounding, so that
+    full steps are no longer the plain pipeline's bit for bit. What the second call will be given is taken from the last
+    step; where it turns out to be something else, that call runs by itself. Where it cannot be, the report says why."""
+    attention: Annotated[str | None, Expected("'auto', the name of an attention back-end of diffusers, or None.")] = (
+        None
+    )
+    """What computes the transformer's attention: None leaves it as it is; ``"auto"`` takes the fastest of diffusers'
+    back-ends for the card that computes in the model's precision, FlashAttention-3 or cuDNN on Hopper and PyTorch's own
+    elsewhere; or a name of diffusers', such as ``"sage"``, which multiplies in 8 bits. Full steps then equal the plain
+    pipeline's but for rounding. ``restore`` takes it back, and the report names it."""
     cache: Annotated[Any, PlainValidator(_checked_cache), WithJsonSchema(_CACHE_SCHEMA)] = None
     """A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig` or a mapping ``{"type": "teacache",
     "threshold": 0.4}``, or a cache config of diffusers (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``,

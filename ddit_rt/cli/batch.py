@@ -51,7 +51,6 @@ def generate_all(
 
         from ..granularity import load_adapter
         from ..pipeline import accelerated, frame_rate, makes_videos, report
-        from ..pipeline import quantize as quantised
         from ..trajectories import MANIFEST, PictureFolder, can_encode, read_items, timed_call
 
     items = read_items(prompts, seed)
@@ -69,9 +68,7 @@ def generate_all(
         mine = list(mine)
     if mine:
         trained = None if adapter is None else load_adapter(adapter)
-        pipe = load(model, dtype, device, {**call, "prompt": mine[0].prompt})
-        if quantize is not None:
-            quantised(pipe, quantize)
+        pipe = load(model, dtype, device, {**call, "prompt": mine[0].prompt}, scheme=quantize)
         suffix = (".mp4" if can_encode() else ".gif") if makes_videos(pipe) else ".png"
         with (
             tqdm(total=len(items), disable=None if state.is_main_process else True, leave=False) as bar,

@@ -28,6 +28,7 @@ from .options import (
     OptionalQuantile,
     OptionalSpeedup,
     OptionalThreshold,
+    Quantize,
     Reference,
     Seed,
     StepsOfModel,
@@ -76,9 +77,7 @@ def command(
     ] = None,
     coarse: OptionalCoarse = None,
     adapter: Adapter = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="Blocks in few bits: fp8, int8, int4, fp8-weights, int8-weights, or auto.")
-    ] = None,
+    quantize: Quantize = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -111,7 +110,6 @@ def command(
     with importing():
         from ..granularity import load_adapter
         from ..pipeline import call_arguments, check_scheme, frame_rate
-        from ..pipeline import quantize as quantised
         from ..trajectories import generate, psnr, save, ssim
 
     if quantize is not None:
@@ -124,11 +122,9 @@ def command(
         return
     if adapter is not None:
         settings["adapter"] = load_adapter(adapter)
-    pipe = load(model, dtype, device, call)
+    pipe = load(model, dtype, device, call, scheme=quantize)
     if picture.suffix.lower() == ".mp4" and "num_frames" not in signature(type(pipe).__call__).parameters:
         raise ConfigError(f"output={str(picture)!r}: {type(pipe).__name__} makes pictures; name a .png.")
-    if quantize is not None:
-        quantised(pipe, quantize)
     fast = _with_bar("accelerated", pipe, lambda: generate(pipe, settings, seed, **call))
     fps = frame_rate(model)
     written = save(fast.frames, picture, fps)

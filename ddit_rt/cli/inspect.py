@@ -55,6 +55,7 @@ def command(
             ", ".join(map(str, size.ranks)) or "none",
         )
     console.print(table)
+    print_line(f"attention='auto' on this machine, in bfloat16: {found.attention}")
     for name, reason in found.limits.items():
         print_line(f"without {name}: {reason}")
 

@@ -10,22 +10,25 @@ from .quiet import hide_loading_bars
 from .terminal import activity
 
 
-def load(model: str, dtype: str | None, device: str | None, *calls: Mapping[str, Any]) -> Any:
+def load(
+    model: str, dtype: str | None, device: str | None, *calls: Mapping[str, Any], scheme: str | None = None
+) -> Any:
     """The pipeline, after a check that it takes these calls.
 
     Args:
         model, dtype, device: As for :func:`ddit_rt.pipeline.load_any`.
         *calls: Arguments of the pipeline's call.
+        scheme: As for :func:`ddit_rt.pipeline.load_any`.
 
     Raises:
-        ConfigError: no such model, or it does not take one of the calls.
+        ConfigError: no such model, it does not take one of the calls, or it cannot be quantised so.
         UnsupportedPipelineError: the pipeline is none that ddit_rt can accelerate.
     """
     from ..pipeline import check_call, load_any
 
     hide_loading_bars()
     with activity(f"loading {model}"):
-        pipe = load_any(model, dtype, device)
+        pipe = load_any(model, dtype, device, scheme)
     for call in calls:
         check_call(pipe, call)
     return pipe

@@ -20,6 +20,9 @@ OptionalModel = Annotated[str | None, _MODEL]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default CUDA where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 on CUDA.")]
 Adapter = Annotated[str | None, typer.Option(help="Trained adapter for coarse steps: a file, a folder or a hub id.")]
+Quantize = Annotated[
+    str | None, typer.Option(help="Blocks in few bits: fp8, int8, int4, fp8-weights, int8-weights, or auto.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
 # -- one call of the pipeline; None leaves the value to the model ---------------------------------------------------

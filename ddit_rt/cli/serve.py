@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .options import Adapter, Device, Dtype, OptionalModel
+from .options import Adapter, Device, Dtype, OptionalModel, Quantize
 from .terminal import activity, note, print_line
 
 
@@ -21,6 +21,7 @@ def command(
     name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
     speedup: Annotated[float | None, typer.Option(help="Target of requests that name none; 1 is plain.")] = None,
     adapter: Adapter = None,
+    quantize: Quantize = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of the model, a GPU each.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Pictures that run together.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
@@ -43,6 +44,7 @@ def command(
     one = {
         "speedup": speedup,
         "adapter": adapter,
+        "quantize": quantize,
         "replicas": replicas,
         "max_batch": max_batch,
         "dtype": dtype,

@@ -12,6 +12,7 @@ from ..errors import UnsupportedPipelineError
 from .base import Family, ModelInputs, NotCoarseError, raw_sample
 from .fresh import fresh_adapter
 from .identity import fingerprint
+from .joining import Expectation, Joiner, NotJoinedError, expected_second
 from .packed import PackedFamily, PositionIdFamily
 from .streams import TwoStreamFamily
 
@@ -53,13 +54,17 @@ FAMILIES: list[Family] = _families_here()
 
 __all__ = [
     "FAMILIES",
+    "Expectation",
     "Family",
+    "Joiner",
     "ModelInputs",
     "NotCoarseError",
+    "NotJoinedError",
     "PackedFamily",
     "PositionIdFamily",
     "TwoStreamFamily",
     "denoisers",
+    "expected_second",
     "family_of",
     "fingerprint",
     "fresh_adapter",

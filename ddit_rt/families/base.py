@@ -92,6 +92,8 @@ class Family(ABC):
     """Names for groups of the blocks' linear layers -> regular expression of their paths."""
     shared_arguments: ClassVar[frozenset[str]] = frozenset()
     """Tensor arguments without a batch dimension."""
+    listed_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that are lists with an entry per sample."""
     output_class: ClassVar[type[BaseOutput]] = Transformer2DModelOutput
     """What the transformer returns unless told to return a tuple."""
     latent_argument: ClassVar[str] = "hidden_states"
@@ -110,6 +112,8 @@ class Family(ABC):
     """Arguments beside the noise level that :meth:`modulations` reads; empty where there are none to make ahead."""
     trims_text: ClassVar[bool] = False
     """Whether :meth:`text_in_prompt` and :meth:`trimmed` are there."""
+    attends_unmasked: ClassVar[bool] = False
+    """Whether no call of its pipelines gives the attention a mask, so that back-ends without masks can compute it."""
     graph_obstacle: ClassVar[str] = ""
     """Why CUDA graphs cannot capture the transformer's forward; empty where they can."""
     limits: ClassVar[Mapping[str, str]] = MappingProxyType({})

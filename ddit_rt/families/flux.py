@@ -43,6 +43,7 @@ class Flux(TwoStreamFamily):
     )
     modular = ("FluxModularPipeline",)
     modulation_inputs = ("pooled_projections", "guidance")
+    attends_unmasked = True
     trims_text = True
 
     def told_times(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

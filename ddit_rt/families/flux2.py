@@ -25,6 +25,7 @@ class Flux2(PositionIdFamily):
     transformer_class = Flux2Transformer2DModel
     pipelines = present("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
     projection_names = ("x_embedder", "proj_out")
+    attends_unmasked = True
     # before diffusers 0.40 it had none of its own
     output_class = getattr(transformer_flux2, "Flux2Transformer2DModelOutput", Transformer2DModelOutput)
     time_scale = 1.0

@@ -56,6 +56,8 @@ class QwenImage(PackedFamily):
         *present("QwenImageControlNetPipeline", "QwenImageControlNetInpaintPipeline"),
     )
     projection_names = ("img_in", "proj_out")
+    # the latter in older versions of diffusers
+    listed_arguments = frozenset({"img_shapes", "txt_seq_lens"})
     time_scale = 1.0
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)",

@@ -45,6 +45,7 @@ class Wan(GridFamily):
     time_scale = 1000.0
     multiples: ClassVar[tuple[int, ...]] = ALL_MULTIPLES
     distill_optimizer = "adamw"
+    attends_unmasked = True
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"blocks\.\d+\.ffn\.net\.(0\.proj|2)",
         "attention": r"blocks\.\d+\.attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)",

@@ -24,6 +24,7 @@ class WanAnimate(Wan):
     transformer_class = WanAnimateTransformer3DModel
     pipelines = (WanAnimatePipeline,)
     components = ("transformer",)
+    attends_unmasked = False  # nobody has looked at what its face blocks do with other back-ends
     multiples = SUPPORTED_MULTIPLES  # poses and faces are frames that are given
     limits: ClassVar[dict[str, str]] = {
         "first-block cache": "diffusers 0.42's FirstBlockCache does not know its blocks, without ddit_rt too",

@@ -49,6 +49,7 @@ class ZImage(Family):
     pipelines = (ZImagePipeline, ZImageImg2ImgPipeline, ZImageInpaintPipeline)
     projection_names = (f"all_x_embedder.{_ENDS}", f"all_final_layer.{_ENDS}.linear")
     latent_argument = "x"
+    listed_arguments = frozenset({"x", "cap_feats"})
     time_argument = "t"
     layer_groups: ClassVar[dict[str, str]] = {
         "feed-forward": r"(layers|noise_refiner)\.\d+\.feed_forward\.w[123]",

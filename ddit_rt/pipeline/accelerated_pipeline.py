@@ -19,6 +19,7 @@ from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
 from ..granularity import Adapter, CoarsePath, PathOptions, check_fit, default_path, make_path
 from ..runtime import (
+    AttentionSwitch,
     CaptureBackend,
     GraphRunner,
     MethodPatch,
@@ -52,8 +53,10 @@ from .checks import (
     check_not_compiled,
     check_parallel,
     check_unshared,
+    chosen_attention,
 )
 from .executor import StepExecutor
+from .guidance import BatchedGuidance
 from .learning import Listener
 from .levels import place_levels
 from .modulation import ModulationAhead
@@ -61,7 +64,7 @@ from .plain_state import keep_plain, release_plain
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
 from .targets import KeptSchedules
-from .transformer_call import TransformerCall
+from .transformer_call import StepResult, TransformerCall
 
 
 class AcceleratedPipeline:
@@ -127,6 +130,8 @@ class AcceleratedPipeline:
         if self._path.adapter is not None:
             for component, module in self._modules.items():
                 check_fit(self._path.adapter, family.facts(unwrap_module(module)), component, config.multiples)
+        self._attention = chosen_attention(config.attention, pipe, family, self._modules)
+        self._switch: AttentionSwitch | None = None
         self._caches = StepCaches(config.cache, family, self._modules)
         self._forward_patches = [
             MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
@@ -160,6 +165,9 @@ class AcceleratedPipeline:
             check_unshared(owner)
         try:
             self._caches.enable()
+            if self._attention is not None:
+                self._switch = AttentionSwitch(map(unwrap_module, self._modules.values()), self._attention.backend)
+                self._switch.put_on()
             for module, patch in zip(self._modules.values(), self._forward_patches):
                 keep_plain(module, self, [patch])
                 patch.ensure_outermost()
@@ -179,6 +187,8 @@ class AcceleratedPipeline:
             if owner is not None:
                 release_plain(owner)
         self._caches.disable()
+        if self._switch is not None:
+            self._switch.take_off()
         self._scheduler, self._scheduler_patches = None, []
         self._local = threading.local()
         if self._executor.graphs is not None:
@@ -288,16 +298,22 @@ class AcceleratedPipeline:
         self._caches.reset()
         self._executor.begin_call()
         call = CallState(self.config, kept or self._policy, self._path, caller)
+        if self.config.batch_guidance != "never":
+            call.guidance = BatchedGuidance(self.family, self._executor, self.config.batch_guidance == "always")
         noise = noise_of_call(self._scheduler, arguments)
         if self.config.trim_text and arguments:
             call.text = self.family.text_in_prompt(self.pipe, arguments)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
-        report = Report(call.records, self.config.to_dict(), kept=kept, origin=origin or origin_of(self.config))
-        self._local.call, self._local.report = call, report
+        self._local.call, self._local.report = call, self._new_report(call, kept, origin)
         # a pipeline that works in segments sets its timesteps once more behind the last
         if self._report is None or not self._report.complete or self._reported != caller[1]:
             self._show_report(caller)
+
+    def _new_report(self, call: CallState, kept: FittedSchedule | None, origin: str) -> Report:
+        attention = "" if self._attention is None else str(self._attention)
+        origin = origin or origin_of(self.config)
+        return Report(call.records, self.config.to_dict(), kept=kept, origin=origin, attention=attention)
 
     def _show_report(self, caller: tuple[Any, int]) -> None:
         """The report of the call that has begun becomes the pipeline's."""
@@ -448,15 +464,16 @@ class AcceleratedPipeline:
             caches.contexts(call, base, inner, ordinal) if cached else None,
             (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
-            None if call.ahead is None else partial(call.ahead.of_step, base, arguments, call.index),
+            None if call.ahead is None else partial(call.ahead.of_step, base, call.index),
             None if getattr(base, "_parallel_config", None) is not None else call.text,
         )
         # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
         # difference of the two counts for guidance, so that the second may lean on no less than the first.
         behind = self._path.anchors > 0 and bool(call.history(base, 0).anchors) and not history.anchors
         lost = ordinal > 0 and (behind or call.lost(history))
+        joined = self._joined(call, transformer_call, ordinal)
         if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
-            result = executor.full(transformer_call)
+            result = joined or executor.full(transformer_call)
             if ordinal > 0 and multiple != 1 and not record.note:
                 record.note = f"call {ordinal + 1} of the step had no full one to start from, and ran full"
             # the last step has no successor to remember for
@@ -467,7 +484,7 @@ class AcceleratedPipeline:
         elif multiple == SKIP or not self._path.calls_model:
             result = executor.skipped(transformer_call, history, multiple)
         else:
-            result = executor.coarse(transformer_call, history, multiple)
+            result = joined or executor.coarse(transformer_call, history, multiple)
             if not result.blocks_skipped:
                 assert result.prediction is not None
                 history.add_run(record.sigma, result.prediction)
@@ -475,6 +492,20 @@ class AcceleratedPipeline:
                     history.add_companion(record.sigma, result.companion)
         call.add(result)
         return result.output
+
+    def _joined(self, call: CallState, one: TransformerCall, ordinal: int) -> StepResult | None:
+        """What a call comes to where the step's two calls run as one; None where it has to run by itself."""
+        guidance, record = call.guidance, call.record
+        if guidance is None or record is None:
+            return None
+        if ordinal:
+            found = guidance.further(one)
+        else:
+            histories = (call.history(one.base, 0), call.history(one.base, 1))
+            found = guidance.first(one, histories, record.multiple)
+        if guidance.reason and not record.note:
+            record.note = f"guidance apart: {guidance.reason}"
+        return found
 
     def _ahead(self, call: CallState, told: torch.Tensor) -> ModulationAhead | None:
         """Modulations made ahead, where the timesteps of the call are known; ``told`` is the first."""

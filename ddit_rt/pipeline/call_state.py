@@ -19,6 +19,7 @@ from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePrese
 from ..multiples import side_of
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .guidance import BatchedGuidance
 from .modulation import ModulationAhead
 from .process import process_of
 from .transformer_call import StepResult
@@ -51,6 +52,7 @@ class CallState:
         policy: As given.
         ahead: Modulations of the call's steps; None leaves them to the transformer.
         text: Tokens of the longest prompt, if coarse steps are to keep no more; else None.
+        guidance: Runs a step's two calls as one; None runs each by itself.
         process: Of the call's latents; None for a flow's.
         layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
         source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
@@ -76,6 +78,7 @@ class CallState:
         self.policy = policy
         self.ahead: ModulationAhead | None = None
         self.text: int | None = None
+        self.guidance: BatchedGuidance | None = None
         self._path = path
         self._spacing = Spacing()
         self._base = 0

@@ -13,7 +13,7 @@ from ..config import DDiTConfig, TeaCacheConfig
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath
-from ..runtime import cannot_divide, uneven_parts
+from ..runtime import Attention, attention_by_name, cannot_divide, capability_of, choose_attention, uneven_parts
 from .modulation import weights_elsewhere
 from .plain_state import accelerated_by
 
@@ -64,6 +64,47 @@ def check_levers(config: DDiTConfig, family: Family, modules: Mapping[str, nn.Mo
             raise ConfigError(f"trim_text=True: models of family {family.name} keep all their text; leave it out.")
         if len(config.multiples) == 1:
             raise ConfigError("trim_text=True is for coarse steps, and multiples=(1,) has none: leave one of them out.")
+    if config.batch_guidance != "never":
+        setting = f"batch_guidance={config.batch_guidance!r}"
+        if config.cache is not None:
+            raise ConfigError(
+                f"{setting}: a cache decides for each call of a step by itself, so they cannot be one call. Leave "
+                "cache=None, or leave it out."
+            )
+        if family.companion_scheduler:
+            raise ConfigError(
+                f"{setting}: models of family {family.name} predict a second output, which is not told apart by "
+                "sample; leave it out."
+            )
+        if config.batch_guidance == "coarse" and len(config.multiples) == 1:
+            raise ConfigError(f"{setting} is for coarse steps, and multiples=(1,) has none: leave one of them out.")
+
+
+def chosen_attention(
+    setting: str | None, pipe: Any, family: Family, modules: Mapping[str, nn.Module]
+) -> Attention | None:
+    """The attention back-end that ``DDiTConfig.attention`` stands for; None leaves it as it is.
+
+    Raises:
+        ConfigError: it cannot be had, with the reason.
+    """
+    if setting is None:
+        return None
+    transformers = [unwrap_module(module) for module in modules.values()]
+    if setting != "auto":
+        return attention_by_name(setting, transformers)
+    # a model that is offloaded is not yet where it will run
+    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    first: Any = transformers[0]
+    return attention_for(first, family, capability_of(device), first.dtype)
+
+
+def attention_for(
+    transformer: nn.Module, family: Family, capability: tuple[int, int] | None, dtype: torch.dtype
+) -> Attention:
+    """What ``attention="auto"`` takes for a transformer on a card; arguments as for :func:`choose_attention`."""
+    width = getattr(transformer.config, "attention_head_dim", None)
+    return choose_attention(capability, dtype, width, family.attends_unmasked)
 
 
 def check_not_compiled(modules: Mapping[str, nn.Module]) -> None:

@@ -187,6 +187,14 @@ class StepExecutor:
         result = self._result(call, inputs, foretold(history), companion, 0.0, _Execution())
         return replace(result, ran_model=False)
 
+    def answer(self, call: TransformerCall, prediction: torch.Tensor) -> Any:
+        """What the pipeline gets of a prediction of a coarse or skipped step, float32 (B, C, F, H, W)."""
+        inputs = call.inputs
+        assert inputs is not None
+        if call.process is not None:
+            prediction = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
+        return self._family.wrap(call.base, inputs, prediction.to(inputs.latent.dtype))
+
     def _result(
         self,
         call: TransformerCall,
@@ -196,13 +204,9 @@ class StepExecutor:
         flops: float,
         done: _Execution,
     ) -> StepResult:
-        dtype = inputs.latent.dtype
-        own = prediction
-        if call.process is not None:
-            own = call.process.prediction(prediction, self._state(call, inputs), call.sigma)
-        output = self._family.wrap(call.base, inputs, own.to(dtype))
+        output = self.answer(call, prediction)
         if companion is not None:
-            output = self._family.accompanied(output, companion.to(dtype))
+            output = self._family.accompanied(output, companion.to(inputs.latent.dtype))
         full = self._flops(call, inputs, 1)
         return StepResult(
             output,

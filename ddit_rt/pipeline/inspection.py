@@ -15,7 +15,9 @@ from diffusers.utils.torch_utils import unwrap_module
 from ..errors import UnsupportedPipelineError
 from ..families import FAMILIES, denoisers, family_of, supported_pipelines
 from ..multiples import side_of
-from .loading import naming, source_of
+from ..runtime import capability_of
+from .checks import attention_for
+from .loading import default_device, naming, source_of
 
 RANKS = (2, 4, 8)
 """Sizes of a context-parallel group that are looked at."""
@@ -51,6 +53,7 @@ class Inspection:
         latent: (channels, frames, height, width) in latent pixels.
         sizes: Cost per multiple that the family can work with, finest first.
         limits: What does not go with it -> why.
+        attention: The attention back-end that ``attention="auto"`` takes on this machine, in bfloat16, and why.
     """
 
     pipeline: str
@@ -62,6 +65,7 @@ class Inspection:
     text_tokens: int
     sizes: tuple[SizeCost, ...]
     limits: Mapping[str, str]
+    attention: str
 
 
 def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_tokens: int = 512) -> Inspection:
@@ -101,6 +105,7 @@ def inspect_pipeline(model: str, height: int, width: int, frames: int = 1, text_
         text_tokens,
         tuple(sizes),
         dict(family.limits),
+        str(attention_for(transformer, family, capability_of(torch.device(default_device())), torch.bfloat16)),
     )
 
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ..errors import ConfigError
 from ..families import family_of
+from .quantization import check_scheme, quantize
 
 DEMO, DEMO_VIDEO = "demo", "demo-video"
 _FOLDER = Path(__file__).parents[1] / "demo"
@@ -32,16 +33,18 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_any(model: str, dtype: str | None = None, device: str | None = None) -> Any:
-    """Loads a pipeline for the command line.
+def load_any(model: str, dtype: str | None = None, device: str | None = None, scheme: str | None = None) -> Any:
+    """Loads a pipeline for the command line, or for a server.
 
     Args:
         model: A name of :data:`SHIPPED`, a folder in diffusers format, or a hub id.
         dtype: "float32", "bfloat16" or "float16"; None takes bfloat16 on CUDA and float32 elsewhere.
         device: Of torch; None takes CUDA where there is one.
+        scheme: Of :func:`~ddit_rt.pipeline.quantize`, for a transformer in few bits: it goes to the device layer by
+            layer, which need not hold it before. None leaves it as it is.
 
     Raises:
-        ConfigError: an unknown dtype or device, or no pipeline of this name.
+        ConfigError: an unknown dtype, device or scheme, one that cannot be had, or no pipeline of this name.
         UnsupportedPipelineError: the pipeline is none that ddit_rt can accelerate.
     """
     device = device or default_device()
@@ -49,11 +52,15 @@ def load_any(model: str, dtype: str | None = None, device: str | None = None) ->
     name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if name not in DTYPES:
         raise ConfigError(f"dtype={name!r}: use one of {', '.join(DTYPES)}.")
+    if scheme is not None:
+        check_scheme(scheme)
     source = source_of(model)
     with naming(model):
         pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[name], local_files_only=model in SHIPPED)
     family_of(pipe)
     pipe.set_progress_bar_config(disable=True)
+    if scheme is not None:
+        quantize(pipe, scheme, device)
     return pipe.to(device)
 
 

@@ -21,9 +21,9 @@ from ..multiples import noise_shrink
 
 logger = logging.getLogger(__name__)
 
-MOST_TABLES = 12
-"""Of a call: two transformers, two guidance calls and three sizes. Who needs more changes its conditions in every step,
-and then there is nothing to make ahead."""
+MOST_TABLES = 18
+"""Of a call: two transformers, two guidance calls and both in one batch, and three sizes. Who needs more changes its
+conditions in every step, and then there is nothing to make ahead."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class ModulationAhead:
         first = torch.tensor(self._timesteps[:1], dtype=torch.float32)
         return float(self._family.told_times(first, told.dtype)) == float(told)
 
-    def of_step(self, base: nn.Module, arguments: Mapping[str, Any], step: int, multiple: int) -> Modulation | None:
+    def of_step(self, base: nn.Module, step: int, arguments: Mapping[str, Any], multiple: int) -> Modulation | None:
         """What the transformer's modules give in a step at ``multiple``; None where it has to find out itself.
 
         Args:
             base: The transformer.
-            arguments: Of its call, by name.
             step: From 0.
+            arguments: Of its call, by name.
             multiple: k.
         """
         if self._off or (multiple > 1 and not self._told_level):

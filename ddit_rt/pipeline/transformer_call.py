@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,8 @@ class TransformerCall:
         in_context: (multiple, probe?) -> the same in the context of diffusers' cache; None without such a cache.
         obstacle: Why its runs cannot be captured, if the caller knows a reason.
         cache: Multiple -> TeaCache and what it remembers; None without TeaCache. Probes pass it by.
-        ahead: Multiple -> what the transformer's modulations are at this step; None where it makes them itself.
+        ahead: (arguments of a call, multiple) -> what the transformer's modulations are in it at this step; None where
+            it makes them itself.
         text: Tokens that hold text, which coarse runs keep; None keeps all.
     """
 
@@ -54,7 +55,7 @@ class TransformerCall:
     in_context: Callable[[int, bool], Callable[..., Any]] | None = None
     obstacle: str = ""
     cache: Callable[[int], tuple[TeaCache, CacheState]] | None = None
-    ahead: Callable[[int], Modulation | None] | None = None
+    ahead: Callable[[Mapping[str, Any], int], Modulation | None] | None = None
     text: int | None = None
 
     def trimmed(self, family: Family) -> ModelInputs:
@@ -70,7 +71,7 @@ class TransformerCall:
 
     def modulated(self, multiple: int, run: Callable[..., Any], given: Any) -> tuple[Callable[..., Any], Any]:
         """``run`` and its input (its last argument), with modulations made ahead among the input's tensors."""
-        found = None if self.ahead is None else self.ahead(multiple)
+        found = None if self.ahead is None else self.ahead(self.arguments, multiple)
         if found is None:
             return run, given
 

@@ -1,8 +1,9 @@
-"""How a step executes: instance patches, CUDA graphs, model state, TeaCache, ranks."""
+"""How a step executes: instance patches, CUDA graphs, attention back-ends, model state, TeaCache, ranks."""
 
+from .attention import Attention, AttentionSwitch, attention_by_name, capability_of, choose_attention
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
-from .model_state import wrapped_forward
+from .model_state import interventions, wrapped_forward
 from .parallel import agree_on_multiple, cannot_divide, divided, of_first_rank, own_part, sequence_ranks, uneven_parts
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
@@ -10,6 +11,8 @@ from .substitution import substituted
 from .teacache import CacheState, TeaCache, TeaCacheDefaults, Trunk, polynomial, relative_change
 
 __all__ = [
+    "Attention",
+    "AttentionSwitch",
     "CacheState",
     "CaptureBackend",
     "CaptureRefused",
@@ -22,9 +25,13 @@ __all__ = [
     "TeaCacheDefaults",
     "Trunk",
     "agree_on_multiple",
+    "attention_by_name",
     "cannot_divide",
+    "capability_of",
+    "choose_attention",
     "divided",
     "installed",
+    "interventions",
     "make_runner",
     "of_first_rank",
     "own_part",

@@ -94,6 +94,28 @@ class ModelState:
         return ""
 
 
+def interventions(module: nn.Module) -> list[tuple[object, ...]]:
+    """What has layers compute something else than their weights say: hooks, replaced forwards, switched LoRAs.
+
+    Returns:
+        An entry per layer that has any. Lists are equal where the same things intervene.
+    """
+    found: list[tuple[object, ...]] = []
+    for number, layer in enumerate(module.modules()):
+        attributes = layer.__dict__
+        things: list[object] = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+        registry, forward = attributes.get("_diffusers_hook"), attributes.get("forward")
+        if registry is not None:
+            things += registry.hooks.values()
+        if forward is not None and getattr(forward, "__func__", None) is not type(layer).forward:
+            things.append(forward)
+        if hasattr(layer, "merged_adapters"):
+            things.append(_adapter_state(layer))
+        if things:
+            found.append((number, *things))
+    return found
+
+
 def ambient() -> Hashable:
     """Settings of the process that decide which kernels a forward launches, and in which precision."""
     cuda = torch.backends.cuda

@@ -124,6 +124,7 @@ class Report:
         origin: Where the choice of steps comes from: "rule" of a target, "threshold", "given" for ``schedule=``, or of
             ``kept`` its file; "fitted by this process" where no file could hold it.
         fit: With ``fit="first-calls"``, what this call did for a fit, or why none was made.
+        attention: The attention back-end that the settings chose, and why; empty where they leave it as it is.
     """
 
     steps: list[StepRecord]
@@ -132,6 +133,7 @@ class Report:
     kept: FittedSchedule | None = None
     origin: str = ""
     fit: str = ""
+    attention: str = ""
 
     @property
     def speedup_estimate(self) -> float:
@@ -168,6 +170,7 @@ class Report:
             "kept": None if self.kept is None else asdict(self.kept),
             "origin": self.origin,
             "fit": self.fit,
+            "attention": self.attention,
             "speedup_estimate": self.speedup_estimate,
             "steps": [step.to_dict() for step in self.steps],
         }
@@ -212,6 +215,8 @@ class Report:
             + ("" if self.kept is None else f"; by a schedule fitted on {self.kept.prompts} prompts, {self.origin}")
             + (f"; {self.fit}" if self.fit else "")
         )
+        if self.attention:
+            lines.append(f"attention: {self.attention}")
         return "\n".join(lines)
 
 

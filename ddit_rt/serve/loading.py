@@ -27,12 +27,13 @@ def load(config: ModelConfig, waiting: int) -> Engine:
         waiting: Works that may wait for it.
 
     Raises:
-        ConfigError: there is no such model, or it does not take the sizes, the call or the settings.
+        ConfigError: there is no such model, or it does not take the sizes, the call or the settings; the device
+            has no such quantisation.
         UnsupportedPipelineError: it is none that can be accelerated.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    pipe = load_any(config.model, config.dtype, config.device)
+    pipe = load_any(config.model, config.dtype, config.device, config.quantize)
     for size in config.sizes:
         width, height = parse_size(size)
         check_call(pipe, {**config.call, "width": width, "height": height})

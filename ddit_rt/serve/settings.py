@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,13 @@ def _checked_settings(settings: Any) -> dict[str, Any]:
     if DDiTConfig.make(settings, {}).fit is not None:
         raise ConfigError("settings: fit='first-calls' would keep requests waiting; run `ddit-rt fit` before.")
     return dict(settings)
+
+
+def _checked_scheme(scheme: Any) -> str | None:
+    if scheme is not None:
+        # asked when there is one to check: what knows the schemes loads torch
+        importlib.import_module("ddit_rt.pipeline").check_scheme(scheme)
+    return None if scheme is None else str(scheme)
 
 
 def _checked_call(call: Any) -> dict[str, Any]:
@@ -125,6 +133,9 @@ class ModelConfig(Settings):
     ``true_cfg_scale``."""
     sizes: Annotated[tuple[str, ...], PlainValidator(_checked_sizes)] = ()
     """"WIDTHxHEIGHT" to warm up; the first is that of requests that name none. Empty: the model's own."""
+    quantize: Annotated[str | None, PlainValidator(_checked_scheme)] = None
+    """Scheme of :func:`ddit_rt.quantize` for the transformer's blocks, ``"auto"`` for the one that suits the card; None
+    leaves them as they are. LoRAs stay beside the quantised layers."""
     dtype: Annotated[str | None, Expected("'float32', 'bfloat16', 'float16', or None.")] = None
     device: Annotated[str | None, Expected("of torch, or None.")] = None
     replicas: Annotated[int, Field(ge=1), Expected("a whole number >= 1.")] = 1

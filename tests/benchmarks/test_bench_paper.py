@@ -46,6 +46,14 @@ def test_counts_agree_with_the_packages_own(model):
     assert all(sum(operation.attention for operation in row.operations) == layers for row in found.values())
 
 
+def test_two_samples_are_twice_the_work_of_as_many_kernels():
+    one, two = rows("wan"), rows("wan", 512, 2)
+    for k in (1, 2, 4):
+        assert len(two[k].operations) == len(one[k].operations)
+        assert sum(o.flops for o in two[k].operations) == 2 * sum(o.flops for o in one[k].operations)
+        assert sum(o.bytes for o in two[k].fused) < 2 * sum(o.bytes for o in one[k].fused)  # weights are read once
+
+
 def test_runs_count_probes():
     gpu = on_paper.GPUS[-1]
     p, coarse = (rows("flux")[k].seconds(gpu, True, True) for k in (1, 2))

@@ -104,7 +104,7 @@ def on_ranks(world: int, runs: Mapping[str, Run], folder: Path) -> dict[str, lis
 
 def _made(run: Run, pipe: Any, first: bool = True) -> Made:
     ddit_rt.accelerate(pipe, **{**run.settings, **({} if first else run.elsewhere)})
-    with patch.object(KeptSchedules, "find", lambda *_: run.kept if first else None):
+    with patch.object(KeptSchedules, "find", lambda *_: (run.kept, "the first rank") if first and run.kept else None):
         latents = run.call(pipe)
     report = ddit_rt.report(pipe)
     return Made(latents, report.schedule, {step.note for step in report.steps})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddit_rt import ConfigError
 from ddit_rt.serve import ModelConfig
 from ddit_rt.serve.engine import Engine
 from ddit_rt.serve.errors import ApiError
@@ -72,6 +73,21 @@ def test_a_picture_does_not_depend_on_its_batch_mates() -> None:
         assert np.abs(_pixels(alone[0]) - _pixels(alone[1])).max() > 50
 
     _run(test, batch_wait=0.2)
+
+
+def test_blocks_in_few_bits_are_served() -> None:
+    pytest.importorskip("torchao")
+
+    async def draw(engine: Engine) -> np.ndarray:
+        pipe = engine.variants.pipe
+        kinds = {type(block.attn.to_q.weight).__name__ for block in pipe.transformer.transformer_blocks}
+        assert ("Parameter" in kinds) != ("Int8Tensor" in kinds)
+        return _pixels(await _done(engine, _work()))
+
+    exact, eight = _run(draw), _run(draw, quantize="int8")
+    assert not np.array_equal(exact, eight) and np.abs(exact - eight).mean() < 16
+    with pytest.raises(ConfigError, match=r"fp8.* cannot be had on cpu"):
+        load(ModelConfig(name="demo", model="demo", quantize="fp8", device="cpu"), waiting=1)
 
 
 def test_out_of_memory_halves_the_batch_and_is_learnt() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ddit_rt.cli import app
 from ddit_rt.errors import DDiTError
 from ddit_rt.serve import Limits, ModelConfig, ServeConfig
 
@@ -21,6 +23,7 @@ models:
     loras: {ink: /loras/ink.safetensors}
     call: {num_inference_steps: 28}
     settings: {reference: converged}
+    quantize: fp8
   - {name: wan, model: org/wan, gpus: 0.5}
 port: 9000
 keep_hours: 2
@@ -36,6 +39,7 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
     assert (flux.speedup, flux.sizes, flux.max_replicas) == (3, ("1024x1024", "1360x768"), 4)
     assert (flux.loras, flux.settings) == ({"ink": "/loras/ink.safetensors"}, {"reference": "converged"})
     assert (wan.name, wan.gpus, wan.max_batch) == ("wan", 0.5, 4)
+    assert (flux.quantize, wan.quantize) == ("fp8", None)
     assert (config.port, config.limits.pixels, config.limits.requests_per_minute) == (9000, 2_000_000, 30)
     again = ServeConfig(**config.to_dict())
     assert again.to_dict() == config.to_dict()
@@ -54,6 +58,7 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
         ("models: [{name: a, model: b, sizes: [10by10]}]", "10by10"),
         ("models: [{name: a, model: b, settings: {treshold: 1}}]", "treshold"),
         ("models: [{name: a, model: b, replicas: 0}]", "replicas"),
+        ("models: [{name: a, model: b, quantize: int3}]", "scheme='int3': use 'auto' or one of 'fp8'"),
         ("models: [{name: a, model: b}]\nport: 99999", "port"),
         ("models: [{name: a, model: b}]\nlimits: {pixel: 3}", "pixel"),
         ("models: [{name: a, model: b}]\nprot: 3", "prot"),
@@ -78,3 +83,13 @@ def test_settings_do_not_change() -> None:
     with pytest.raises(DDiTError):
         limits.pixels = 5
     assert ModelConfig(name="a", model="b").replace(speedup=2).speedup == 2
+
+
+def test_the_command_line_hands_a_quantisation_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeConfig] = []
+    monkeypatch.setattr("ddit_rt.cli.serve._there", lambda package: True)
+    monkeypatch.setattr("ddit_rt.serve.run", lambda config, *_: seen.append(config))
+    assert CliRunner().invoke(app, ["serve", "demo", "--quantize", "auto"], catch_exceptions=False).exit_code == 0
+    assert seen[0].models[0].quantize == "auto"
+    with pytest.raises(DDiTError, match="scheme='int3'"):
+        CliRunner().invoke(app, ["serve", "demo", "--quantize", "int3"], catch_exceptions=False)

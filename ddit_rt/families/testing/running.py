@@ -90,6 +90,36 @@ def guided(specimen: Specimen) -> None:
     assert not torch.equal(alone, both), "guidance changes nothing"
 
 
+def _not_in_one_batch(specimen: Specimen) -> str:
+    second = "it predicts a second output" if specimen.family.companion_scheduler else ""
+    return unguided(specimen) or second
+
+
+@check("one batch", "both calls of guidance in one batch predict what they predict apart", _not_in_one_batch)
+def one_batch(specimen: Specimen) -> None:
+    pipe = specimen.make()
+    module = next(iter(denoisers(pipe, specimen.family).values()))
+    asked: list[None] = []
+    ran: list[None] = []
+
+    def counted(when: str) -> tuple[torch.Tensor, set[str]]:
+        asked.clear()
+        ran.clear()
+        with accelerated(pipe, schedule=specimen.schedule, batch_guidance=when):
+            return run(pipe, specimen.arguments(guided=True)), {step.note for step in report(pipe).steps if step.note}
+
+    last = module.get_submodule(specimen.family.projection_names[1])
+    asking = module.register_forward_hook(lambda *_: asked.append(None))
+    running = last.register_forward_hook(lambda *_: ran.append(None))
+    with removed(asking), removed(running):
+        wanted, _ = counted("never")
+        apart, twice = len(ran), len(asked) > len(specimen.schedule)
+        for when in ("coarse", "always"):
+            found, notes = counted(when)
+            assert_close(found, wanted, 1e-5, f"batch_guidance={when!r}")
+            assert not twice or len(ran) < apart or notes, f"batch_guidance={when!r} joins no calls and says nothing"
+
+
 @check("report", "steps, tokens and FLOP of the last call")
 def reported(specimen: Specimen) -> None:
     caught = first_call(specimen)
