@@ -7,8 +7,9 @@ import paper_levers as levers
 import pytest
 import readme
 from paper_count import Gpu, Operation, rows
-from paper_routes import LEVERS, Choice, choices, seconds
+from paper_routes import LEVERS, Choice, routes, seconds
 from route_tables import routes_table
+from store import ROOT
 
 GPU = Gpu("H200", processors=4, flops=1e12, bandwidth=1e15, eight=2e12)
 
@@ -74,23 +75,41 @@ def test_every_lever_helps_and_a_schedule_runs_what_it_says():
         for schedule in model["schedules"]:
             coarse = bool({2, 4} & set(schedule["multiples"]))
             names = [entry["lever"] for entry in schedule["levers"]]
+            assert ("guidance in one batch" in names) == (coarse and model is committed["models"]["wan"])
             assert ("short text in coarse steps" in names) == (coarse and model is committed["models"]["flux"])
             for gpu in schedule["every_wave_full"]:
                 times = [entry["seconds"][gpu] for entry in schedule["levers"]]
                 assert times == sorted(times, reverse=True) and times[2] < times[1] < times[0]
 
 
-@pytest.mark.parametrize("model", ["flux", "wan"])
-def test_committed_routes_are_what_is_computed(model):
+def test_every_row_of_the_committed_routes_is_what_is_computed():
     committed = json.loads((readme.RESULTS / "on-paper" / "routes.json").read_text(encoding="utf-8"))
-    found, h200 = committed["models"][model]["schedules"][0], on_paper.GPUS[-1]
-    choice = choices(model)[0]
-    names = [entry["lever"] for entry in found["levers"]]
-    for count in (1, len(names)):
-        computed = round(seconds(model, h200, choice, names[:count]), 3)
-        text = "run python benchmarks/on_paper.py --save benchmarks/results/on-paper/routes.json"
-        assert computed == found["levers"][count - 1]["seconds"]["H200"], text
-    assert found["multiples"] == list(choice.multiples)
+    computed = json.loads(json.dumps(routes(on_paper.GPUS)))
+    again = "run python benchmarks/on_paper.py --save benchmarks/results/on-paper/routes.json"
+    for model, found in computed.pop("models").items():
+        kept = committed["models"].pop(model)
+        for ours, theirs in zip(found.pop("schedules"), kept.pop("schedules"), strict=True):
+            name = f"{model}, {ours['name']}"
+            for row, known in zip(ours.pop("levers"), theirs.pop("levers"), strict=True):
+                assert row == known, f"{name}, {row['lever']}: {again}"
+            assert ours == theirs, f"{name}: {again}"
+        assert found == kept, f"{model}: {again}"
+    assert not committed.pop("models") and computed == committed, again
+
+
+def test_the_page_holds_every_row_of_them():
+    page = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+    committed = json.loads((readme.RESULTS / "on-paper" / "routes.json").read_text(encoding="utf-8"))
+    shown = page.partition("<!-- routes-table -->")[2].partition("<!-- /routes-table -->")[0].strip()
+    assert shown == routes_table(committed).strip(), "run python benchmarks/readme.py"
+    for model in committed["models"].values():
+        rows = [line for line in shown.splitlines() if line.startswith("| ")]
+        first, *others = model["schedules"]
+        # levers, bound, narrow weights, two for each further schedule, ends
+        ladder = len(first["levers"]) + 2 + 2 * len(others) + 1
+        begin = next(i for i, line in enumerate(rows) if line.startswith(f"| {model['title']} |"))
+        table = rows[begin + 1 : begin + 1 + ladder]
+        assert len(table) == ladder and all(line.count("|") == len(committed["memory_gb"]) + 2 for line in table)
 
 
 def test_the_table_says_what_is_and_is_not_reached():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from adapters import trained
 from peft import LoraConfig
-from quantised import ENDS, LIBRARIES
+from quantised import ENDS, ENDS_MOST_OFF, LIBRARIES, MOST_OFF
 from recorded import recorded
 from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
 
@@ -35,17 +35,19 @@ def coarse(pipe, inputs, **settings):
         return latents_of(pipe, inputs)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_quantised_transformers_run_plain_coarse_and_from_graphs(name, library):
     make, inputs = MODELS[name][0](), MODELS[name][1]()
-    exact = latents_of(make, inputs)
-    library(make)
+    exact, exact_coarse = latents_of(make, inputs), coarse(make, inputs)
+    LIBRARIES[library](make)
     plain = latents_of(make, inputs)
-    assert not torch.equal(plain, exact) and (plain - exact).norm() < 0.5 * exact.norm()
+    assert not torch.equal(plain, exact) and (plain - exact).norm() < MOST_OFF[library] * exact.norm()
     with ddit_rt.accelerated(make, threshold=0):
         assert torch.equal(latents_of(make, inputs), plain)
     wanted = coarse(make, inputs)
-    assert torch.isfinite(wanted).all() and not torch.equal(wanted, plain)
+    assert not torch.equal(wanted, plain)
+    assert (wanted - exact_coarse).norm() < MOST_OFF[library] * exact_coarse.norm()
     recording = recorded(make, schedule=SCHEDULE)
     assert torch.equal(latents_of(make, inputs), wanted)
     assert torch.equal(latents_of(make, inputs), wanted)
@@ -107,7 +109,7 @@ def test_lora_layers_are_quantised_beneath_the_lora():
     exact = latents_of(pipe, inputs)
     ddit_rt.quantize(pipe, "int8")
     found = latents_of(pipe, inputs)
-    assert not torch.equal(found, exact) and (found - exact).norm() < 0.5 * exact.norm()
+    assert not torch.equal(found, exact) and (found - exact).norm() < MOST_OFF["torchao-int8"] * exact.norm()
     layer = pipe.transformer.transformer_blocks[0].attn.to_q
     assert (
         "Int8" in type(layer.base_layer.weight).__name__ and type(layer.lora_A["default"].weight) is torch.nn.Parameter
@@ -122,7 +124,7 @@ def test_a_quantised_embedding_is_read_by_what_it_stands_for(library):
     found = family_of(pipe).projections(pipe.transformer)
     for name in ("embed_weight", "deembed_weight"):
         ours, wanted = getattr(found, name), getattr(exact, name)
-        assert ours.shape == wanted.shape and 0 < (ours - wanted).norm() < 0.4 * wanted.norm()
+        assert ours.shape == wanted.shape and 0 < (ours - wanted).norm() < ENDS_MOST_OFF[library] * wanted.norm()
     plain = latents_of(pipe, inputs)
     for settings in ({"coarse": "naive"}, {"adapter": adapter}):
         assert torch.isfinite(coarse(pipe, inputs, **settings)).all()
