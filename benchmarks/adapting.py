@@ -10,7 +10,9 @@ they were chosen by
 
 - what each prompt's runs in fact came to at every number (an oracle),
 - the errors of first order that forecasts make along the prompt's whole plain run, under one sensitivity for all,
-- those that the first third of the run shows, when there is still something to choose.
+- those that the first third of the run shows, when there is still something to choose,
+- how much the prediction changes early in the run when the latent is moved a little the way that forecasts err, which
+  takes one more evaluation; what that says of every prompt is learned from the others.
 
 And what a placement of its own would win every prompt over one that was searched for the other prompts, to first order.
 """
@@ -19,18 +21,21 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from evaluations import Evaluation
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from ddit_rt.fitting import ErrorModel, find_evaluations
 from ddit_rt.pipeline import load_any
+from ddit_rt.runtime import MethodPatch, installed
 from ddit_rt.schedule import WARP, FittedSchedule, schedule_of
-from ddit_rt.trajectories import record_trajectory
+from ddit_rt.trajectories import Trajectory, denoise, record_trajectory
 
 Array = NDArray[np.float64]
 
@@ -40,7 +45,9 @@ SEEN = 1 / 3
 """Share of a run after which its number of evaluations is chosen."""
 NUMBERS = 512
 """That a prediction is reduced to."""
-RULE = "target-"
+PROBE_AT, PROBE_SIZE = 0.18, 0.02
+"""Share of a run at which the latent is moved, and by how much, root mean square."""
+RULE, FITTED = "target-", "fitted-"
 
 
 def record(evaluation: Evaluation, steps: int, runs: Path) -> None:
@@ -48,14 +55,53 @@ def record(evaluation: Evaluation, steps: int, runs: Path) -> None:
     plan = evaluation.plan
     pipe = load_any(plan.model, None, "cpu")
     pipe.set_progress_bar_config(disable=True)
-    full, floor = [], []
+    full, floor, responses = [], [], []
     for prompt in plan.prompts:
         call = {**plan.call, "prompt": prompt, "num_inference_steps": steps}
         trajectory = record_trajectory(pipe, plan.seeds[0], **call)
         full.append(np.stack([sketch(output.numpy().ravel()) for output in trajectory.outputs]))
         floor.append(1e-6 * float(trajectory.latents[-1].float().square().mean()))
+        responses.append(response(pipe, trajectory, round(PROBE_AT * steps)))
         print(f"{len(full)} of {len(plan.prompts)}: {prompt}", flush=True)
-    np.savez(runs, full=np.stack(full, 1), floor=np.array(floor), sigmas=trajectory.sigmas.numpy())
+    sigmas, response_of = trajectory.sigmas.numpy(), np.array(responses)
+    np.savez(runs, full=np.stack(full, 1), floor=np.array(floor), sigmas=sigmas, response=response_of)
+
+
+def response(pipe: Any, trajectory: Trajectory, at: int) -> float:
+    """How much the guided prediction of a step changes over how much the latent was moved, the way forecasts err."""
+    sigmas, outputs, scale = trajectory.sigmas, trajectory.outputs, trajectory.arguments["true_cfg_scale"]
+    share = (sigmas[at - 1] - sigmas[at - 2]) / (sigmas[at - 2] - sigmas[at - 4])
+    erred = outputs[at - 1] - (outputs[at - 2] + share * (outputs[at - 2] - outputs[at - 4]))
+    moved = erred / erred.square().mean().sqrt() * PROBE_SIZE
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def step(inner: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **more: Any) -> Any:
+        nonlocal made
+        made += 1
+        return inner(output, timestep, sample, **more)
+
+    made = 0
+
+    def forward(inner: Any, **arguments: Any) -> Any:
+        result = inner(**arguments)
+        if made == at:
+            again = inner(**{**arguments, "hidden_states": arguments["hidden_states"] + moved})
+            seen.append((result[0], again[0]))
+            if len(seen) == 2:
+                raise _SeenError
+        return result
+
+    patches = [MethodPatch(pipe.transformer, "forward", forward), MethodPatch(pipe.scheduler, "step", step)]
+    with installed(patches), suppress(_SeenError):
+        denoise(pipe, trajectory.seed, trajectory.arguments)
+    (positive, positive_moved), (negative, negative_moved) = seen
+    first, second = positive_moved - positive, negative_moved - negative
+    changed = second + scale * (first - second)
+    return float((changed.square().mean() / moved.square().mean()).sqrt())
+
+
+class _SeenError(Exception):
+    """Ends a run that has shown what it was made for."""
 
 
 def sketch(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,26 +112,25 @@ def sketch(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return (mixed.reshape(NUMBERS, share).sum(1) / np.sqrt(share)).astype(np.float32)
 
 
-def read(runs: Path, sensitivity: list[float]) -> ErrorModel:
-    """What was kept, with one sensitivity for all prompts."""
+def read(runs: Path, sensitivity: list[float]) -> tuple[ErrorModel, Array]:
+    """What was kept, with one sensitivity for all prompts, and the response of every prompt."""
     with np.load(runs) as kept:
-        full, floor, sigmas = kept["full"], kept["floor"], kept["sigmas"]
+        full, floor, sigmas, responses = (kept[name] for name in ("full", "floor", "sigmas", "response"))
     steps = len(full)
     places = np.linspace(0, 1, steps), np.linspace(0, 1, len(sensitivity))
     gains = np.exp(np.interp(*places, np.log(sensitivity)))
-    return ErrorModel(sigmas, full, {}, {}, gains, (0,) * steps, floor)
+    return ErrorModel(sigmas, full, {}, {}, gains, (0,) * steps, floor), responses
 
 
-def measured(evaluation: Evaluation, steps: int) -> tuple[Array, Array]:
-    """Evaluations that the rule was run with, rising, and the PSNR of every prompt at each, (E, N)."""
+def measured(evaluation: Evaluation, steps: int, name: str) -> dict[int, Array]:
+    """Evaluations that methods with names of this beginning make -> the PSNR of every prompt, (N,)."""
     found: dict[int, Array] = {}
     for method in evaluation.plan.methods:
-        if method.name.startswith(RULE) and method.reference == steps:
-            speedup = float(method.name.removeprefix(RULE).split("x")[0])
+        asked = method.name.removeprefix(name).split("x@")[0]
+        if method.name.startswith(name) and method.reference == steps and asked.replace(".", "").isdigit():
             rows = [row for row in evaluation.rows if row["method"] == method.name and "prompt" in row]
-            found[int(steps / speedup + 1e-9)] = np.array([row["psnr"] for row in rows])
-    counts = sorted(found)
-    return np.array(counts, float), np.stack([found[count] for count in counts])
+            found[int(steps / float(asked) + 1e-9)] = np.array([row["psnr"] for row in rows])
+    return found
 
 
 def allocated(score: Array, mean: float) -> NDArray[np.int64]:
@@ -109,10 +154,22 @@ def worst_tenth(decibels: Array) -> float:
     return float(np.sort(decibels)[: max(1, -(-len(decibels) // 10))].mean())
 
 
-def lines(evaluation: Evaluation, model: ErrorModel) -> list[dict[str, Any]]:
+def learned(curves: Array, seen: Array) -> Array:
+    """What the line through the other prompts' curves over what was seen of them says of each; (G, N) as ``curves``."""
+    found = np.empty_like(curves)
+    for prompt in range(curves.shape[1]):
+        others = np.arange(curves.shape[1]) != prompt
+        slopes, levels = np.polyfit(seen[others], curves[:, others].T, 1)
+        found[:, prompt] = levels + slopes * seen[prompt]
+    return np.maximum.accumulate(found, 0)
+
+
+def lines(evaluation: Evaluation, model: ErrorModel, responses: Array) -> list[dict[str, Any]]:
     """One line per number of evaluations that has others on both sides."""
     steps = model.steps
-    known, decibels = measured(evaluation, steps)
+    by_rule, fitted = (measured(evaluation, steps, name) for name in (RULE, FITTED))
+    known = np.array(sorted(by_rule), float)
+    decibels = np.stack([by_rule[count] for count in sorted(by_rule)])
     grid = np.arange(int(known[0]), int(known[-1]) + 1)
     # a run of more evaluations can end farther off by luck; an oracle would not take it
     rising = np.maximum.accumulate(decibels, 0)
@@ -122,15 +179,21 @@ def lines(evaluation: Evaluation, model: ErrorModel) -> list[dict[str, Any]]:
     whole = np.stack([-np.log(model.error(schedule) + model.floor) for schedule in schedules])
     begun = [[*schedule[:cut], *[1] * (steps - cut)] for schedule in schedules]
     third = np.stack([-np.log(model.error(schedule) + model.floor) for schedule in begun])
+    probed = learned(curves, np.log(responses))
     found = []
     for count, real in list(zip(known, decibels))[1:-1]:
         at = int(count - grid[0])
         line: dict[str, Any] = {"evaluations": int(count), "steps": steps, "prompts": decibels.shape[1]}
-        for name, score in (("fixed", None), ("oracle", curves), ("whole", whole), ("third", third)):
-            chosen = np.full(len(real), at) if score is None else allocated(score, at)
+        scores = {"fixed": None, "oracle": curves, "whole": whole, "third": third, "probed": probed}
+        for name, score in scores.items():
+            left = at - 1 if name == "probed" else at  # the probe is an evaluation too
+            chosen = np.full(len(real), at) if score is None else allocated(score, left)
             given = curves[chosen, np.arange(len(real))]
             line[name] = {"psnr": float(given.mean()), "worst": worst_tenth(given), "mean": float(grid[chosen].mean())}
+        if count in fitted:
+            line["fitted"] = {"psnr": float(fitted[count].mean()), "worst": worst_tenth(fitted[count])}
         line["correlation"] = float(spearmanr(whole[at], real).statistic)
+        line["probe correlation"] = float(spearmanr(responses, real).statistic)
         line["own placement"] = own_placement(model, int(count))
         found.append(line)
     return found
@@ -161,8 +224,8 @@ def main() -> None:
     steps = next(method.steps for method in evaluation.plan.methods if method.kind == "base")
     if not Path(runs).exists():
         record(evaluation, steps, Path(runs))
-    model = read(Path(runs), FittedSchedule.load(schedule).sensitivity)
-    Path(target).write_text(json.dumps(lines(evaluation, model), indent=1) + "\n", encoding="utf-8")
+    found = lines(evaluation, *read(Path(runs), FittedSchedule.load(schedule).sensitivity))
+    Path(target).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

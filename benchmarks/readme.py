@@ -55,6 +55,12 @@ def contents() -> dict[str, str]:
         "misses-table": target_tables.misses_table(
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
+        "adapting-table": target_tables.adapting_table(
+            [
+                json.loads((RESULTS / "demo-targets" / name).read_text(encoding="utf-8"))
+                for name in ("adapting.json", "adapting-28.json")
+            ]
+        ),
         "targets-all-table": tables.evaluation_table(targets, 50),
         "longer-paper-table": paper_longer.table(
             json.loads((RESULTS / "on-paper" / "longer.json").read_text(encoding="utf-8"))

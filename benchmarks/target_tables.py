@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from evaluations import Evaluation
 
@@ -88,4 +89,23 @@ def misses_table(lines: Sequence[dict[str, float]]) -> str:
             f"| {line['speedup']:g}x | {line['psnr']:.1f} ({line['psnr_low']:.1f} to {line['psnr_high']:.1f}) | "
             f"{line['spread']:.2f} | {line['correlation']:+.2f} | {line['p']:.2g} |"
         )
+    return "\n".join(rows)
+
+
+def adapting_table(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """What ``benchmarks/adapting.py`` found, for several numbers of steps."""
+    rows = [
+        "| steps | evaluations, mean | fixed: rule | fixed: fitted | by an oracle | by misses of the whole run "
+        "| by those of its first third | by a probe | rank correlation: misses | probe "
+        "| own placement |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in (line for lines in runs for line in sorted(lines, key=lambda line: -line["evaluations"])):
+        cells = [str(line["steps"]), str(line["evaluations"])]
+        for name in ("fixed", "fitted", "oracle", "whole", "third", "probed"):
+            found = line.get(name)
+            cells.append("" if found is None else f"{found['psnr']:.1f} ({found['worst']:.1f})")
+        cells += [f"{line[name]:+.2f}" for name in ("correlation", "probe correlation")]
+        cells.append(f"{line['own placement']:+.1f}")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -153,8 +153,8 @@ class Fitter:
                     "reference='converged' is fitted for whole runs: pass strength=1.0, or leave it plain."
                 )
         self._pipe, self._reference, self._progress = pipe, reference, progress
-        self._boundaries = family_of(pipe).boundaries(pipe)
         self._by_clock = costs == "seconds"
+        self._boundaries = family_of(pipe).boundaries(pipe)
         self._runs = RealRuns(pipe, prompts, seed, progress, settings, reference, call)
         finer = _FINER if converged else 1
         found = measure(pipe, prompts, coarse, seed, progress, self._trained, finer, **call)

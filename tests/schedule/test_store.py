@@ -71,8 +71,7 @@ def test_the_key_can_be_read_in_the_file(store):
     content = json.loads(store.save(KEY, fitted()).read_text())
     assert content["key"] == {
         "model": "0123456789abcdef", "scheduler": "Euler(shift=3)", "steps": 4, "guidance": "none", "tokens": 256,
-        "frames": 1, "reference": "plain", "adapter": "",
-        "costs": "flops", "machine": "",
+        "frames": 1, "reference": "plain", "adapter": "", "costs": "flops", "machine": "",
     }  # fmt: skip
     assert content["format"] == 1 and content["fitted"]["schedule"] == [1, 1, 0, 1]
 
