@@ -101,15 +101,20 @@ def interventions(module: nn.Module) -> list[tuple[object, ...]]:
         An entry per layer that has any. Lists are equal where the same things intervene.
     """
     found: list[tuple[object, ...]] = []
-    for number, layer in enumerate(module.modules()):
+    # its own walk, breadth first: twice a step, of a thousand layers
+    left: list[nn.Module | None] = [module]
+    for number, layer in enumerate(left):
+        if layer is None:
+            continue
         attributes = layer.__dict__
-        things: list[object] = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+        left += attributes["_modules"].values()
+        things: list[object] = [*attributes["_forward_pre_hooks"].values(), *attributes["_forward_hooks"].values()]
         registry, forward = attributes.get("_diffusers_hook"), attributes.get("forward")
         if registry is not None:
             things += registry.hooks.values()
         if forward is not None and getattr(forward, "__func__", None) is not type(layer).forward:
             things.append(forward)
-        if hasattr(layer, "merged_adapters"):
+        if "merged_adapters" in attributes:
             things.append(_adapter_state(layer))
         if things:
             found.append((number, *things))
