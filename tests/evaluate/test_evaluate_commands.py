@@ -23,7 +23,7 @@ from examples.demo_model.scenes import Noun, render, sample_scene
 @pytest.fixture
 def run(monkeypatch):
     pipe = prompted()
-    monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda model, dtype=None, device=None: pipe)
+    monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda *_: pipe)
     monkeypatch.setattr("ddit_rt.pipeline.loading.call_defaults", lambda model: dict(CALL))
 
     def invoke(*arguments):
