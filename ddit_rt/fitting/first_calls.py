@@ -15,6 +15,7 @@ from typing import Any
 
 from ..multiples import SKIP, SUPPORTED_MULTIPLES
 from ..pipeline import AcceleratedPipeline, EndedCall, own_bar_off
+from ..runtime import is_parallel
 from ..schedule import CallKey, FittedSchedule
 from .fitter import fit_schedule
 
@@ -104,7 +105,7 @@ class FirstCalls:
 
     def _fitted(self, calls: list[dict[str, Any]], call: EndedCall) -> FittedSchedule:
         accelerated, config = self._accelerated, call.config
-        if any(getattr(module, "_parallel_config", None) is not None for module in accelerated.transformers.values()):
+        if any(map(is_parallel, accelerated.transformers.values())):
             raise RuntimeError("the transformer runs on several devices at once; use ddit_rt.fit on one")
         full = [step.seconds for step in call.report.steps if step.multiple == 1]
         runs = PLAIN_RUNS * len(calls) * (1 if config.quality is None else 2)

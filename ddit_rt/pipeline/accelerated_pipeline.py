@@ -24,6 +24,7 @@ from ..runtime import (
     GraphRunner,
     MethodPatch,
     divided,
+    is_parallel,
     make_runner,
     of_first_rank,
     wrapped_forward,
@@ -301,7 +302,7 @@ class AcceleratedPipeline:
         if self.config.batch_guidance != "never":
             call.guidance = BatchedGuidance(self.family, self._executor, self.config.batch_guidance == "always")
         noise = noise_of_call(self._scheduler, arguments)
-        if self.config.trim_text and arguments:
+        if self.config.trim_text and arguments and not any(map(is_parallel, self._modules.values())):
             call.text = self.family.text_in_prompt(self.pipe, arguments)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
@@ -465,13 +466,13 @@ class AcceleratedPipeline:
             (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
             None if call.ahead is None else partial(call.ahead.of_step, base, call.index),
-            None if getattr(base, "_parallel_config", None) is not None else call.text,
+            call.text,
         )
         # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
         # difference of the two counts for guidance, so that the second may lean on no less than the first.
         behind = self._path.anchors > 0 and bool(call.history(base, 0).anchors) and not history.anchors
         lost = ordinal > 0 and (behind or call.lost(history))
-        joined = self._joined(call, transformer_call, ordinal)
+        joined = None if call.guidance is None else self._joined(call.guidance, call, transformer_call, ordinal)
         if inputs is None or multiple == 1 or lost or (multiple == SKIP and not history.recent):
             result = joined or executor.full(transformer_call)
             if ordinal > 0 and multiple != 1 and not record.note:
@@ -493,11 +494,12 @@ class AcceleratedPipeline:
         call.add(result)
         return result.output
 
-    def _joined(self, call: CallState, one: TransformerCall, ordinal: int) -> StepResult | None:
+    def _joined(
+        self, guidance: BatchedGuidance, call: CallState, one: TransformerCall, ordinal: int
+    ) -> StepResult | None:
         """What a call comes to where the step's two calls run as one; None where it has to run by itself."""
-        guidance, record = call.guidance, call.record
-        if guidance is None or record is None:
-            return None
+        record = call.record
+        assert record is not None
         if ordinal:
             found = guidance.further(one)
         else:

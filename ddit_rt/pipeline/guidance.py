@@ -17,7 +17,7 @@ import torch
 
 from ..families import Expectation, Family, Joiner, ModelInputs, NotCoarseError, NotJoinedError, expected_second
 from ..granularity import Anchor, PredictionHistory
-from ..runtime import interventions, wrapped_forward
+from ..runtime import interventions, is_parallel, wrapped_forward
 from .executor import StepExecutor
 from .transformer_call import CallModels, StepResult, TransformerCall
 
@@ -217,6 +217,6 @@ def _obstacle(call: TransformerCall) -> str:
         return "it cannot be read what a call holds"
     if call.in_context is not None or call.cache is not None:
         return "a cache decides for each call by itself"
-    if getattr(call.base, "_parallel_config", None) is not None:
+    if is_parallel(call.base):
         return "the tokens are divided among ranks"
     return wrapped_forward(call.inner, call.base) if not hasattr(call.base, "_hf_hook") else ""

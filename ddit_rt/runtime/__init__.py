@@ -4,7 +4,16 @@ from .attention import Attention, AttentionSwitch, attention_by_name, capability
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
 from .model_state import interventions, wrapped_forward
-from .parallel import agree_on_multiple, cannot_divide, divided, of_first_rank, own_part, sequence_ranks, uneven_parts
+from .parallel import (
+    agree_on_multiple,
+    cannot_divide,
+    divided,
+    is_parallel,
+    of_first_rank,
+    own_part,
+    sequence_ranks,
+    uneven_parts,
+)
 from .patching import MethodPatch, installed
 from .recording import CaptureRefused, Recording
 from .substitution import substituted
@@ -32,6 +41,7 @@ __all__ = [
     "divided",
     "installed",
     "interventions",
+    "is_parallel",
     "make_runner",
     "of_first_rank",
     "own_part",

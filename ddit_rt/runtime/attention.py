@@ -114,7 +114,7 @@ def attention_by_name(
         raise ConfigError(f"attention={backend!r}: {reason} Or take attention='auto'.")
     name = AttentionBackendName(backend)
     for module in modules:
-        processors = _processors(module)
+        processors = attention_processors(module)
         if not processors:
             raise ConfigError(
                 f"attention={backend!r}: {type(module).__name__} has no attention whose back-end diffusers can change; "
@@ -146,7 +146,7 @@ class AttentionSwitch:
     def put_on(self) -> None:
         """Switches. It may load a kernel from the hub, where that is what the back-end is."""
         active = _AttentionBackendRegistry.get_active_backend()[0]
-        before = [(p, p._attention_backend) for module in self._modules for p in _processors(module)]
+        before = [(p, p._attention_backend) for module in self._modules for p in attention_processors(module)]
         try:
             for module in self._modules:
                 module.set_attention_backend(self._backend.value)  # type: ignore[operator]
@@ -168,6 +168,7 @@ class AttentionSwitch:
                 processor._attention_backend = backend
 
 
-def _processors(module: nn.Module) -> list[Any]:
+def attention_processors(module: nn.Module) -> list[Any]:
+    """The processors of a transformer's attentions whose back-end diffusers can change."""
     found = (getattr(layer, "processor", None) for layer in module.modules())
     return [processor for processor in found if hasattr(processor, "_attention_backend")]

@@ -11,6 +11,8 @@ from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import distributed, nn
 
+from .attention import attention_processors
+
 T = TypeVar("T")
 
 _WITHOUT_SUMS = ("native", "_native_npu")
@@ -18,6 +20,11 @@ _WITHOUT_SUMS = ("native", "_native_npu")
 
 _LOCAL_CACHES = ("teacache", "FirstBlockCacheConfig", "SeaCacheConfig")
 """Caches that decide by the tokens they see."""
+
+
+def is_parallel(module: Any) -> bool:
+    """Whether diffusers has set a transformer, or an attention's processor, up to run on several devices at once."""
+    return getattr(module, "_parallel_config", None) is not None
 
 
 def sequence_ranks(module: nn.Module) -> Any:
@@ -168,10 +175,9 @@ def _context_parallel(module: nn.Module) -> Any:
 
 def _attention_backends(module: nn.Module) -> Iterator[str]:
     """Names of the back-ends that the split attention layers of a module run."""
-    for layer in module.modules():
-        processor = getattr(layer, "processor", None)
-        if getattr(processor, "_parallel_config", None) is not None:
-            chosen = getattr(processor, "_attention_backend", None)
+    for processor in attention_processors(module):
+        if is_parallel(processor):
+            chosen = processor._attention_backend
             active = _AttentionBackendRegistry.get_active_backend()[0] if chosen is None else chosen
             yield str(getattr(active, "value", active))
 
