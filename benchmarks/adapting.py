@@ -31,6 +31,7 @@ from evaluations import Evaluation
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from ddit_rt.evaluate.summary import worst_tenth
 from ddit_rt.fitting import ErrorModel, find_evaluations
 from ddit_rt.pipeline import load_any
 from ddit_rt.runtime import MethodPatch, installed
@@ -149,11 +150,6 @@ def allocated(score: Array, mean: float) -> NDArray[np.int64]:
     return best
 
 
-def worst_tenth(decibels: Array) -> float:
-    """Mean of the worst tenth."""
-    return float(np.sort(decibels)[: max(1, -(-len(decibels) // 10))].mean())
-
-
 def learned(curves: Array, seen: Array) -> Array:
     """What the line through the other prompts' curves over what was seen of them says of each; (G, N) as ``curves``."""
     found = np.empty_like(curves)
@@ -189,9 +185,13 @@ def lines(evaluation: Evaluation, model: ErrorModel, responses: Array) -> list[d
             left = at - 1 if name == "probed" else at  # the probe is an evaluation too
             chosen = np.full(len(real), at) if score is None else allocated(score, left)
             given = curves[chosen, np.arange(len(real))]
-            line[name] = {"psnr": float(given.mean()), "worst": worst_tenth(given), "mean": float(grid[chosen].mean())}
+            line[name] = {
+                "psnr": float(given.mean()),
+                "worst": worst_tenth(given.tolist()),
+                "mean": float(grid[chosen].mean()),
+            }
         if count in fitted:
-            line["fitted"] = {"psnr": float(fitted[count].mean()), "worst": worst_tenth(fitted[count])}
+            line["fitted"] = {"psnr": float(fitted[count].mean()), "worst": worst_tenth(fitted[count].tolist())}
         line["correlation"] = float(spearmanr(whole[at], real).statistic)
         line["probe correlation"] = float(spearmanr(responses, real).statistic)
         line["own placement"] = own_placement(model, int(count))

@@ -10,13 +10,13 @@ again: what is in the output folder is not done again. --into writes the result 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from fitted_runs import SHOWN, metrics_for, parser_of, prompts_of, write
 from pipe_models import build, flops
 from video_tables import gain_table
 
@@ -24,26 +24,22 @@ from ddit_rt.cli.options import read_numbers, read_ratios
 from ddit_rt.errors import OutOfReachError
 from ddit_rt.evaluate import (
     APART,
-    CLIP,
     Method,
-    MetricUnavailableError,
     Plan,
     Summary,
     compare,
-    load_prompts,
     read_rows,
     run_sweep,
     summarise,
 )
 from ddit_rt.fitting import Fitter, find_schedule
 from ddit_rt.multiples import SKIP
-from ddit_rt.pipeline import call_defaults, load_any, makes_videos
+from ddit_rt.pipeline import call_defaults, load_any
 
 KINDS = ((1, 2, 4, SKIP), (1, 2, SKIP), (1, 4, SKIP))
 """What a search with coarse steps may use; of what they find, real runs choose."""
 
 SKIPPED, COARSE, ADAPTER = "skipped", "coarse", "adapter"
-SHOWN = ("psnr", "ssim", "growth", "flicker", "warping")
 FITS, RESULT = "fits.json", "coarse-gain.json"
 
 Fit = dict[str, Any]
@@ -167,54 +163,27 @@ def _side(entry: Fit, steps: int, summaries: Mapping[str, Summary]) -> dict[str,
     }
 
 
-def metrics_for(pipe: Any) -> list[str]:
-    """Those of :data:`SHOWN` that can be had here."""
-    usable = []
-    for name in SHOWN:
-        try:
-            if name in CLIP and (not makes_videos(pipe) or CLIP[name]() is None):
-                continue
-        except MetricUnavailableError as error:
-            print(f"left out {name}: {error}")
-            continue
-        usable.append(name)
-    return usable
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="'demo-video', 'demo', or a folder with a demo.json")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for fits, rows and the result; continued if begun"
-    )
-    parser.add_argument("--prompts", help="as for ddit-rt eval; by default the model's own captions")
-    parser.add_argument("--count", type=int, default=32, help="prompts to compare on")
-    parser.add_argument("--apart", type=int, default=APART, help="further prompts, to fit on")
+    models = "'demo-video', 'demo', or a folder with a demo.json"
+    parser = parser_of(__doc__, models, count=32, apart=APART)
     parser.add_argument("--speedups", default="2,3,5,8", help="by the ratios, with commas")
     parser.add_argument("--ratios", help="what coarse steps cost of a full one, as 2:0.12,4:0.02; by default Wan 2.1's")
-    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--adapter", help="a trained adapter, to compare its coarse steps too")
-    parser.add_argument("--into", type=Path, help="file for the result")
     options = parser.parse_args(arguments)
     ratios = wan_ratios() if options.ratios is None else read_ratios(options.ratios, "ratios")
     speedups = read_numbers(options.speedups, "speedups")
-    prompts = load_prompts(options.prompts or options.model, options.count + options.apart)
-    if len(prompts) < options.count + options.apart:
-        raise SystemExit(f"{len(prompts)} prompts: --count {options.count} and --apart {options.apart} ask for more.")
+    compared, fitted = prompts_of(options)
     call = {**call_defaults(options.model), "num_inference_steps": options.steps}
     pipe = load_any(options.model)
     options.output.mkdir(parents=True, exist_ok=True)
-    fits = fit(pipe, prompts[options.count :], speedups, ratios, options.adapter, call, options.output, print)
+    fits = fit(pipe, fitted, speedups, ratios, options.adapter, call, options.output, print)
     methods = methods_of(fits, options.steps, options.adapter)
     arguments_of_call = {name: value for name, value in call.items() if name != "num_inference_steps"}
-    chosen = prompts[: options.count]
-    plan = Plan(options.model, methods, chosen, [0], arguments_of_call, metrics_for(pipe), converged=False)
+    plan = Plan(options.model, methods, compared, [0], arguments_of_call, metrics_for(pipe), converged=False)
     run_sweep(pipe, plan, options.output, pictures=False)
     result = result_of(plan, read_rows(options.output), fits, ratios)
-    for path in (options.output / RESULT, *([options.into] if options.into is not None else [])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, options, RESULT)
     print(gain_table(result))
 
 

@@ -6,6 +6,7 @@ keeps beyond that, and what an operation uses inside, is not seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,29 +15,48 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveMemory(TorchDispatchMode):
-    """Within the context, follows the tensors that operations make.
+class Peak:
+    """The most bytes of storages that lived at once.
 
     Attributes:
-        peak: Most bytes that lived at once.
+        bytes: So many.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
+        self.bytes = 0
         self._live: dict[StorageWeakRef, int] = {}
+
+    def __contains__(self, storage: StorageWeakRef) -> bool:
+        return storage in self._live
+
+    def add(self, storages: Mapping[StorageWeakRef, int]) -> None:
+        """Takes in storages that live now, with their bytes, and forgets those that are gone."""
+        self._live |= storages
+        self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}
+        self.bytes = max(self.bytes, sum(self._live.values()))
+
+
+class LiveMemory(TorchDispatchMode):
+    """Within the context, follows the tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = Peak()
         self._before: set[StorageWeakRef] = set()
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that lived at once."""
+        return self._made.bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            if storage not in self._live:
+            if storage not in self._made:
                 self._before.add(storage)
         result = function(*args, **(kwargs or {}))
-        self._live |= {s: size for s, size in _storages(result).items() if s not in self._before}
-        self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}
+        self._made.add({s: size for s, size in _storages(result).items() if s not in self._before})
         # an address may be taken again
         self._before = {storage for storage in self._before if not storage.expired()}
-        self.peak = max(self.peak, sum(self._live.values()))
         return result
 
 

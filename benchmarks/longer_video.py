@@ -10,20 +10,19 @@ compared with the plain model at that length. Memory is that of the tensors whic
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coarse_gain import metrics_for
 from diffusers.utils.torch_utils import unwrap_module
+from fitted_runs import metrics_for, parser_of, prompts_of, write
 from live_memory import LiveMemory
 from video_tables import longer_table
 
 from ddit_rt.cli.options import read_numbers
 from ddit_rt.errors import DDiTError, OutOfReachError
-from ddit_rt.evaluate import Method, Plan, Summary, generate, load_prompts, read_rows, run_sweep, summarise
+from ddit_rt.evaluate import Method, Plan, Summary, generate, read_rows, run_sweep, summarise
 from ddit_rt.families import denoisers, family_of
 from ddit_rt.fitting import fit_schedule
 from ddit_rt.pipeline import call_defaults, load_any
@@ -120,20 +119,10 @@ def _measured(summary: Summary, metrics: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="'demo-video', or a folder with a demo.json")
-    parser.add_argument("--output", type=Path, required=True, help="folder for fits and rows; continued if begun")
-    parser.add_argument("--prompts", help="as for ddit-rt eval; by default the model's own captions")
-    parser.add_argument("--count", type=int, default=8, help="prompts to compare on")
-    parser.add_argument("--apart", type=int, default=2, help="further prompts, to fit on")
+    parser = parser_of(__doc__, "'demo-video', or a folder with a demo.json", count=8, apart=2)
     parser.add_argument("--factors", default="1,2,3,4", help="times the latent frames of the model's own clip")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--into", type=Path, help="file for the result")
     options = parser.parse_args(arguments)
-    prompts = load_prompts(options.prompts or options.model, options.count + options.apart)
-    if len(prompts) < options.count + options.apart:
-        raise SystemExit(f"{len(prompts)} prompts: --count {options.count} and --apart {options.apart} ask for more.")
-    chosen = prompts[: options.count], prompts[options.count :]
+    chosen = prompts_of(options)
     call = {**call_defaults(options.model), "num_inference_steps": options.steps}
     pipe = load_any(options.model)
     metrics = metrics_for(pipe)
@@ -154,9 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "call": call,
         "lines": lines,
     }
-    for path in (options.output / RESULT, *([options.into] if options.into is not None else [])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, options, RESULT)
     print(longer_table(result))
 
 

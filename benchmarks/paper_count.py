@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from live_memory import Peak
 from pipe_ends import make
 from pipe_models import build
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -119,7 +120,7 @@ class _Noting(TorchDispatchMode):
     def __init__(self, row: Row) -> None:
         super().__init__()
         self._row = row
-        self._live: dict[StorageWeakRef, int] = {}
+        self._made = Peak()
         self._read: dict[StorageWeakRef, int] = {}  # by the chain since the last matrix product, from outside it
         self._written: dict[StorageWeakRef, int] = {}
 
@@ -154,9 +155,8 @@ class _Noting(TorchDispatchMode):
             known = {StorageWeakRef(t.untyped_storage()): _size(t) for t in inputs}
             self._read |= {storage: size for storage, size in known.items() if storage not in self._written}
             self._written |= new
-        self._live |= new
-        self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}
-        row.peak_bytes = max(row.peak_bytes, sum(self._live.values()))
+        self._made.add(new)
+        row.peak_bytes = self._made.bytes
 
     def flush(self) -> None:
         """Ends a chain of operations that a compiler would fuse."""

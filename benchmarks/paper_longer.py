@@ -19,7 +19,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from on_paper import GPUS
 from paper_count import Gpu, Row, rows_of
-from pipe_models import WAN_SIZES, wan_transformer
+from pipe_models import WAN_SIZES, as_loaded, wan_transformer
 
 from ddit_rt.families import family_of
 
@@ -50,11 +50,7 @@ def length_of(size: str, frames: int, gpu: Gpu) -> Length:
     """Computes one length for a size of :data:`WAN_SIZES`."""
     height, width = SIZES[size]
     transformer = wan_transformer(size, torch.device("meta"), torch.bfloat16)
-    kept = set(transformer._keep_in_fp32_modules or ())
-    for name, parameter in transformer.named_parameters():
-        if kept.intersection(name.split(".")):
-            parameter.data = parameter.data.float()  # as from_pretrained leaves them
-    transformer.eval().requires_grad_(False)
+    as_loaded(transformer)
     pipe = WanPipeline(None, None, None, UniPCMultistepScheduler(), transformer)
     inputs = {"height": height, "width": width, "num_frames": frames}
     found: dict[int, Row] = rows_of("wan", pipe, inputs, TEXT)

@@ -131,13 +131,18 @@ def build(model: str, device: torch.device, tiny: bool, deep: bool = False) -> B
     """
     dtype = torch.float32 if tiny else torch.bfloat16
     pipe, inputs = MODELS[model].make(device, dtype, tiny, deep)
-    kept = set(pipe.transformer._keep_in_fp32_modules or ())
-    for name, parameter in pipe.transformer.named_parameters():
-        if kept.intersection(name.split(".")):
-            parameter.data = parameter.data.float()  # as from_pretrained leaves them
-    pipe.transformer.eval().requires_grad_(False)
+    as_loaded(pipe.transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe, {**inputs, "output_type": "latent"}
+
+
+def as_loaded(transformer: Any) -> None:
+    """Leaves a transformer as ``from_pretrained`` does: some of its modules in float32, and ready to run."""
+    kept = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if kept.intersection(name.split(".")):
+            parameter.data = parameter.data.float()
+    transformer.eval().requires_grad_(False)
 
 
 def flops(pipe: Any, inputs: dict[str, Any]) -> dict[int, float]:
