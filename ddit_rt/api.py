@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,13 +47,11 @@ def accelerate(
     return pipeline.accelerate(pipe, adapter, config, FirstCalls, **overrides)
 
 
-@contextmanager
 def accelerated(
     pipe: Pipe,
     adapter: str | Path | Adapter | None = None,
     config: DDiTConfig | Mapping[str, Any] | str | Path | None = None,
     **overrides: Any,
-) -> Iterator[Pipe]:
+) -> AbstractContextManager[Pipe]:
     """:func:`accelerate` for the length of a ``with`` block, :func:`restore` at its end."""
-    with pipeline.accelerated(pipe, adapter, config, FirstCalls, **overrides):
-        yield pipe
+    return pipeline.accelerated(pipe, adapter, config, FirstCalls, **overrides)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 
 from ..errors import ConfigError
 from ..families import Family
+from ..files import write_text_whole
 from ..granularity import fingerprint
 from ..trajectories import Recording, Shard, sole_transformer
 from .data import Source
@@ -62,10 +61,8 @@ class Library:
         self.calls = manifest.get("calls", [])
         path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
         if not path.exists():
-            # whole or absent: the processes of a run open the same directory at once
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            # the processes of a run open the same directory at once
+            write_text_whole(path, text)
         if path.read_text(encoding="utf-8") != text:
             raise ConfigError(
                 f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "

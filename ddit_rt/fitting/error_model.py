@@ -54,6 +54,14 @@ class ErrorModel:
     def steps(self) -> int:
         return len(self.full)
 
+    @property
+    def takeovers(self) -> tuple[int, ...]:
+        """Steps that another transformer makes than the one before."""
+        return tuple(t for t in range(1, self.steps) if self._changes(t))
+
+    def _changes(self, t: int) -> bool:
+        return t > 0 and self.transformers[t] != self.transformers[t - 1]
+
     def must_be_full(self, index: int) -> bool:
         """The first two steps of every transformer, from which lines begin."""
         return any(i < 0 or self.transformers[i] != self.transformers[index] for i in (index - 1, index - 2))
@@ -91,7 +99,7 @@ class ErrorModel:
         gap: list[int] = []
         for t, multiple in enumerate(schedule):
             sigma, truth = float(self.sigmas[t]), self.full[t]
-            changes = t > 0 and self.transformers[t] != self.transformers[t - 1]
+            changes = self._changes(t)
             if multiple == SKIP and not changes:
                 gap.append(t)
                 continue

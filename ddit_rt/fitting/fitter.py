@@ -26,7 +26,6 @@ from ..schedule import (
     levels_of_steps,
     schedule_of,
     steps_of_levels,
-    takeovers_of,
 )
 from ..trajectories import Prompt, call_with
 from .error_model import ErrorModel
@@ -311,8 +310,7 @@ def _skipping(
         counting = replace(error_model, shares={})  # evaluations, whatever a skipped step costs
         searched.append(find_schedule(counting, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
-        takeovers = takeovers_of(error_model.sigmas[:-1].tolist(), boundaries)
-        by_rule = schedule_of(steps, evaluations, WARP["plain"], takeovers)
+        by_rule = schedule_of(steps, evaluations, WARP["plain"], error_model.takeovers)
         return [unmeasured(schedule) for schedule in (*searched, by_rule)]
     last = float(error_model.sigmas[-1])
     found = []

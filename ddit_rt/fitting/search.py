@@ -51,7 +51,7 @@ def find_evaluations(error_model: ErrorModel, evaluations: int) -> list[int]:
         OutOfReachError: there are fewer steps, or too few evaluations to draw a line through.
     """
     steps = error_model.steps
-    first = [t for t in range(steps) if t == 0 or error_model.transformers[t] != error_model.transformers[t - 1]]
+    first = [0, *error_model.takeovers]
     least = fewest_evaluations(error_model)
     if not least <= evaluations <= steps:
         raise OutOfReachError(

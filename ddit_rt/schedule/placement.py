@@ -66,8 +66,8 @@ def takeovers_of(sigmas: Sequence[float], boundaries: Sequence[float]) -> tuple[
         sigmas: Noise levels of the steps, falling.
         boundaries: Noise levels below which it does.
     """
-    steps = enumerate(pairwise(sigmas), 1)
-    return tuple(i for i, (high, low) in steps if any(low < level <= high for level in boundaries))
+    crossed = (i for level in boundaries for i, (high, low) in enumerate(pairwise(sigmas), 1) if low < level <= high)
+    return tuple(sorted(set(crossed)))
 
 
 def schedule_of(steps: int, evaluations: int, warp: float, takeovers: tuple[int, ...] = ()) -> list[int]:

@@ -102,32 +102,9 @@ class ScheduleStore:
         self.root = cache_directory() / "schedules" if root is None else Path(root)
         self.shipped = tuple(Path(folder) for folder in shipped)
 
-    def find(
-        self,
-        key: CallKey,
-        *,
-        speedup: float | None = None,
-        quality: float | None = None,
-        multiples: Sequence[int] = SUPPORTED_MULTIPLES,
-        fastest: float = math.inf,
-    ) -> FittedSchedule | None:
-        """The best schedule for a call; give one of the two targets.
-
-        Args:
-            key: Of the call.
-            speedup: Wanted ratio of FLOP, or of what the key counts. Of the schedules that reach it, or miss it by at
-                most 3 %, the one with the highest PSNR.
-            quality: Wanted PSNR in dB. Of the schedules that reach it, or miss it by at most 0.1 dB, the fastest.
-            multiples: That steps may run at.
-            fastest: Ratio of the same that a schedule may have at most.
-
-        Returns:
-            None where no stored schedule reaches the target.
-
-        Raises:
-            ConfigError: none or both of the targets are given, or one is no number that can be reached.
-        """
-        found = self.locate(key, speedup=speedup, quality=quality, multiples=multiples, fastest=fastest)
+    def find(self, key: CallKey, **target: Any) -> FittedSchedule | None:
+        """As :meth:`locate`, without the file."""
+        found = self.locate(key, **target)
         return None if found is None else found.fitted
 
     def locate(
@@ -139,7 +116,22 @@ class ScheduleStore:
         multiples: Sequence[int] = SUPPORTED_MULTIPLES,
         fastest: float = math.inf,
     ) -> Located | None:
-        """As :meth:`find`, with the file."""
+        """The best schedule for a call; give one of the two targets.
+
+        Args:
+            key: Of the call.
+            speedup: Wanted ratio of FLOP, or of what the key counts. Of the schedules that reach it, or miss it by at
+                most 3 %, the one with the highest PSNR.
+            quality: Wanted PSNR in dB. Of the schedules that reach it, or miss it by at most 0.1 dB, the fastest.
+            multiples: That steps may run at.
+            fastest: Ratio of the same that a schedule may have at most.
+
+        Returns:
+            The schedule and its file; None where no stored schedule reaches the target.
+
+        Raises:
+            ConfigError: none or both of the targets are given, or one is no number that can be reached.
+        """
         if (speedup is None) == (quality is None):
             raise ConfigError(f"speedup={speedup!r}, quality={quality!r}: give one of the two.")
         entries = [

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..files import to_disk
+from ..files import to_disk, write_text_whole
 from .generation import save
 
 MANIFEST = "manifest.jsonl"
@@ -190,11 +190,7 @@ class PictureFolder:
         return self._records / f"{item.line:05d}.json"
 
     def _write(self, path: Path, text: str) -> None:
-        """Whole or absent, whichever processes write it at once."""
-        part = self._parts / f"{path.name}.{os.getpid()}"
-        part.write_text(text, encoding="utf-8")
-        to_disk(part)
-        os.replace(part, path)
+        write_text_whole(path, text, self._parts)
 
 
 def _plain(value: Any) -> Any:

@@ -263,20 +263,20 @@ def test_prompts_may_change_in_mid_run(change: Any, when: str) -> None:
         assert any("has shape (1, 6, 16) for one prompt and (1, 12, 16)" in note for note in notes(report))
 
 
-def guidance_until(step: int) -> dict[str, Any]:
+def guidance_where(on: Callable[[int], bool]) -> dict[str, Any]:
     def at_step_end(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
-        pipe._guidance_scale = 3.0 if index + 1 < step else 1.0
+        pipe._guidance_scale = 3.0 if on(index + 1) else 1.0
         return {}
 
     return wan_inputs(callback_on_step_end=at_step_end)
+
+
+def guidance_until(step: int) -> dict[str, Any]:
+    return guidance_where(lambda index: index < step)
 
 
 def guidance_from(step: int) -> dict[str, Any]:
-    def at_step_end(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
-        pipe._guidance_scale = 3.0 if index + 1 >= step else 1.0
-        return {}
-
-    return wan_inputs(callback_on_step_end=at_step_end)
+    return guidance_where(lambda index: index >= step)
 
 
 @pytest.mark.parametrize("when", ["coarse", "always"])
