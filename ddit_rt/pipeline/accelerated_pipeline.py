@@ -19,7 +19,6 @@ from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
 from ..granularity import Adapter, CoarsePath, PathOptions, check_fit, default_path, make_path
 from ..runtime import (
-    AttentionSwitch,
     CaptureBackend,
     GraphRunner,
     MethodPatch,
@@ -33,7 +32,6 @@ from ..schedule import (
     FittedSchedule,
     FlowSolver,
     Report,
-    check_process,
     check_reference,
     follows_the_flow,
     make_policy,
@@ -43,6 +41,7 @@ from ..schedule import (
     step_with_increment,
     without_waiting,
 )
+from .attachment import Attachment
 from .caches import StepCaches
 from .call_state import CallBar, CallState
 from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
@@ -51,9 +50,7 @@ from .checks import (
     check_finite,
     check_levers,
     check_merge,
-    check_not_compiled,
     check_parallel,
-    check_unshared,
     chosen_attention,
 )
 from .executor import StepExecutor
@@ -61,7 +58,6 @@ from .guidance import BatchedGuidance
 from .learning import Listener
 from .levels import place_levels
 from .modulation import ModulationAhead
-from .plain_state import keep_plain, release_plain
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
 from .targets import KeptSchedules
@@ -125,93 +121,40 @@ class AcceleratedPipeline:
         self._local = threading.local()
         self._report: Report | None = None
         self._reported = 0
-        self._scheduler: Any = None
-        self._scheduler_patches: list[MethodPatch] = []
         self._modules = denoisers(pipe, family)
         if self._path.adapter is not None:
             for component, module in self._modules.items():
                 check_fit(self._path.adapter, family.facts(unwrap_module(module)), component, config.multiples)
         self._attention = chosen_attention(config.attention, pipe, family, self._modules)
-        self._switch: AttentionSwitch | None = None
         self._caches = StepCaches(config.cache, family, self._modules)
-        self._forward_patches = [
-            MethodPatch(module, "forward", self._forward_handler(module)) for module in self._modules.values()
-        ]
-        self._pipe_patches = [
-            MethodPatch(pipe, name, handler)
-            for name, handler in (
-                ("maybe_free_model_hooks", self._on_free_model_hooks),
-                ("progress_bar", self._on_progress_bar),
-            )
-            if hasattr(pipe, name)  # a modular pipeline's blocks have them, if anything has
-        ]
-        if self.listener is not None:
-            self._pipe_patches += self.listener.patches()
+        self._attachment = Attachment(
+            self,
+            pipe,
+            family,
+            self._modules,
+            self._caches,
+            self._attention,
+            forward=self._forward_handler,
+            scheduler={"set_timesteps": self._on_set_timesteps, "step": self._on_step},
+            pipeline={
+                "maybe_free_model_hooks": self._on_free_model_hooks,
+                "progress_bar": self._on_progress_bar,
+            },
+            further=() if self.listener is None else self.listener.patches(),
+        )
 
     # -- putting on and taking off --------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Patches the transformers, the scheduler and the pipeline; on an error nothing stays patched.
-
-        Raises:
-            UnsupportedPipelineError: a component belongs to another accelerated pipeline, is compiled as a whole in
-                place, is context parallel in a way that cannot work, or the scheduler's steps are of no known process.
-            ConfigError: a cache is to be enabled where there is one, or one is on that coarse steps cannot go with.
-        """
-        check_process(self.pipe.scheduler, self.family.variance_preserving)
-        check_not_compiled(self._modules)
-        check_parallel(self._modules, self.config.cache)
-        self._caches.check(self.config.may_be_coarse)
-        for owner in (*self._modules.values(), self.pipe.scheduler):
-            check_unshared(owner)
-        try:
-            self._caches.enable()
-            if self._attention is not None:
-                self._switch = AttentionSwitch(map(unwrap_module, self._modules.values()), self._attention.backend)
-                self._switch.put_on()
-            for module, patch in zip(self._modules.values(), self._forward_patches):
-                keep_plain(module, self, [patch])
-                patch.ensure_outermost()
-            keep_plain(self.pipe, self, self._pipe_patches)
-            for patch in self._pipe_patches:
-                patch.ensure_outermost()
-            self._attach_scheduler()
-        except BaseException:
-            self.detach()
-            raise
+        """Patches the transformers, the scheduler and the pipeline; raises as :meth:`Attachment.put_on` does."""
+        self._attachment.put_on(self.config)
 
     def detach(self) -> None:
         """Takes every patch away; modules, outputs and settings are as before :meth:`attach`."""
-        for patch in (*self._forward_patches, *self._scheduler_patches, *self._pipe_patches):
-            patch.remove()
-        for owner in (*self._modules.values(), self._scheduler, self.pipe):
-            if owner is not None:
-                release_plain(owner)
-        self._caches.disable()
-        if self._switch is not None:
-            self._switch.take_off()
-        self._scheduler, self._scheduler_patches = None, []
+        self._attachment.take_off()
         self._local = threading.local()
         if self._executor.graphs is not None:
             self._executor.graphs.clear()
-
-    def _attach_scheduler(self) -> None:
-        """Follows the pipeline's scheduler, which users exchange at will."""
-        scheduler = self.pipe.scheduler
-        check_process(scheduler, self.family.variance_preserving)
-        check_unshared(scheduler)
-        for patch in self._scheduler_patches:
-            patch.remove()
-        if self._scheduler is not None:
-            release_plain(self._scheduler)
-        self._scheduler = scheduler
-        self._scheduler_patches = [
-            MethodPatch(scheduler, "set_timesteps", self._on_set_timesteps),
-            MethodPatch(scheduler, "step", self._on_step),
-        ]
-        keep_plain(scheduler, self, self._scheduler_patches)
-        for patch in self._scheduler_patches:
-            patch.ensure_outermost()
 
     @property
     def transformers(self) -> dict[str, nn.Module]:
@@ -286,7 +229,7 @@ class AcceleratedPipeline:
         """Whether a pipeline's calls are ours: our own pipeline, or one made of the same components."""
         if owner is None or owner is self.pipe:
             return True
-        known = self.family.knows(owner) and getattr(owner, "scheduler", None) is self._scheduler
+        known = self.family.knows(owner) and getattr(owner, "scheduler", None) is self._attachment.scheduler
         return known and denoisers(owner, self.family) == self._modules
 
     def _begin_call(
@@ -301,7 +244,7 @@ class AcceleratedPipeline:
         call = CallState(self.config, kept or self._policy, self._path, caller)
         if self.config.batch_guidance != "never":
             call.guidance = BatchedGuidance(self.family, self._executor, self.config.batch_guidance == "always")
-        noise = noise_of_call(self._scheduler, arguments)
+        noise = noise_of_call(self._attachment.scheduler, arguments)
         if self.config.trim_text and arguments and not any(map(is_parallel, self._modules.values())):
             call.text = self.family.text_in_prompt(self.pipe, arguments)
         if noise:
@@ -343,17 +286,16 @@ class AcceleratedPipeline:
                 raise UnsupportedPipelineError(f"{name} was exchanged after accelerate(): call accelerate(pipe) again.")
         check_parallel(self._modules, self.config.cache)
         result = inner(*args, **kwargs)
-        for patch in self._forward_patches:
-            patch.ensure_outermost()
+        self._attachment.keep_forwards_outermost()
         arguments = arguments_of_call()
-        found = self.kept.find(self.config, self._scheduler, arguments) if caller != NOBODY else None
+        found = self.kept.find(self.config, self._attachment.scheduler, arguments) if caller != NOBODY else None
         if self.config.has_target:  # not every machine need have the schedule, whose noise levels all ranks follow
             found = of_first_rank(found, unwrap_module(next(iter(self._modules.values()))))
         self._begin_call(caller, arguments, *(found or ()))
         if self.listener is not None:
-            self.listener.steps_begin(self.kept.key(self.config, self._scheduler, arguments))
+            self.listener.steps_begin(self.kept.key(self.config, self._attachment.scheduler, arguments))
         call: CallState = self._local.call
-        schedulers = [self._scheduler, *self._follow_companion(call)]
+        schedulers = [self._attachment.scheduler, *self._follow_companion(call)]
         if caller != NOBODY and not call.obstacle:
             for scheduler in schedulers:
                 place_levels(scheduler, call.policy, arguments)
@@ -380,10 +322,9 @@ class AcceleratedPipeline:
         bar, caller = inner(*args, **kwargs), calling_pipeline()
         if caller[0] is not self.pipe:
             return bar
-        for patch in self._forward_patches:
-            patch.ensure_outermost()
-        if self.pipe.scheduler is not self._scheduler:
-            self._attach_scheduler()
+        self._attachment.keep_forwards_outermost()
+        if self.pipe.scheduler is not self._attachment.scheduler:
+            self._attachment.follow_scheduler()
             self._begin_call(caller, arguments_of_call())
         call = self._current_call(caller)
         if call is None:
@@ -396,8 +337,7 @@ class AcceleratedPipeline:
         without them, the next call would not notice a scheduler exchanged in between."""
         self._end_call()
         inner()
-        for patch in self._forward_patches:
-            patch.ensure_outermost()
+        self._attachment.keep_forwards_outermost()
         if self.listener is not None:
             self.listener.call_ends(self.config, self._report)
 
@@ -408,8 +348,10 @@ class AcceleratedPipeline:
         def handle(inner: Any, *args: Any, **kwargs: Any) -> Any:
             caller = calling_pipeline()
             with lock:
-                if self.pipe.scheduler is not self._scheduler and (caller == NOBODY or caller[0] is self.pipe):
-                    self._attach_scheduler()
+                if self.pipe.scheduler is not self._attachment.scheduler and (
+                    caller == NOBODY or caller[0] is self.pipe
+                ):
+                    self._attachment.follow_scheduler()
                     self._begin_call(caller, arguments_of_call())
                 call = self._current_call(caller)
                 if call is None:
@@ -438,7 +380,7 @@ class AcceleratedPipeline:
         if call.record is None:
             if call.index == 0:
                 self._show_report(call.caller)
-                call.start(self._scheduler, family, family.told_time(arguments))
+                call.start(self._attachment.scheduler, family, family.told_time(arguments))
                 call.solver = self._solver(call)
                 call.companion_solver = self._solver(call) if family.companion_scheduler else None
                 call.ahead = self._ahead(call, family.told_time(arguments))
@@ -520,10 +462,10 @@ class AcceleratedPipeline:
         """What moves the latent over skipped steps; None where the scheduler does, as it would over full ones."""
         if not (self.config.corrector and self.config.approximates and call.sigmas):
             return None
-        if call.obstacle or not follows_the_flow(self._scheduler):
+        if call.obstacle or not follows_the_flow(self._attachment.scheduler):
             return None
         reference = getattr(call.policy, "reference", self.config.reference)
-        return FlowSolver(self._scheduler, call.sigmas, reference == "converged")
+        return FlowSolver(self._attachment.scheduler, call.sigmas, reference == "converged")
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._current_call(calling_pipeline())
@@ -537,8 +479,8 @@ class AcceleratedPipeline:
             told = self._progress_of(call, output, sample)
         if self._watches or call.solver is not None:
             if self.config.approximates:  # what approximates nothing stays the plain pipeline's bit for bit
-                inner = without_waiting(inner, self._scheduler, sample)
-            step_from = _step_from(inner, self._scheduler, timestep, given)
+                inner = without_waiting(inner, self._attachment.scheduler, sample)
+            step_from = _step_from(inner, self._attachment.scheduler, timestep, given)
             own_step = partial(step_from, output)
             made = (call.index, call.ran, call.source)
             if call.solver is None:
