@@ -20,6 +20,7 @@ from pathlib import Path
 
 import markers
 from paper_count import ATTENTION, HOST, KERNEL, MATMUL, MEMORY, Gpu, rows
+from paper_levers import together, with_feed_forward
 from paper_routes import GUIDED, routes
 from pipe_models import MODELS
 from pipe_schedules import mixed, speedup
@@ -105,6 +106,20 @@ def in_one_batch(model: str) -> str:
     return f"{MODELS[model].title}, both calls in one batch, from graphs, compiled, 2p / 4p: {'; '.join(found)} ms."
 
 
+def in_one_launch() -> str:
+    """What FLUX's steps take with QKV in one launch, and how much less if the single blocks' MLP enters in it, too."""
+    found = []
+    for gpu in GPUS:
+        cells = []
+        for k in (1, 2, 4):
+            apart = together(rows("flux")[k].fused)
+            times = [sum(one.seconds(gpu) for one in step) for step in (apart, with_feed_forward(apart))]
+            cells.append(f"{1e3 * times[1]:.1f} ({times[1] / times[0] - 1:+.1%})")
+        found.append(f"{gpu.name} {' / '.join(cells)}")
+    title = f"{MODELS['flux'].title}, QKV and MLP-in of the single blocks in one launch, beside QKV alone in one"
+    return f"{title}, from graphs, compiled, p / 2p / 4p: {'; '.join(found)} ms."
+
+
 def text() -> str:
     """All tables."""
     names = ", ".join(f"{gpu.name} {gpu.flops / 1e12:.0f} TFLOP/s {gpu.bandwidth / 1e12:.2f} TB/s" for gpu in GPUS)
@@ -115,6 +130,7 @@ def text() -> str:
     ]
     parts += [step_table(model) for model in MODELS]
     parts += [in_one_batch(model) for model in MODELS if GUIDED[model] > 1]
+    parts += [in_one_launch()]
     parts += [
         f"Published and computed, encoders and decoder only in the former: {against_published(m)}." for m in MODELS
     ]

@@ -72,19 +72,42 @@ def together(operations: Sequence[Operation]) -> list[Operation]:
             return (-1, number)
         return operation.tiles[0], inner(operation)
 
-    found = []
-    for _, group in itertools.groupby(enumerate(operations), like):
-        members = [operation for _, operation in group]
-        rows, columns, count = members[0].tiles
-        if len(members) > 1:
-            again = (len(members) - 1) * 2 * rows * inner(members[0])  # the input is read once
-            columns = sum(operation.tiles[1] for operation in members)
-            size = sum(operation.bytes for operation in members) - again
-            flops = sum(operation.flops for operation in members)
-            found.append(replace(members[0], flops=flops, tiles=(rows, columns, count), bytes=size))
+    groups = itertools.groupby(enumerate(operations), like)
+    return [_one_launch([operation for _, operation in group]) for _, group in groups]
+
+
+def with_feed_forward(operations: Sequence[Operation]) -> list[Operation]:
+    """After :func:`together`: QKV and the product that enters the MLP, in blocks that give both the same input.
+
+    FLUX's single blocks do: the MLP's product comes first, its activation next, QKV behind it.
+    """
+    found, rest = [], list(operations)
+    while rest:
+        first, *behind = rest[:3]
+        if len(behind) == 2 and _read_the_same(first, *behind):
+            found += [_one_launch([first, behind[1]]), behind[0]]
+            del rest[:3]
         else:
-            found += members
+            found.append(rest.pop(0))
     return found
+
+
+def _read_the_same(entry: Operation, activation: Operation, qkv: Operation) -> bool:
+    if activation.flops or not (is_linear(entry) and is_linear(qkv)):
+        return False
+    return (entry.tiles[0], inner(entry)) == (qkv.tiles[0], inner(qkv)) and qkv.tiles[1] == 3 * inner(qkv)
+
+
+def _one_launch(members: Sequence[Operation]) -> Operation:
+    """Products with one input, as one product of all their columns."""
+    if len(members) == 1:
+        return members[0]
+    rows, _, count = members[0].tiles
+    again = (len(members) - 1) * 2 * rows * inner(members[0])  # the input is read once
+    columns = sum(operation.tiles[1] for operation in members)
+    size = sum(operation.bytes for operation in members) - again
+    flops = sum(operation.flops for operation in members)
+    return replace(members[0], flops=flops, tiles=(rows, columns, count), bytes=size)
 
 
 def without_modulation(operations: Iterable[Operation]) -> list[Operation]:

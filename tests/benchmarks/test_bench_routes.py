@@ -44,6 +44,14 @@ def test_layers_that_read_the_same_are_one():
     assert levers.together([q, product(512, 3072, 3072)]) == [q, product(512, 3072, 3072)]
 
 
+def test_the_mlp_enters_with_qkv_where_both_read_the_same():
+    mlp, qkv, out = product(1024, 12288, 3072), product(1024, 9216, 3072), product(1024, 3072, 3072)
+    one, chain, last = levers.with_feed_forward([mlp, CHAIN, qkv, out])
+    assert (chain, last) == (CHAIN, out) and one == product(1024, 21504, 3072)
+    for apart in ([out, CHAIN, mlp], [mlp, CHAIN, CHAIN, qkv], [mlp, CHAIN, product(512, 9216, 3072)], [mlp, CHAIN]):
+        assert levers.with_feed_forward(apart) == apart
+
+
 def test_modulations_of_all_steps_read_their_weights_once():
     left = levers.without_modulation([CHAIN, ONE_ROW, product(2, 6144, 1024)])
     assert left == [CHAIN, product(2, 6144, 1024)]
@@ -62,7 +70,10 @@ def test_flux_has_the_layers_that_levers_ask_for():
     linear, modulation = levers.weight_bytes(step)
     assert modulation == pytest.approx(6.5e9, rel=0.02) and linear + modulation == pytest.approx(23.8e9, rel=0.01)
     # 19 double blocks: QKV of picture and text; 38 single ones
-    assert len(step) - len(levers.together(step)) == 2 * (19 * 2 + 38)
+    joined = levers.together(step)
+    assert len(step) - len(joined) == 2 * (19 * 2 + 38)
+    compiled = levers.together(rows("flux")[1].fused)
+    assert len(compiled) - len(levers.with_feed_forward(compiled)) == 38
 
 
 def test_every_lever_helps_and_a_schedule_runs_what_it_says():
