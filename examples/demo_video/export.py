@@ -26,7 +26,7 @@ PROMPTS = {
     "turning": "a striped green star turns on a white background",
     "fence": "a purple fish moves left behind a fence",
 }
-GUIDANCE = 4.0
+GUIDANCE = 2.0
 FRAME_RATE = 8
 
 
