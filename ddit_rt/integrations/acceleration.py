@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..errors import DDiTError, ScheduleError
 from ..pipeline import accelerate, configured, find_accelerated
-from ..schedule import make_policy
 from .settings import PluginSettings, request_settings
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def run_request(
     with _one_call:
         if wanted is None and steps is not None:
             try:
-                make_policy(found.config, None).start(steps)
+                found.policy_of(found.config).start(steps)
             except ScheduleError as error:
                 settings, obstacle = {"threshold": 0.0}, str(error)
                 logger.warning("ddit_rt: a request of %d steps runs plain: %s", steps, obstacle)

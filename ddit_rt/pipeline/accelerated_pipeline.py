@@ -31,6 +31,7 @@ from ..runtime import (
 from ..schedule import (
     FittedSchedule,
     FlowSolver,
+    Policy,
     Report,
     check_reference,
     follows_the_flow,
@@ -104,7 +105,7 @@ class AcceleratedPipeline:
         check_levers(config, family, denoisers(pipe, family))
         limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
-        self._policy = make_policy(self.config, limit, family.boundaries(pipe))
+        self._policy = self.policy_of(self.config)
         self.kept = KeptSchedules(pipe, family, adapter, folders)
         self.listener = None if config.fit is None else Listener(pipe)
         check_reference(self.config.reference, pipe.scheduler)
@@ -197,13 +198,19 @@ class AcceleratedPipeline:
         """
         kept = (self.config, self._policy)
         self.config = config
-        self._policy = make_policy(
-            config, self._limit_of(config) if limit == "own" else limit, self.family.boundaries(self.pipe)
-        )
+        self._policy = self.policy_of(config, limit)
         try:
             yield
         finally:
             self.config, self._policy = kept
+
+    def policy_of(self, config: DDiTConfig, limit: int | Literal["own"] | None = "own") -> Policy:
+        """What a call with these settings follows on this pipeline; arguments as for :meth:`following_settings`.
+
+        Its ``start`` tells beforehand whether a call of so many steps can be made.
+        """
+        longest = self._limit_of(config) if limit == "own" else limit
+        return make_policy(config, longest, self.family.boundaries(self.pipe))
 
     def _limit_of(self, config: DDiTConfig) -> int | None:
         wanted = config.max_consecutive_coarse

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import DDiTError
 from ..pipeline import Progress, configured, find_accelerated, report, settings_of_call, watched
-from ..schedule import Report, make_policy
+from ..schedule import Report
 from .encode import picture_bytes, to_uint8, video_bytes
 from .errors import ApiError
 from .preview import PARTIALS, Pace, PreviewDecoder, middle_frame
@@ -49,7 +49,7 @@ class Engine:
         self._config = config
         found = find_accelerated(variants.pipe)
         assert found is not None
-        self._settings = found.config
+        self._accelerated, self._settings = found, found.config
         self.queue = WorkQueue(waiting, config.max_batch, config.max_batch_tokens)
         self.decoder, self.pace = PreviewDecoder(), Pace()
         self._lora = ""
@@ -120,7 +120,7 @@ class Engine:
             # not by the pipeline's settings of the moment, which may be those of the batch that runs
             config = settings_of_call(self._settings, dict(work.settings))
             if work.strength is None:  # with one, the number of steps is the pipeline's to find
-                make_policy(config, None).start(work.steps)
+                self._accelerated.policy_of(config).start(work.steps)
         except DDiTError as error:
             raise ApiError(400, "invalid_value", str(error), "speedup") from None
 

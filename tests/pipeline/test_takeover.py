@@ -9,6 +9,7 @@ from tiny import flux, latents_of, randomise, wan, wan_inputs
 import ddit_rt
 from ddit_rt import ScheduleError
 from ddit_rt.families import family_of
+from ddit_rt.integrations.acceleration import run_request
 from ddit_rt.pipeline import identity_of
 from ddit_rt.schedule import evaluation_steps, levels_of_steps, moved_levels, takeovers_of
 
@@ -39,6 +40,15 @@ def test_a_speed_up_that_leaves_a_transformer_without_steps_is_refused():
     pipe = wan(two=True, euler=True)
     with pytest.raises(ScheduleError, match=r"has to keep 4, two of each transformer; ask for 6 at most"):
         run(pipe, wan_inputs(steps=STEPS), speedup=7)
+
+
+def test_an_engines_request_that_leaves_one_without_steps_runs_plain():
+    pipe, inputs = wan(two=True, euler=True), wan_inputs(steps=STEPS)
+    plain = latents_of(pipe, inputs)
+    with ddit_rt.accelerated(pipe, speedup=7):
+        latents, told = run_request(pipe, None, STEPS, lambda: latents_of(pipe, inputs))
+    assert not told["applied"] and "two of each transformer" in told["reason"]
+    assert torch.equal(latents, plain)
 
 
 def test_boundaries_are_those_between_transformers_that_are_there():
