@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from scipy.stats import wilcoxon
+from target_tables import DEARER
 
-from ddit_rt.evaluate import JUDGES, Plan, read_rows, summarise
-from ddit_rt.evaluate.adherence import load_reader
+from ddit_rt.evaluate import Plan, compare, read_rows, summarise
+from ddit_rt.evaluate.adherence import adherence, load_reader
 from ddit_rt.evaluate.judges import fid
 from ddit_rt.evaluate.sweep import pictures_of
 from examples.demo_model.scenes import render, sample_scene
@@ -61,20 +61,19 @@ def measure(run: Path) -> dict[str, Any]:
     if (plan.call["height"], plan.call["width"]) != (SIDE, SIDE):
         raise SystemExit(f"{run} holds pictures of another size than {SIDE} x {SIDE}.")
     real, others = draw(run / "drawn", SEED), draw(run / "drawn", SEED + DRAWN)
-    distance, adherence = fid(Features()), JUDGES["adherence"]()
-    summaries = summarise(plan, read_rows(run))
-    flops = {row.method: row.flops for row in summaries if row.flops is not None}
+    distance, share = fid(Features()), adherence()
+    ratios = {row.method: row.flops_speedup for row in summarise(plan, read_rows(run)) if row.flops_speedup is not None}
     methods = []
     for method in plan.methods:
         made = list(pictures_of(run, plan, method))
         if len(made) != len(plan.prompts) * len(plan.seeds):
             raise SystemExit(f"{method.name} lacks pictures: finish the evaluation first.")
         files = [path for _, _, path in made]
-        found = adherence(files, files, [plan.prompts[index] for index, _, _ in made])
+        found = share(files, files, [plan.prompts[index] for index, _, _ in made])
         methods.append(
             {
                 **method.to_dict(),
-                "cost": round(flops[method.name] / flops[f"base@{method.reference}"] * method.reference, 3),
+                "cost": round(method.reference / ratios[method.name], 3),
                 "frechet": round(distance(files, real, [])[0], 4),
                 "adherence": [round(value, 4) for value in found],
             }
@@ -91,7 +90,7 @@ def few_steps_table(result: dict[str, Any]) -> str:
         f"scenes themselves, as many, are at a distance of {result['floor']:.2f} from {result['drawn']} others.",
         "",
         "| plain steps | method | cost, in full steps | adherence | distance to drawn scenes | adherence beside "
-        "the best full run of at most 1.1 times the cost | p |",
+        f"the best full run of at most {DEARER:g} times the cost | p |",
         "|---|---|---|---|---|---|---|",
     ]
     for entry in sorted(result["methods"], key=lambda one: (one["reference"], -one["cost"])):
@@ -117,13 +116,18 @@ def _beside(methods: Sequence[dict[str, Any]], entry: dict[str, Any]) -> tuple[s
     """Gain in adherence over the full runs that cost at most a tenth more, and Wilcoxon's p; of coarse runs alone."""
     if "schedule" not in entry["settings"]:
         return "", ""
-    full = [one for one in methods if "schedule" not in one["settings"] and one["cost"] <= 1.1 * entry["cost"]]
+    full = [one for one in methods if "schedule" not in one["settings"] and one["cost"] <= DEARER * entry["cost"]]
     if not full:
         return "", ""
     best = max(full, key=lambda one: statistics.fmean(one["adherence"]))
-    gains = [a - b for a, b in zip(entry["adherence"], best["adherence"], strict=True)]
-    p = f"{wilcoxon(gains).pvalue:.2g}" if any(gains) else "1"
-    return f"{statistics.fmean(gains):+.3f} ({_name(best)})", p
+    rows = [
+        {"method": one["name"], "prompt": number, "seed": 0, "adherence": value}
+        for one in (entry, best)
+        for number, value in enumerate(one["adherence"])
+    ]
+    found = compare(rows, entry["name"], best["name"], "adherence")
+    assert found is not None
+    return f"{found.difference:+.3f} ({_name(best)})", f"{found.p:.2g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

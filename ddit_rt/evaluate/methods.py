@@ -36,7 +36,7 @@ class Method:
         return self.settings is None and self.steps == self.reference
 
     @property
-    def library(self) -> Any:
+    def other_library(self) -> Any:
         """Type and options of the other library that the method runs; None for methods of our own."""
         return self.settings.get("library") if self.settings is not None else None
 

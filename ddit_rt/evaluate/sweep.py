@@ -206,8 +206,8 @@ def run_sweep(
     if plan.converged:
         _require_converged(pipe)
     for method in plan.methods:
-        if method.library is not None:
-            library, options = find_library(method.name, method.library)
+        if method.other_library is not None:
+            library, options = find_library(method.name, method.other_library)
             library.require(method.name, options)
     plan.write(folder)
     index, count = shard

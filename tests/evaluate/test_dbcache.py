@@ -156,7 +156,7 @@ def planned(monkeypatch):
 def first(blocks, monkeypatch):
     """How many blocks always run in a model of ``blocks``."""
     monkeypatch.setattr("ddit_rt.evaluate.baselines.dbcache.block_count", lambda pipe: blocks)
-    return DBCache().methods(Listing(None, 50, CALL))[0].library["Fn_compute_blocks"]
+    return DBCache().methods(Listing(None, 50, CALL))[0].other_library["Fn_compute_blocks"]
 
 
 def said(caplog):
@@ -165,7 +165,7 @@ def said(caplog):
 
 def test_the_standard_plan_compares_the_library(stub, monkeypatch, caplog):
     plan = planned(monkeypatch)
-    listed = [method for method in plan.methods if method.library is not None]
+    listed = [method for method in plan.methods if method.other_library is not None]
     assert [m.name for m in listed] == ["dbcache-0.08@50", "dbcache-0.12@50", "dbcache-0.24@50", "dbcache-0.12@28"]
     assert {m.kind for m in listed} == {"DBCache"} and not said(caplog)
     assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
@@ -173,7 +173,7 @@ def test_the_standard_plan_compares_the_library(stub, monkeypatch, caplog):
 
 
 def test_the_standard_plan_says_what_is_missing(absent, monkeypatch, caplog):
-    assert not [method for method in planned(monkeypatch).methods if method.library is not None]
+    assert not [method for method in planned(monkeypatch).methods if method.other_library is not None]
     (line,) = said(caplog)
     assert "pip install 'ddit-rt[baselines]'" in line
 

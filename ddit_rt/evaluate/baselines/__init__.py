@@ -6,7 +6,7 @@ To add one, write its file with a class of :class:`Baseline`, :class:`StepCache`
 
 from .base import Baseline, Listing, StepCache, fixed
 from .dbcache import runs_twice
-from .library import Cached, Library
+from .other_library import Cached, Library
 from .registry import BASELINES, find_cache, find_library, find_solver
 from .solver import OtherSolver
 from .teacache import TeaCache

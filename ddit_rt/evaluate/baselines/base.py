@@ -5,7 +5,7 @@ A baseline is one file with one class, named in :data:`~ddit_rt.evaluate.baselin
 - a :class:`Baseline` whose methods run the plain pipeline, or ``ddit_rt.accelerate`` with settings it has anyway;
 - a :class:`StepCache`, which ``accelerate(cache=...)`` puts on;
 - an :class:`~ddit_rt.evaluate.baselines.solver.OtherSolver`, which steps through the plain pipeline's noise levels;
-- a :class:`~ddit_rt.evaluate.baselines.library.Library`, another package that is put on the plain pipeline.
+- a :class:`~ddit_rt.evaluate.baselines.other_library.Library`, another package that is put on the plain pipeline.
 
 No other file compares the name of a baseline.
 """

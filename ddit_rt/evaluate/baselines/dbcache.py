@@ -19,7 +19,7 @@ from ...errors import ConfigError
 from ...families import denoisers, family_of
 from ..methods import Method
 from .base import Listing
-from .library import Cached, Library
+from .other_library import Cached, Library
 
 _COUNTS = ("Fn_compute_blocks", "Bn_compute_blocks", "max_warmup_steps")
 

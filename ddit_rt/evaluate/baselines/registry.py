@@ -15,8 +15,8 @@ from .fewer_steps import FewerSteps
 from .first_block import FirstBlock
 from .fixed_spacing import FixedSpacing
 from .heun import Heun
-from .library import Library
 from .magcache import MagCache
+from .other_library import Library
 from .solver import OtherSolver
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
