@@ -11,7 +11,7 @@ from .gallery import write_gallery
 from .judges import JUDGES
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED, TO_CONVERGED
+from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
 from .prompts import load_prompts
 from .standard import APART, standard_plan, with_adapter
 from .summary import Summary, judge_pictures, summarise, table, write_results
@@ -30,6 +30,7 @@ __all__ = [
     "MEASURED",
     "PAIRED",
     "PLAN",
+    "PSNR_LIMIT",
     "TO_CONVERGED",
     "Analysis",
     "Baseline",

@@ -10,7 +10,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 
-from ddit_rt.evaluate.metrics import PSNR_LIMIT
+from ddit_rt.evaluate import PSNR_LIMIT
 from examples.training import pipelines
 from examples.training.loop import RunLog
 from examples.training.pipelines import psnr
