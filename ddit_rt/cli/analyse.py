@@ -1,4 +1,4 @@
-"""``ddit-rt analyse``: order, tau, rho, patch-size, misses, sigma, schedules."""
+"""``ddit-rt analyse``: order, tau, rho, patch-size, misses, coarse, sigma, schedules."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .options import (
     TargetSpeedup,
     Tau,
     Width,
+    read_integers,
     read_numbers,
 )
 from .terminal import activity, console, importing, print_line
@@ -123,6 +124,31 @@ def misses(
         )
     console.print(shown)
     print_line(str(write_misses(found, output)))
+
+
+@group.command("coarse")
+def coarse(
+    model: Model, output: TableFolder = Path("analysis"), prompts: PromptSource = None, count: Count = 8,
+    steps: Steps = 50, multiples: Annotated[str, typer.Option(help="Of the patch size, with commas.")] = "2,4",
+    values: Annotated[str, typer.Option(help="Steps since the last full one, with commas.")] = "1,2,3,5",
+    height: Height = None, width: Width = None, frames: Frames = None, seed: Seed = 0, device: Device = None,
+    dtype: Dtype = None,
+) -> None:  # fmt: skip
+    """How much of what a full step says coarse runs tell that the steps before it do not."""
+    call = _call(model, height, width, frames, steps)
+    sizes, distances = read_integers(multiples, "multiples", least=2), read_integers(values, "values")
+
+    from ..evaluate import coarse_news, write_news
+
+    pipe = load(model, dtype, device, call)
+    with activity("running") as show:
+        found = coarse_news(pipe, load_prompts(prompts, count, model), sizes, distances, call, seed, show)
+    shown = Table("size", "steps since full", "last", "line", "best of earlier", "with coarse", "delta", "news")
+    for one in found:
+        missed = (one.unchanged, 1.0, one.earlier, one.with_coarse, one.delta)
+        shown.add_row(f"{one.multiple}p", f"{one.distance}", *(f"{value:.2f}" for value in missed), f"{one.news:.0%}")
+    console.print(shown)
+    print_line(str(write_news(found, output)))
 
 
 @group.command("sigma")

@@ -12,6 +12,7 @@ from .judges import JUDGES
 from .measurement import generate
 from .methods import Method
 from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
+from .news import CoarseNews, coarse_news, write_news
 from .prompts import load_prompts
 from .standard import APART, standard_plan, with_adapter
 from .summary import Summary, judge_pictures, summarise, table, write_results
@@ -35,6 +36,7 @@ __all__ = [
     "Analysis",
     "Baseline",
     "Clip",
+    "CoarseNews",
     "Comparison",
     "Library",
     "Listing",
@@ -47,6 +49,7 @@ __all__ = [
     "Summary",
     "adherence_note",
     "beside",
+    "coarse_news",
     "compare",
     "compare_all",
     "contact_sheet",
@@ -77,6 +80,7 @@ __all__ = [
     "write_gallery",
     "write_lines",
     "write_misses",
+    "write_news",
     "write_results",
     "write_schedules",
 ]

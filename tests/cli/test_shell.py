@@ -23,7 +23,7 @@ COMMANDS = [
     ["calibrate"],
     ["eval"],
     ["analyse"],
-    *(["analyse", name] for name in ("order", "tau", "rho", "patch-size", "misses", "sigma", "schedules")),
+    *(["analyse", name] for name in ("order", "tau", "rho", "patch-size", "misses", "coarse", "sigma", "schedules")),
     ["distill"],
     *(["distill", name] for name in ("train", "record", "push")),
     ["serve"],

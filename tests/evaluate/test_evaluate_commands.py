@@ -113,11 +113,12 @@ def test_adherence_is_left_out_for_other_models(run, tmp_path):
         (["schedules", "--prompt", "a", "--tau", "0.05"], ["schedules.json", "schedules.png"]),
         (["rho", "--values", "0.2,0.8", "--tau", "0.05", "--count", 1], ["rho.json"]),
         (["misses", "--values", "1.5,2", "--count", 3], ["misses.json"]),
+        (["coarse", "--values", "1", "--multiples", "2", "--count", 2], ["coarse.json"]),
     ],
     ids=lambda value: value[0],
 )
 def test_analyses(run, tmp_path, arguments, expected):
-    if arguments[0] in ("tau", "patch-size", "rho", "misses"):
+    if arguments[0] in ("tau", "patch-size", "rho", "misses", "coarse"):
         arguments = [*arguments, "--prompts", "demo"]
     run("analyse", arguments[0], "tiny", "--output", tmp_path, "--steps", 6, *arguments[1:])
     assert all((tmp_path / name).stat().st_size > 0 for name in expected)
