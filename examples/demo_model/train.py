@@ -3,8 +3,9 @@
 Stages, each resumable and runnable alone: `vae` (autoencoder), `text` (encoders), `latents` (the cached training set),
 `dit` (the transformer; `--minutes` is its budget), `decoder` (the autoencoder's decoder again, against the same
 latents), `reader` (the network by which evaluation reads pictures; it needs no other stage), `export` (a diffusers
-pipeline), `check` (10 against 50 steps and a grid). On a GPU pass `--device cuda` and a longer budget; the seed and the
-log make a run traceable. `--tiny --steps 2` tries every stage within a minute.
+pipeline), `check` (at each size 10 against 50 steps, adherence and a grid; what coarse runs tell of full ones). On a
+GPU pass `--device cuda` and a longer budget; the seed and the log make a run traceable. `--tiny --steps 2` tries every
+stage within a minute.
 
 Several processes, on CPUs a core each, average their gradients: `torchrun --standalone --nproc_per_node 2 -m
 examples.demo_model.train --out RUN --stage dit --threads 1 --resume`, begun or gone on with by any number of them.
@@ -46,7 +47,7 @@ def _reader(run: Run) -> None:
 
 def _check(run: Run) -> None:
     prompts = [*DEMO_PROMPTS.values(), *_MORE_PROMPTS]
-    check(run.model, run.folder / "check.png", run.log, prompts, seeds=4, steps=(10, 50))
+    check(run.model, run.sizes.resolutions, run.folder, run.log, prompts, seeds=4, steps=(10, 50))
 
 
 STAGES: dict[str, Stage] = {
