@@ -332,8 +332,8 @@ class Family(ABC):
 
     def facts(self, module: nn.Module) -> ModelFacts:
         """What of the model an adapter depends on."""
-        own = own_weight(module.get_submodule(self.projection_names[0]))
         projections = self.projections(module)
+        own = own_weight(module.get_submodule(self.projection_names[0]))
         shape = projections.embed_weight.shape
         if own is not None:
             own = self.embed_layout(own, shape) if own.numel() == shape.numel() else None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..errors import UnsupportedPipelineError
 from ..granularity import NotFusedError, OwnEnds
 
 _EIGHT_BIT_FLOATS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
@@ -41,13 +42,28 @@ def stored(layer: Any, name: str = "weight") -> Any:
     Args:
         layer: A linear or convolution layer, or peft's wrapping of one.
         name: "weight" or "bias".
+
+    Raises:
+        UnsupportedPipelineError: the layer keeps its values in a way that is not known here.
     """
+    if not hasattr(layer, name):
+        raise _unreadable(layer, f"has no {name}")
     tensor = kept(layer, name)
     if tensor is None:
         return None
     if is_quantised(tensor):
         return _dequantised(layer, tensor)
+    if not tensor.is_floating_point():
+        raise _unreadable(layer, f"keeps its {name} as {tensor.dtype}")
     return tensor.float() if tensor.dtype in _EIGHT_BIT_FLOATS else tensor
+
+
+def _unreadable(layer: Any, reason: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"the values of a {type(layer).__module__}.{type(layer).__name__} cannot be read: it {reason}, and of what is "
+        "quantised torchao's, GGUF's and bitsandbytes' layers are known. Leave the transformer's embedding and "
+        "de-embedding as they were loaded, or take coarse='delta' or 'band-split', which run them as they are."
+    )
 
 
 def is_quantised(weight: torch.Tensor) -> bool:

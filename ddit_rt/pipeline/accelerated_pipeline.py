@@ -49,9 +49,8 @@ from .caller import NOBODY, arguments_of_call, calling_pipeline, local_of_call
 from .checks import (
     check_even,
     check_finite,
-    check_levers,
-    check_merge,
     check_parallel,
+    check_settings,
     chosen_attention,
 )
 from .executor import StepExecutor
@@ -85,6 +84,7 @@ class AcceleratedPipeline:
             with one of the multiples.
         ScheduleError: the same of the schedule's.
         AdapterMismatchError: the adapter belongs to another model or lacks a multiple.
+        UnsupportedPipelineError: the coarse path reads the transformer's ends, and they keep their values out of reach.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class AcceleratedPipeline:
         config = config.limited_to(family.multiples, f"{type(pipe).__name__} (family {family.name})")
         name = default_path(adapter is not None) if config.coarse == "auto" else config.coarse
         self._path: CoarsePath = make_path(name, PathOptions(config.residual, config.high_band, adapter))
-        check_merge(config, self._path)
-        check_levers(config, family, denoisers(pipe, family))
+        self._modules = denoisers(pipe, family)
+        check_settings(config, family, self._path, self._modules)
         limit = self._limit_of(config)
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = self.policy_of(self.config)
@@ -122,7 +122,6 @@ class AcceleratedPipeline:
         self._local = threading.local()
         self._report: Report | None = None
         self._reported = 0
-        self._modules = denoisers(pipe, family)
         if self._path.adapter is not None:
             for component, module in self._modules.items():
                 check_fit(self._path.adapter, family.facts(unwrap_module(module)), component, config.multiples)

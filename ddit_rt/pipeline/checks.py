@@ -31,22 +31,37 @@ def check_unshared(owner: Any) -> None:
         )
 
 
-def check_merge(config: DDiTConfig, path: CoarsePath) -> None:
-    """Refuses to merge an adapter that is not there.
+def check_settings(config: DDiTConfig, family: Family, path: CoarsePath, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses settings that this model, or the others among them, leave nothing to do for or cannot serve.
+
+    Args:
+        config: The settings.
+        family, modules: Of the pipeline's transformers, by component.
+        path: What coarse steps compute.
 
     Raises:
-        ConfigError: with the way out.
+        ConfigError, UnsupportedPipelineError: with the way out.
     """
+    _check_merge(config, path)
+    _check_ends(family, path, modules)
+    _check_levers(config, family, modules)
+
+
+def _check_merge(config: DDiTConfig, path: CoarsePath) -> None:
+    """Refuses to merge an adapter that is not there."""
     if config.merge_adapter and path.adapter is None:
         raise ConfigError("merge_adapter=True: there is no adapter to merge; pass adapter=..., or leave it out.")
 
 
-def check_levers(config: DDiTConfig, family: Family, modules: Mapping[str, nn.Module]) -> None:
-    """Refuses levers that the model does not have, or that the others leave nothing to do for.
+def _check_ends(family: Family, path: CoarsePath, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses transformers whose ends a coarse step would have to read, and cannot."""
+    if path.needs_projections:
+        for module in modules.values():
+            family.projections(unwrap_module(module))
 
-    Raises:
-        ConfigError: with the way out.
-    """
+
+def _check_levers(config: DDiTConfig, family: Family, modules: Mapping[str, nn.Module]) -> None:
+    """Refuses levers that the model does not have, or that the others leave nothing to do for."""
     if config.modulation == "ahead":
         if not family.modulation_inputs:
             raise ConfigError(

@@ -10,9 +10,10 @@ from peft import LoraConfig
 from quantised import ENDS, ENDS_MOST_OFF, LIBRARIES, MOST_OFF
 from recorded import recorded
 from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
+from torch import nn
 
 import ddit_rt
-from ddit_rt import ConfigError
+from ddit_rt import ConfigError, UnsupportedPipelineError
 from ddit_rt.families import family_of
 from ddit_rt.pipeline import quantization
 from ddit_rt.pipeline.quantization import RECIPES, obstacle, suited
@@ -259,3 +260,38 @@ def test_recipes_say_which_cards_have_them(monkeypatch, scheme):
     card(monkeypatch, (7, 5), 0)
     assert "this card has 7.5" in obstacle(RECIPES[scheme], cuda)
     assert RECIPES[scheme].make() is not None
+
+
+class Packed(nn.Module):
+    """A layer of a library that is not known: its values are codes, under a name of its own or as its weight."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.bias, self.run = layer.bias, layer.forward
+        vars(self).update({name: value for name, value in vars(layer).items() if name.endswith("_features")})
+        self.register_buffer(name, layer.weight.detach().mul(127).to(torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("name, said", [("qweight", "has no weight"), ("weight", "keeps its weight as torch.int8")])
+@pytest.mark.parametrize("make, inputs", [(flux, flux_inputs), (wan, wan_inputs)])
+def test_ends_whose_values_are_out_of_reach_are_refused_where_they_are_read(make, inputs, name, said, end):
+    pipe, call = make(), inputs(steps=3)
+    wanted = latents_of(pipe, call)
+    adapter = trained(pipe)
+    at = family_of(pipe).projection_names[end]
+    own = pipe.transformer.get_submodule(at)
+    pipe.transformer._modules[at] = Packed(own, name)
+    assert torch.equal(latents_of(pipe, call), wanted)
+    for settings in ({"coarse": "naive"}, {"adapter": adapter}):
+        with pytest.raises(UnsupportedPipelineError, match=rf"{said}.*coarse='delta'"):
+            ddit_rt.accelerate(pipe, schedule=[1, 2, 1], **settings)
+        assert torch.equal(latents_of(pipe, call), wanted)
+    # band-split runs the ends as they are
+    ddit_rt.accelerate(pipe, schedule=[1, 2, 1], coarse="band-split")
+    made = latents_of(pipe, call)
+    pipe.transformer._modules[at] = own
+    assert torch.equal(latents_of(pipe, call), made)
