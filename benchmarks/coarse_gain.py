@@ -4,8 +4,9 @@
 
 For every speed-up it fits, on prompts of their own, the best schedule of full and skipped steps and the best one with
 coarse steps too; both run on other prompts, the same noise for each, and are compared prompt by prompt. What a coarse
-step costs is not this model's ratio but --ratios: those of Wan 2.1 unless said otherwise. It can be stopped and started
-again: what is in the output folder is not done again. --into writes the result for ``benchmarks/readme.py``.
+step costs is not this model's ratio but --ratios: those of Wan 2.1 or FLUX.1 at their usual sizes, or given ones. It
+can be stopped and started again: what is in the output folder is not done again. --into writes the result for
+``benchmarks/readme.py``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coarse_tables import gain_table
 from fitted_runs import SHOWN, metrics_for, parser_of, prompts_of, write
-from pipe_models import build, flops
-from video_tables import gain_table
+from pipe_models import MODELS, build, flops
 
 from ddit_rt.cli.options import read_numbers, read_ratios
 from ddit_rt.errors import OutOfReachError
@@ -48,9 +49,16 @@ Fit = dict[str, Any]
 Without a schedule: the search takes no coarse step."""
 
 
-def wan_ratios() -> dict[int, float]:
-    """FLOP of a step at 2p and 4p over one at p, of Wan 2.1 1.3B at 832 x 480 pixels and 81 frames."""
-    each = flops(*build("wan", torch.device("meta"), tiny=False))
+def ratios_of(text: str) -> dict[int, float]:
+    """FLOP of a step at 2p and 4p over one at p.
+
+    Args:
+        text: "wan", Wan 2.1 1.3B at 832 x 480 pixels and 81 frames; "flux", FLUX.1 at 1024 x 1024; or the ratios
+            themselves, as 2:0.12,4:0.02.
+    """
+    if text not in MODELS:
+        return read_ratios(text, "ratios")
+    each = flops(*build(text, torch.device("meta"), tiny=False))
     return {k: each[k] / each[1] for k in (2, 4)}
 
 
@@ -168,10 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = "'demo-video', 'demo', or a folder with a demo.json"
     parser = parser_of(__doc__, models, count=32, apart=APART)
     parser.add_argument("--speedups", default="2,3,5,8", help="by the ratios, with commas")
-    parser.add_argument("--ratios", help="what coarse steps cost of a full one, as 2:0.12,4:0.02; by default Wan 2.1's")
+    parser.add_argument(
+        "--ratios", default="wan", help="what coarse steps cost of a full one: wan, flux or 2:0.12,4:0.02"
+    )
     parser.add_argument("--adapter", help="a trained adapter, to compare its coarse steps too")
     options = parser.parse_args(arguments)
-    ratios = wan_ratios() if options.ratios is None else read_ratios(options.ratios, "ratios")
+    ratios = ratios_of(options.ratios)
     speedups = read_numbers(options.speedups, "speedups")
     compared, fitted = prompts_of(options)
     call = {**call_defaults(options.model), "num_inference_steps": options.steps}

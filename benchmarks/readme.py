@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import coarse_tables
 import markers
 import paper_longer
 import readme_figures as figures
@@ -99,7 +100,7 @@ def video_contents() -> dict[str, str]:
             found["video-growth"] = video_tables.growth_table(evaluation, most, spread)
     if (VIDEO / "coarse-gain.json").is_file():
         result = json.loads((VIDEO / "coarse-gain.json").read_text(encoding="utf-8"))
-        found["coarse-gain-table"] = video_tables.gain_table(result)
+        found["coarse-gain-table"] = coarse_tables.gain_table(result)
     if (VIDEO / "longer.json").is_file():
         found["longer-table"] = video_tables.longer_table(json.loads((VIDEO / "longer.json").read_text("utf-8")))
     return found

@@ -92,6 +92,34 @@ def analyses(content: Mapping[str, Any], folder: Path) -> None:
     plot_reports(read_reports(content["schedules"]), folder / "schedules.png")
 
 
+def gain(result: Mapping[str, Any], path: Path) -> None:
+    """What coarse steps add to skipped ones over speed-up, from the result of ``coarse_gain.py``, and its interval."""
+    lines = [line for line in result["lines"] if line["by"] == "coarse"]
+    asked = [line["speedup"] for line in lines]
+    mixed = [line for line in lines if "coarse" in line]
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    quality, added = figure.subplots(1, 2)
+    quality.plot(asked, [line["skipped"]["psnr"] for line in lines], "o-", color="black", label="skipped steps alone")
+    places = [line["speedup"] for line in mixed]
+    quality.plot(places, [line["coarse"]["psnr"] for line in mixed], "s--", color=COLOURS[2], label="with coarse steps")
+    quality.set_ylabel("PSNR to plain, dB")
+    quality.legend(fontsize=8)
+    added.axhline(0, color="black", linewidth=0.8)
+    for line in mixed:
+        added.plot([line["speedup"]] * 2, [line["low"], line["high"]], color=COLOURS[2])
+        added.plot(line["speedup"], line["difference"], "s", color=COLOURS[2])
+    for line in lines:
+        if "coarse" not in line:
+            added.annotate("none taken", (line["speedup"], 0), fontsize=8, va="bottom")
+    added.set_ylabel("added by coarse steps, dB")
+    for axes in (quality, added):
+        axes.set_xlabel("speed-up, by what steps cost there")
+        axes.margins(x=0.1)
+        axes.set_xticks(asked, [f"{speedup:g}x" for speedup in asked])
+        axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=100)
+
+
 def fitted(path: Path) -> None:
     """The shipped schedules over the sensitivity they were found with."""
     found = {speedup: FittedSchedule.load(file) for speedup, file in FITTED.items()}

@@ -3,6 +3,7 @@
 import json
 
 import coarse_gain
+import coarse_tables
 import longer_video
 import paper_longer
 import pytest
@@ -10,7 +11,6 @@ import readme
 import seed_spread
 import torch
 import video_figures
-import video_tables
 from evaluations import Evaluation, condense
 from helpers.videos import video_model
 from live_memory import LiveMemory
@@ -33,9 +33,10 @@ def prompts(tmp_path):
     return str(path)
 
 
-def test_wans_ratios_are_those_of_its_flop():
-    ratios = coarse_gain.wan_ratios()
-    assert ratios == {2: pytest.approx(0.124, abs=0.01), 4: pytest.approx(0.024, abs=0.01)}
+def test_ratios_of_models_are_those_of_their_flop():
+    assert coarse_gain.ratios_of("wan") == {2: pytest.approx(0.124, abs=0.01), 4: pytest.approx(0.024, abs=0.01)}
+    assert coarse_gain.ratios_of("flux") == {2: pytest.approx(0.29, abs=0.01), 4: pytest.approx(0.14, abs=0.01)}
+    assert coarse_gain.ratios_of("2:0.5") == {2: 0.5}
 
 
 def test_coarse_steps_are_compared_with_skipped_ones_at_given_ratios(folder, prompts, tmp_path, monkeypatch, capsys):
@@ -53,7 +54,7 @@ def test_coarse_steps_are_compared_with_skipped_ones_at_given_ratios(folder, pro
             assert {"growth", "flicker", "warping", "ssim", "worst"} <= set(line["coarse"])
     text = capsys.readouterr().out
     assert text.rstrip().endswith(".") and "Coarse steps added to skipped steps alone: at 2x" in text
-    table = video_tables.gain_table(result)
+    table = coarse_tables.gain_table(result)
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
     def measured(*args, **kwargs):
@@ -70,7 +71,7 @@ def test_a_search_that_takes_no_coarse_step_is_said_to():
     side = {"speedup": 2.0, "steps": {"1": 8, "2": 0, "4": 0, "0": 8}, "psnr": 30.0, "worst": 25.0}
     lines = [{"speedup": 2, "by": "coarse", "skipped": side}]
     result = {"model": "m", "prompts": 2, "steps": 16, "ratios": {"2": 0.12}, "lines": lines}
-    text = video_tables.gain_table(result)
+    text = coarse_tables.gain_table(result)
     assert "the search takes none" in text and text.endswith("at 2x nothing, since the search takes none.")
 
 
