@@ -27,13 +27,16 @@ from evaluations import Evaluation
 from route_tables import routes_table
 from serve_tables import serve_table
 
+from ddit_rt.pipeline import SHIPPED
+
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("evaluation", "runtime", "targets", "serving", "video")
+DOCUMENTS = ("evaluation", "runtime", "targets", "serving", "video", "coarse-steps")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCUMENTS))
 FIGURES = ROOT / "docs" / "demo"
 SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
 VIDEO = RESULTS / "demo-video"
+GAIN = "coarse-gain.json"
 UNUSED = ("patch_std", "tokens", "pictures")
 """Parts of a demo's result that no table shows."""
 
@@ -80,7 +83,20 @@ def contents() -> dict[str, str]:
     found |= {
         f"{name}-table": tables.analyses_table(lines) for name, lines in analyses.items() if isinstance(lines, list)
     }
-    return found | video_contents()
+    return found | video_contents() | coarse_contents()
+
+
+def coarse_contents() -> dict[str, str]:
+    """Those of the page on what coarse steps are worth; of results that are not there, none."""
+    found, news = {}, {}
+    for model in SHIPPED:
+        folder = RESULTS / model
+        if (folder / "coarse.json").is_file():
+            news[model] = json.loads((folder / "coarse.json").read_text(encoding="utf-8"))
+        if (folder / GAIN).is_file():
+            result = json.loads((folder / GAIN).read_text(encoding="utf-8"))
+            found[f"coarse-gain-{model}-table"] = coarse_tables.gain_table(result)
+    return found | ({"news-table": coarse_tables.news_table(news)} if news else {})
 
 
 def video_contents() -> dict[str, str]:
@@ -98,9 +114,6 @@ def video_contents() -> dict[str, str]:
         if (VIDEO / "spread.json").is_file():
             spread = json.loads((VIDEO / "spread.json").read_text(encoding="utf-8"))
             found["video-growth"] = video_tables.growth_table(evaluation, most, spread)
-    if (VIDEO / "coarse-gain.json").is_file():
-        result = json.loads((VIDEO / "coarse-gain.json").read_text(encoding="utf-8"))
-        found["coarse-gain-table"] = coarse_tables.gain_table(result)
     if (VIDEO / "longer.json").is_file():
         found["longer-table"] = video_tables.longer_table(json.loads((VIDEO / "longer.json").read_text("utf-8")))
     return found
@@ -135,6 +148,10 @@ def draw() -> None:
     figures.fitted(FIGURES / "fitted.png")
     analyses = json.loads((RESULTS / "demo" / "analyses.json").read_text(encoding="utf-8"))
     figures.analyses(analyses, FIGURES / "analyses")
+    for model in SHIPPED:
+        if (RESULTS / model / GAIN).is_file():
+            result = json.loads((RESULTS / model / GAIN).read_text(encoding="utf-8"))
+            figures.gain(result, FIGURES / "coarse" / f"{model}.png")
     if (VIDEO / "evaluation.json").is_file():
         spread = VIDEO / "spread.json"
         along = json.loads(spread.read_text(encoding="utf-8"))["psnr_frames"] if spread.is_file() else ()

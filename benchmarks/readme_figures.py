@@ -117,6 +117,7 @@ def gain(result: Mapping[str, Any], path: Path) -> None:
         axes.margins(x=0.1)
         axes.set_xticks(asked, [f"{speedup:g}x" for speedup in asked])
         axes.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 

@@ -8,6 +8,7 @@ import longer_video
 import paper_longer
 import pytest
 import readme
+import readme_figures
 import seed_spread
 import torch
 import video_figures
@@ -73,6 +74,26 @@ def test_a_search_that_takes_no_coarse_step_is_said_to():
     result = {"model": "m", "prompts": 2, "steps": 16, "ratios": {"2": 0.12}, "lines": lines}
     text = coarse_tables.gain_table(result)
     assert "the search takes none" in text and text.endswith("at 2x nothing, since the search takes none.")
+
+
+def test_what_coarse_steps_are_worth_comes_from_results(tmp_path, monkeypatch):
+    side = {"speedup": 3.0, "steps": {"1": 8, "2": 4, "4": 0, "0": 4}, "psnr": 30.0, "worst": 25.0}
+    told = {"difference": 0.5, "low": -0.1, "high": 1.1, "p": 0.2, "runs": 8, "better": 5}
+    lines = [{"speedup": 2, "by": "coarse", "skipped": side}]
+    lines += [{"speedup": 3, "by": "coarse", "skipped": side, "coarse": side, **told}]
+    result = {"model": "demo", "prompts": 8, "steps": 16, "ratios": {"2": 0.29}, "lines": lines}
+    news = {"multiple": 2, "distance": 3, "tokens": 64, "cost": 0.25, "unchanged": 1.4, "earlier": 0.8}
+    news |= {"with_coarse": 0.4, "delta": 1.2, "news": 0.75}
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "coarse-gain.json").write_text(json.dumps(result))
+    (tmp_path / "demo" / "coarse.json").write_text(json.dumps([news]))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    found = readme.coarse_contents()
+    assert set(found) == {"coarse-gain-demo-table", "news-table"}
+    assert "| demo | 2p: 64 | 0.250 | 3 | 1.40 | 0.80 | 0.40 | 1.20 | 75 % |" in found["news-table"]
+    assert found["coarse-gain-demo-table"].endswith("the search takes none; at 3x by delta +0.5 dB (p 0.2).")
+    readme_figures.gain(result, tmp_path / "figures" / "demo.png")
+    assert (tmp_path / "figures" / "demo.png").stat().st_size > 5000
 
 
 def test_the_spread_of_seeds_is_measured_once(folder, prompts, tmp_path, monkeypatch):
