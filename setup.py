@@ -58,6 +58,8 @@ setup(
             "py.typed",
             "demo/model/*",
             "demo/model/*/*",
+            "demo/model_256/*",
+            "demo/model_256/*/*",
             "demo/video_model/*",
             "demo/video_model/*/*",
             "evaluate/adherence/*.json",

@@ -48,7 +48,7 @@ def command(
         str | None,
         typer.Option(
             help="Of psnr, ssim, lpips, of videos growth, flicker, warping, smoothness, consistency, of pictures fid, "
-            "clip, imagereward, adherence (demo model only); or 'all'. By default psnr, ssim and those of videos, and "
+            "clip, imagereward, adherence (demo models); or 'all'. By default psnr, ssim and those of videos, and "
             "on the demo model adherence."
         ),
     ] = None,
@@ -180,15 +180,15 @@ def _write(plan: Any, folder: Path, rows: Sequence[Any], judges: Sequence[str]) 
 def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:
     """Names of the metrics that are measured as pictures are made, those of videos among them, and of the judges."""
     from ..evaluate import CLIP, JUDGES, MEASURED
-    from ..pipeline import DEMO
+    from ..pipeline import DEMO, DEMO_256
 
     if text is None:
-        text = ",".join(["psnr", "ssim", *CLIP, *["adherence"] * (model == DEMO)])
+        text = ",".join(["psnr", "ssim", *CLIP, *["adherence"] * (model in (DEMO, DEMO_256))])
     names = [*MEASURED, *JUDGES] if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in MEASURED and name not in JUDGES]
     if unknown:
         raise ConfigError(f"metrics={','.join(unknown)}: take from {', '.join([*MEASURED, *JUDGES])}, or 'all'.")
-    if model != DEMO and "adherence" in names:
+    if model not in (DEMO, DEMO_256) and "adherence" in names:
         note("left out adherence: its reader knows the demo model's pictures alone")
         names.remove("adherence")
     return [name for name in names if name in MEASURED], [name for name in names if name in JUDGES]

@@ -94,7 +94,7 @@ def command(
         )
     if (model is not None) + (schedule is not None) + list_ + clear != 1:
         raise ConfigError(
-            "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', 'demo-video', a folder in "
+            "give one of MODEL, --schedule, --list and --clear: MODEL is 'demo', 'demo-256', 'demo-video', a folder in "
             "diffusers format, or a hub id."
         )
     if list_:

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 # -- the model and where it runs ------------------------------------------------------------------------------------
 
-_MODEL = typer.Argument(help="'demo', 'demo-video', a folder in diffusers format, or a hub id.")
+_MODEL = typer.Argument(help="'demo', 'demo-256', 'demo-video', a folder in diffusers format, or a hub id.")
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default CUDA where there is one.")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..pipeline import SHIPPED
+from ..pipeline import DEMO, DEMO_256, SHIPPED
 
 BENCHMARKS = {
     "drawbench": ("sayakpaul/drawbench", "train", "Prompts"),
@@ -18,7 +18,8 @@ BENCHMARKS = {
 }
 """Name -> (hub id, split, column)."""
 
-OWN = {name: Path(__file__).parent / f"{name.replace('-', '_')}_prompts.txt" for name in SHIPPED}
+_LISTS = {DEMO_256: DEMO}  # of whose captions a model was trained on
+OWN = {name: Path(__file__).parent / f"{_LISTS.get(name, name).replace('-', '_')}_prompts.txt" for name in SHIPPED}
 """Shipped model -> captions that its training data may have, one a line, none twice."""
 
 _COLUMNS = ("prompt", "prompts", "caption", "text", "Prompt", "Prompts", "Caption")

@@ -6,6 +6,7 @@ from .learning import EndedCall, Learner
 from .lifecycle import accelerate, accelerated, find_accelerated, report, restore
 from .loading import (
     DEMO,
+    DEMO_256,
     DEMO_VIDEO,
     SHIPPED,
     call_arguments,
@@ -26,6 +27,7 @@ from .watching import POLICY_SETTINGS, configured, settings_of_call, watched
 
 __all__ = [
     "DEMO",
+    "DEMO_256",
     "DEMO_VIDEO",
     "POLICY_SETTINGS",
     "SHIPPED",

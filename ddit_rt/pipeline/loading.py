@@ -18,9 +18,11 @@ from ..errors import ConfigError
 from ..families import family_of
 from .quantization import check_scheme, quantize
 
-DEMO, DEMO_VIDEO = "demo", "demo-video"
+DEMO, DEMO_256, DEMO_VIDEO = "demo", "demo-256", "demo-video"
 _FOLDER = Path(__file__).parents[1] / "demo"
-SHIPPED: Mapping[str, Path] = MappingProxyType({DEMO: _FOLDER / "model", DEMO_VIDEO: _FOLDER / "video_model"})
+SHIPPED: Mapping[str, Path] = MappingProxyType(
+    {DEMO: _FOLDER / "model", DEMO_256: _FOLDER / "model_256", DEMO_VIDEO: _FOLDER / "video_model"}
+)
 """Name of a model inside the package -> its folder in diffusers format, whose demo.json says how to call it."""
 
 _SETTINGS = "demo.json"

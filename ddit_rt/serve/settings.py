@@ -118,7 +118,9 @@ class ModelConfig(Settings):
     name: Annotated[str, PlainValidator(_checked_name)]
     """What requests call it."""
     model: Annotated[
-        str, Field(min_length=1), Expected("'demo', 'demo-video', a folder in diffusers format, or a hub id.")
+        str,
+        Field(min_length=1),
+        Expected("'demo', 'demo-256', 'demo-video', a folder in diffusers format, or a hub id."),
     ]
     speedup: Annotated[float | None, Field(ge=1), Expected("a number >= 1 (1 is plain), or None.")] = None
     """Target of requests that name none; None is that of :func:`ddit_rt.accelerate`."""
