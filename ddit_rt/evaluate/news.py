@@ -2,7 +2,8 @@
 
 A coarse step is worth its cost only where the model, run on fewer tokens, knows something of the full model's
 prediction that the predictions before it do not. That is asked along plain runs, of the low band, which is all that a
-coarse run gives. Coefficients are found on half of the prompts and judged on the other half, and the other way round.
+coarse run gives. Weights are found on half of the prompts, for every sixth of the run, and judged on the other half;
+and the other way round.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import torch
 from ..errors import ConfigError
 from ..granularity import bands, line
 from ..trajectories import Trajectory, coarse_predictions, record_trajectory
+
+_PARTS = 6
+"""Of a run, each with weights of its own: with more of them they fit a few prompts' chances."""
 
 _DAMPING = 1e-6
 """Of the least squares, relative to the features' mean square: two that are the same may share a coefficient."""
@@ -144,37 +148,58 @@ def _places(trajectory: Trajectory, distance: int) -> list[int]:
 def _squares(runs: Sequence[_Bands], sigmas: Sequence[float], steps: Sequence[int], distance: int) -> dict[str, float]:
     """Sums of squares of what every guess misses, over steps and runs."""
     total = dict.fromkeys(("line", "unchanged", "earlier", "with_coarse", "delta"), 0.0)
-    halves = runs[::2], runs[1::2]
-    for t in steps:
-        last, before, first = t - distance, t - 2 * distance, t - 3 * distance
-        change: list[torch.Tensor] = []
-        known: list[torch.Tensor] = []
-        for half in halves:
-            change.append(torch.cat([(run.full[t] - run.full[last]).flatten() for run in half]))
-            features = [
-                [
+    length = math.ceil(len(steps) / _PARTS)
+    for start in range(0, len(steps), length):
+        part = steps[start : start + length]
+        halves = [_Half.of(half, part, distance) for half in (runs[::2], runs[1::2])]
+        for mine, other in (halves, halves[::-1]):
+            for name, count in (("earlier", 2), ("with_coarse", 4)):
+                total[name] += mine.missed(_least_squares(other.known[:, :count], other.change))
+        for run in runs:
+            for t in part:
+                last, before = t - distance, t - 2 * distance
+                points = [(sigmas[i], run.full[i]) for i in (before, last)]
+                guesses = {
+                    "line": line(points[0], points[1], sigmas[t]),
+                    "unchanged": run.full[last],
+                    "delta": run.full[last] + run.coarse[t] - run.coarse[last],
+                }
+                for name, guess in guesses.items():
+                    total[name] += float((guess - run.full[t]).square().sum())
+    return total
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Of half of the prompts: by how much predictions change from the last full step on, and what is known of it.
+
+    Attributes:
+        change: float64 (N,).
+        known: float64 (N, 4): the two changes before, and the coarse runs now and then, from the last prediction on.
+    """
+
+    change: torch.Tensor
+    known: torch.Tensor
+
+    @classmethod
+    def of(cls, runs: Sequence[_Bands], steps: Sequence[int], distance: int) -> _Half:
+        change, known = [], []
+        for run in runs:
+            for t in steps:
+                first, before, last = (t - back * distance for back in (3, 2, 1))
+                features = [
                     run.full[last] - run.full[before],
                     run.full[before] - run.full[first],
                     run.coarse[t] - run.full[last],
                     run.coarse[last] - run.full[last],
                 ]
-                for run in half
-            ]
-            known.append(torch.cat([torch.stack([one.flatten() for one in four], 1) for four in features]))
-        for mine, other in ((0, 1), (1, 0)):
-            for name, count in (("earlier", 2), ("with_coarse", 4)):
-                weights = _least_squares(known[other][:, :count], change[other])
-                total[name] += float((known[mine][:, :count] @ weights - change[mine]).square().sum())
-        for run in runs:
-            points = [(sigmas[i], run.full[i]) for i in (before, last)]
-            guesses = {
-                "line": line(points[0], points[1], sigmas[t]),
-                "unchanged": run.full[last],
-                "delta": run.full[last] + run.coarse[t] - run.coarse[last],
-            }
-            for name, guess in guesses.items():
-                total[name] += float((guess - run.full[t]).square().sum())
-    return total
+                change.append((run.full[t] - run.full[last]).flatten())
+                known.append(torch.stack([feature.flatten() for feature in features], 1))
+        return cls(torch.cat(change), torch.cat(known))
+
+    def missed(self, weights: torch.Tensor) -> float:
+        """Sum of squares of what the first of the features, weighed so, miss of the change."""
+        return float((self.known[:, : len(weights)] @ weights - self.change).square().sum())
 
 
 def _least_squares(features: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
