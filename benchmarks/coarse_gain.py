@@ -173,7 +173,7 @@ def _side(entry: Fit, steps: int, summaries: Mapping[str, Summary]) -> dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    models = "'demo-video', 'demo', or a folder with a demo.json"
+    models = "'demo-video', 'demo', 'demo-256', or a folder with a demo.json"
     parser = parser_of(__doc__, models, count=32, apart=APART)
     parser.add_argument("--speedups", default="2,3,5,8", help="by the ratios, with commas")
     parser.add_argument(

@@ -138,6 +138,10 @@ def coarse(
     call = _call(model, height, width, frames, steps)
     sizes, distances = read_integers(multiples, "multiples", least=2), read_integers(values, "values")
 
+    from ..config import DDiTConfig
+
+    DDiTConfig(multiples=(1, *sizes))  # unknown ones are refused before a large model is loaded
+
     from ..evaluate import coarse_news, write_news
 
     pipe = load(model, dtype, device, call)

@@ -182,13 +182,14 @@ def _metrics(text: str | None, model: str) -> tuple[list[str], list[str]]:
     from ..evaluate import CLIP, JUDGES, MEASURED
     from ..pipeline import DEMO, DEMO_256
 
+    readable = model in (DEMO, DEMO_256)
     if text is None:
-        text = ",".join(["psnr", "ssim", *CLIP, *["adherence"] * (model in (DEMO, DEMO_256))])
+        text = ",".join(["psnr", "ssim", *CLIP, *["adherence"] * readable])
     names = [*MEASURED, *JUDGES] if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in MEASURED and name not in JUDGES]
     if unknown:
         raise ConfigError(f"metrics={','.join(unknown)}: take from {', '.join([*MEASURED, *JUDGES])}, or 'all'.")
-    if model not in (DEMO, DEMO_256) and "adherence" in names:
+    if not readable and "adherence" in names:
         note("left out adherence: its reader knows the demo model's pictures alone")
         names.remove("adherence")
     return [name for name in names if name in MEASURED], [name for name in names if name in JUDGES]

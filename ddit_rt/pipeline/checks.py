@@ -55,7 +55,7 @@ def _check_merge(config: DDiTConfig, path: CoarsePath) -> None:
 
 def _check_ends(family: Family, path: CoarsePath, modules: Mapping[str, nn.Module]) -> None:
     """Refuses transformers whose ends a coarse step would have to read, and cannot."""
-    if path.needs_projections:
+    if path.needs_projections and path.adapter is None:  # an adapter is held against them anyway
         for module in modules.values():
             family.projections(unwrap_module(module))
 

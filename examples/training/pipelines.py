@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ddit_rt.evaluate import PSNR_LIMIT
+
 from .denoiser import CHECKPOINT, START
 from .loop import save_atomic
 
@@ -63,6 +65,6 @@ def begin_from(run: Path, vae: Mapping[str, Any], text: Any, transformer: Mappin
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 arrays."""
+    """Peak signal-to-noise ratio in dB of two uint8 arrays, bounded: an untrained model's may be the same."""
     error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return PSNR_LIMIT if error == 0 else min(10 * math.log10(255**2 / error), PSNR_LIMIT)

@@ -159,6 +159,7 @@ def test_bad_values_are_one_line_and_exit_code_2(
         (["generate", "demo", "a", "--frames", "5"], "frames=5: FluxPipeline makes pictures"),
         (["inspect", "owner/no such model"], "owner/no such model"),
         (["analyse", "rho", "demo", "--values", "0.1,nan"], "values='0.1,nan'"),
+        (["analyse", "coarse", "demo", "--multiples", "2,3"], "multiples=(1, 2, 3)"),
         (["eval", "demo", "--report", "--output", "none"], "none holds no evaluation"),
         (["fit", "demo", "--call", '{"true_cfg": 2}'], "no argument 'true_cfg'"),
         (["fit", "demo", "--speedup", "1"], "speedup=1"),
