@@ -42,14 +42,18 @@ class Double:
         self.asked: list[tuple[str, str, dict[str, Any], str | None]] = []
         self.cut = threading.Event()
         """Set when a client has gone in the middle of a stream."""
+        self.go_on = threading.Event()
+        """While it is not set, a stream waits behind its first preview."""
         self.videos: dict[str, dict[str, Any]] = {}
         self.app = self._app()
+        self.forget()
 
     def forget(self) -> None:
         """As if nobody had asked anything yet."""
         self.asked.clear()
         self.videos.clear()
         self.cut.clear()
+        self.go_on.set()
 
     def fields_of(self, path: str) -> list[dict[str, Any]]:
         """The fields of every POST to a path."""
@@ -117,6 +121,8 @@ class Double:
                     fault = {"message": f"Broke: {HTML}", "type": "server_error", "param": None, "code": "broken"}
                     yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': fault})}\n\n".encode()
                     return
+                while not self.go_on.is_set():
+                    await asyncio.sleep(0.01)
             await asyncio.sleep(self.pause)
             done = account(STEPS if accelerated else [1] * len(STEPS), int(fields["seed"]))
             yield event("completed", picture(width, height, by=FAR if accelerated else 0), done)
