@@ -110,11 +110,11 @@ def gain(result: Mapping[str, Any], path: Path) -> None:
         added.plot(line["speedup"], line["difference"], "s", color=COLOURS[2])
     for line in lines:
         if "coarse" not in line:
-            added.annotate("none taken", (line["speedup"], 0), fontsize=8, va="bottom")
+            added.annotate("none taken", (line["speedup"], 0), fontsize=8, va="bottom", ha="center")
     added.set_ylabel("added by coarse steps, dB")
     for axes in (quality, added):
         axes.set_xlabel("speed-up, by what steps cost there")
-        axes.margins(x=0.1)
+        axes.set_xlim(asked[0] - 0.12 * (asked[-1] - asked[0]), asked[-1] + 0.12 * (asked[-1] - asked[0]))
         axes.set_xticks(asked, [f"{speedup:g}x" for speedup in asked])
         axes.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
