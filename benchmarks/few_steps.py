@@ -102,21 +102,26 @@ def few_steps_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _schedule(entry: dict[str, Any]) -> list[int]:
+    """Patch sizes of a run that starts coarse; empty for one of full steps."""
+    return (entry["settings"] or {}).get("schedule", [])
+
+
 def _name(entry: dict[str, Any]) -> str:
     if entry["kind"] == "base":
         return "plain"
-    if "schedule" not in entry["settings"]:
+    if not _schedule(entry):
         return f"{entry['kind']}: {entry['steps']}"
-    sizes = [{1: "p"}.get(k, f"{k}p") for k in entry["settings"]["schedule"]]
+    sizes = [{1: "p"}.get(k, f"{k}p") for k in _schedule(entry)]
     runs = [f"{sizes.count(size)} {size}" for size in dict.fromkeys(sizes)]
     return f"{entry['kind']}: {', '.join(runs)}"
 
 
 def _beside(methods: Sequence[dict[str, Any]], entry: dict[str, Any]) -> tuple[str, str]:
     """Gain in adherence over the full runs that cost at most a tenth more, and Wilcoxon's p; of coarse runs alone."""
-    if "schedule" not in entry["settings"]:
+    if not _schedule(entry):
         return "", ""
-    full = [one for one in methods if "schedule" not in one["settings"] and one["cost"] <= DEARER * entry["cost"]]
+    full = [one for one in methods if not _schedule(one) and one["cost"] <= DEARER * entry["cost"]]
     if not full:
         return "", ""
     best = max(full, key=lambda one: statistics.fmean(one["adherence"]))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import coarse_tables
+import few_steps
 import markers
 import paper_longer
 import readme_figures as figures
@@ -64,6 +65,9 @@ def contents() -> dict[str, str]:
                 json.loads((RESULTS / "demo-targets" / name).read_text(encoding="utf-8"))
                 for name in ("adapting.json", "adapting-28.json")
             ]
+        ),
+        "few-steps-table": few_steps.few_steps_table(
+            json.loads((RESULTS / "demo-few" / "few-steps.json").read_text(encoding="utf-8"))
         ),
         "targets-all-table": tables.evaluation_table(targets, 50),
         "longer-paper-table": paper_longer.table(

@@ -10,7 +10,7 @@ from ddit_rt.evaluate.judges import fid
 
 
 def entry(name, cost, adherence, schedule=None, steps=4):
-    settings = {} if schedule is None else {"schedule": schedule}
+    settings = None if schedule is None else {"schedule": schedule}
     kind = "base" if name == "base@4" else "fewer steps" if schedule is None else "started coarse"
     return {
         "name": name, "kind": kind, "steps": steps, "reference": 4, "settings": settings, "cost": cost,
