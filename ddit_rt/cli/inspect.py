@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..errors import ConfigError
 from ..multiples import label
@@ -64,11 +64,9 @@ def _list(families: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(families)
         return
-    table = Table(
-        *(Column(name, overflow="fold") for name in ("family", "transformer", "pipelines", "sizes", "without"))
-    )
     for family in families:
-        limits = "\n".join(f"{name}: {reason}" for name, reason in family["limits"].items())
         sizes = ", ".join(map(label, family["multiples"]))
-        table.add_row(family["family"], family["transformer"], "\n".join(family["pipelines"]), sizes, limits)
-    console.print(table)
+        print_line(f"{family['family']}: {family['transformer']} at {sizes}")
+        print_line(f"  {', '.join(family['pipelines'])}")
+        for name, reason in family["limits"].items():
+            print_line(f"  without {name}: {reason}")
