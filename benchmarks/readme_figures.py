@@ -98,7 +98,7 @@ def gain(result: Mapping[str, Any], path: Path) -> None:
     asked = [line["speedup"] for line in lines]
     mixed = [line for line in lines if "coarse" in line]
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    quality, added = figure.subplots(1, 2)
+    quality, added = figure.subplots(1, 2, sharex=True)
     quality.plot(asked, [line["skipped"]["psnr"] for line in lines], "o-", color="black", label="skipped steps alone")
     places = [line["speedup"] for line in mixed]
     quality.plot(places, [line["coarse"]["psnr"] for line in mixed], "s--", color=COLOURS[2], label="with coarse steps")
@@ -114,7 +114,7 @@ def gain(result: Mapping[str, Any], path: Path) -> None:
     added.set_ylabel("added by coarse steps, dB")
     for axes in (quality, added):
         axes.set_xlabel("speed-up, by what steps cost there")
-        axes.set_xlim(asked[0] - 0.12 * (asked[-1] - asked[0]), asked[-1] + 0.12 * (asked[-1] - asked[0]))
+        axes.margins(x=0.12)
         axes.set_xticks(asked, [f"{speedup:g}x" for speedup in asked])
         axes.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
