@@ -3,7 +3,8 @@
     python benchmarks/coarse_gain.py demo-video --output runs/gain [--prompts FILE] [--adapter FILE] [--into FILE]
 
 For every speed-up it fits, on prompts of their own, the best schedule of full and skipped steps and the best one with
-coarse steps too; both run on other prompts, the same noise for each, and are compared prompt by prompt. What a coarse
+coarse steps too; both run on other prompts, the same noise for each, and are compared prompt by prompt. So does the
+schedule with coarse steps once these are skipped: what they bring is told from where its full steps lie. What a coarse
 step costs is not this model's ratio but --ratios: those of Wan 2.1 or FLUX.1 at their usual sizes, or given ones. It
 can be stopped and started again: what is in the output folder is not done again. --into writes the result for
 ``benchmarks/readme.py``.
@@ -41,6 +42,8 @@ KINDS = ((1, 2, 4, SKIP), (1, 2, SKIP), (1, 4, SKIP))
 """What a search with coarse steps may use; of what they find, real runs choose."""
 
 SKIPPED, COARSE, ADAPTER = "skipped", "coarse", "adapter"
+WITHOUT = "without"
+"""In names of methods: a schedule with its coarse steps skipped."""
 FITS, RESULT = "fits.json", "coarse-gain.json"
 
 Fit = dict[str, Any]
@@ -113,7 +116,7 @@ def fit(
 
 
 def methods_of(fits: Sequence[Fit], steps: int, adapter: str | None) -> list[Method]:
-    """The plain run and one method per fit."""
+    """The plain run and one method per fit; two if it has coarse steps."""
     methods = [Method(f"base@{steps}", "base", steps, steps)]
     for entry in fits:
         if entry["schedule"] is None:
@@ -122,12 +125,16 @@ def methods_of(fits: Sequence[Fit], steps: int, adapter: str | None) -> list[Met
         if entry["by"] == ADAPTER:
             settings |= {"coarse": "adapter", "adapter": adapter}
         methods.append(Method(name_of(entry, steps), f"fitted, {entry['by']}", steps, steps, settings))
+        if entry["by"] != SKIPPED:
+            bare = [kind if kind == 1 else SKIP for kind in entry["schedule"]]
+            kind = f"fitted, {entry['by']}, its coarse steps skipped"
+            methods.append(Method(name_of(entry, steps, WITHOUT), kind, steps, steps, {"schedule": bare}))
     return methods
 
 
-def name_of(entry: Fit, steps: int) -> str:
-    """Of the method that runs a fit."""
-    return f"{entry['by']}-{entry['speedup']:g}x@{steps}"
+def name_of(entry: Fit, steps: int, but: str = "") -> str:
+    """Of the method that runs a fit, or of the one :data:`WITHOUT` its coarse steps."""
+    return "-".join([entry["by"], *([but] if but else []), f"{entry['speedup']:g}x@{steps}"])
 
 
 def result_of(plan: Plan, rows: Sequence[dict[str, Any]], fits: Sequence[Fit], ratios: Mapping[int, float]) -> Any:
@@ -146,7 +153,9 @@ def result_of(plan: Plan, rows: Sequence[dict[str, Any]], fits: Sequence[Fit], r
                 lines.append({"speedup": speedup, "by": coarse, "skipped": _side(alone, steps, summaries)})
                 continue
             found = compare(rows, name_of(entry, steps), name_of(alone, steps), "psnr")
-            assert found is not None
+            worth = compare(rows, name_of(entry, steps), name_of(entry, steps, WITHOUT), "psnr")
+            assert found is not None and worth is not None
+            bare = summaries[name_of(entry, steps, WITHOUT)]
             lines.append(
                 {
                     "speedup": speedup,
@@ -154,6 +163,12 @@ def result_of(plan: Plan, rows: Sequence[dict[str, Any]], fits: Sequence[Fit], r
                     "skipped": _side(alone, steps, summaries),
                     "coarse": _side(entry, steps, summaries),
                     **{name: getattr(found, name) for name in ("runs", "difference", "low", "high", "p", "better")},
+                    "without": {
+                        "psnr": bare.metrics["psnr"],
+                        "worst": bare.worst["psnr"],
+                        "difference": worth.difference,
+                        "p": worth.p,
+                    },
                 }
             )
     shared = {"model": plan.model, "steps": steps, "prompts": len(plan.prompts), "call": plan.call}

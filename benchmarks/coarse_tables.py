@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from target_tables import p_shown
+
 
 def news_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """What ``ddit-rt analyse coarse`` found.
@@ -35,8 +37,9 @@ def gain_table(result: Mapping[str, Any]) -> str:
         f"one: {ratios}. PSNR to plain in dB: mean (worst tenth).",
         "",
         "| asked | coarse steps by | skipped steps alone: p, skipped | speed-up | dB | with coarse steps: p, 2p, 4p, "
-        "skipped | speed-up | dB | gain | 95 % interval | p | better on |",
-        "|---" * 12 + "|",
+        "skipped | speed-up | dB | gain | 95 % interval | p | better on | these coarse steps skipped: dB | they bring "
+        "| p |",
+        "|---" * 15 + "|",
     ]
     said = []
     for line in result["lines"]:
@@ -44,13 +47,15 @@ def gain_table(result: Mapping[str, Any]) -> str:
         by = {"coarse": "delta", "adapter": "the adapter"}[line["by"]]
         cells = [f"{line['speedup']:g}x", by, _counts(alone, "10"), f"{alone['speedup']:.2f}x", _decibels(alone)]
         if "coarse" not in line:
-            lines.append(f"| {' | '.join([*cells, 'the search takes none', *[''] * 6])} |")
+            lines.append(f"| {' | '.join([*cells, 'the search takes none', *[''] * 9])} |")
             said.append(f"at {line['speedup']:g}x nothing, since the search takes none")
             continue
         mixed = line["coarse"]
-        p = f"{line['p']:.2g}" if line["p"] >= 1e-4 else "< 0.0001"
+        p = p_shown(line["p"])
         cells += [_counts(mixed, "1240"), f"{mixed['speedup']:.2f}x", _decibels(mixed), f"{line['difference']:+.1f}"]
         cells += [f"{line['low']:+.1f} to {line['high']:+.1f}", p, f"{line['better']} of {line['runs']}"]
+        bare = line.get("without")
+        cells += [_decibels(bare), f"{bare['difference']:+.1f}", p_shown(bare["p"])] if bare else [""] * 3
         lines.append(f"| {' | '.join(cells)} |")
         said.append(f"at {line['speedup']:g}x by {by} {line['difference']:+.1f} dB (p {p})")
     return "\n".join([*lines, "", f"Coarse steps added to skipped steps alone: {'; '.join(said)}."])

@@ -107,11 +107,17 @@ def gain(result: Mapping[str, Any], path: Path) -> None:
     added.axhline(0, color="black", linewidth=0.8)
     for line in mixed:
         added.plot([line["speedup"]] * 2, [line["low"], line["high"]], color=COLOURS[2])
-        added.plot(line["speedup"], line["difference"], "s", color=COLOURS[2])
+        added.plot(line["speedup"], line["difference"], "s", color=COLOURS[2], label="with where full steps lie")
+        if "without" in line:
+            worth = line["without"]["difference"]
+            added.plot(line["speedup"], worth, "D", color=COLOURS[1], label="by coarse steps themselves")
     for line in lines:
         if "coarse" not in line:
             added.annotate("none taken", (line["speedup"], 0), fontsize=8, va="bottom", ha="center")
-    added.set_ylabel("added by coarse steps, dB")
+    added.set_ylabel("added, dB")
+    handles = {text: mark for mark, text in zip(*added.get_legend_handles_labels())}
+    if handles:
+        added.legend(handles.values(), handles.keys(), fontsize=8)
     for axes in (quality, added):
         axes.set_xlabel("speed-up, by what steps cost there")
         axes.margins(x=0.12)

@@ -64,7 +64,7 @@ def _line(evaluation: Evaluation, rows: Sequence[Summary], own: Summary, metric:
         best = max(others, key=lambda row: row.metrics[metric])
         found = compare(evaluation.rows, own.method, best.method, metric)
         cells += [best.method.split("@")[0], f"{best.flops_speedup:.2f}x", _decibels(best, metric)]
-        cells += ["-", "-"] if found is None else [f"{found.difference:+.1f}", _p(found.p)]
+        cells += ["-", "-"] if found is None else [f"{found.difference:+.1f}", p_shown(found.p)]
     else:
         cells += ["none", "", "", "", ""]
     return f"| {' | '.join(cells)} |"
@@ -74,7 +74,8 @@ def _decibels(row: Summary, metric: str) -> str:
     return f"{row.metrics[metric]:.1f} ({row.worst[metric]:.1f})"
 
 
-def _p(p: float) -> str:
+def p_shown(p: float) -> str:
+    """A p-value for a table."""
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 

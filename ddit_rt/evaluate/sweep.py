@@ -85,7 +85,7 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
 
-        A plan with further methods replaces the folder's.
+        A plan with further methods, or further prompts after the same ones, replaces the folder's.
 
         Raises:
             ConfigError: the folder holds another evaluation.
@@ -100,12 +100,14 @@ class Plan:
         before = {**_BEFORE, **known["plan"]}
         if all(method in content["plan"]["methods"] for method in before["methods"]):
             before = {**before, "methods": content["plan"]["methods"]}
+        if content["plan"]["prompts"][: len(before["prompts"])] == before["prompts"]:
+            before = {**before, "prompts": content["plan"]["prompts"]}
         changed = [name for name, value in content["plan"].items() if before.get(name) != value]
         if changed:
             raise ConfigError(
                 f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
             )
-        if before["methods"] != known["plan"]["methods"]:
+        if any(before[name] != known["plan"][name] for name in ("methods", "prompts")):
             path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
 
 

@@ -53,6 +53,8 @@ def test_coarse_steps_are_compared_with_skipped_ones_at_given_ratios(folder, pro
             assert line["coarse"]["steps"]["2"] + line["coarse"]["steps"]["4"] > 0 and line["runs"] == 2
             assert line["difference"] == pytest.approx(line["coarse"]["psnr"] - line["skipped"]["psnr"], abs=1e-6)
             assert {"growth", "flicker", "warping", "ssim", "worst"} <= set(line["coarse"])
+            bare = line["without"]
+            assert bare["difference"] == pytest.approx(line["coarse"]["psnr"] - bare["psnr"], abs=1e-6)
     text = capsys.readouterr().out
     assert text.rstrip().endswith(".") and "Coarse steps added to skipped steps alone: at 2x" in text
     table = coarse_tables.gain_table(result)

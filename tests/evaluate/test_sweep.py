@@ -47,6 +47,17 @@ def test_turns_put_references_first_and_rotate():
     assert len({tuple(order) for order in orders}) > 2
 
 
+def test_a_folder_takes_further_prompts_and_runs_those_alone(pipe, tmp_path, monkeypatch):
+    first = run_sweep(pipe, plan(prompts=["a b", "c d"]), tmp_path, progress=False)
+    original, seen = sweep.generate, []
+    monkeypatch.setattr(sweep, "generate", lambda *a, **k: seen.append(k["prompt"]) or original(*a, **k))
+    rows = run_sweep(pipe, plan(prompts=["a b", "c d", "e f"]), tmp_path, progress=False)
+    assert set(seen) == {"e f"} and rows[: len(first)] == first and timed(tmp_path) == EVERY
+    for other in (["a b"], ["a b", "e f", "c d"]):
+        with pytest.raises(ConfigError, match="other prompts"):
+            plan(prompts=other).write(tmp_path)
+
+
 def test_a_folder_takes_further_methods_and_nothing_else(tmp_path):
     plan().write(tmp_path)
     more = plan(methods=[*METHODS, Method("less", "fewer steps", 2, 6)])
