@@ -37,7 +37,7 @@ from .options import (
 )
 from .terminal import importing, note, print_line
 
-_DEMO_ITEMS = 800
+_OWN_ITEMS = 800
 
 group = typer.Typer(help="Trains an adapter: coarse steps as good as full ones.", no_args_is_help=True)
 
@@ -238,9 +238,10 @@ def _source(
     seed: int,
 ) -> Any:
     from ..distill import Checked, Prompts, picture_dataset, picture_folder, read_prompts
+    from ..pipeline import SHIPPED
 
     given = [value for value in (prompts, pictures, dataset) if value is not None]
-    if len(given) > 1 or (not given and model != "demo"):
+    if len(given) > 1 or (not given and model not in SHIPPED):
         raise ConfigError("give the data as one of --prompts, --pictures or --dataset.")
     checked = Checked(bad_data is BadData.skip, note)
     length = 2 * max_gap + 1  # a step, and the two it may remember at their farthest
@@ -254,15 +255,16 @@ def _source(
         return picture_dataset(_rows(str(dataset)), image, caption, items or 1000, size, length, checked)
     if prompts is not None:
         return Prompts(read_prompts(prompts, checked)[:items])
-    return Prompts(_demo_captions(items or _DEMO_ITEMS, seed))
+    return Prompts(_own_captions(model, items, seed))
 
 
-def _demo_captions(count: int, seed: int) -> list[str]:
+def _own_captions(model: str, items: int | None, seed: int) -> list[str]:
     from ..demo import DISTILL_PROMPTS
 
-    prompts = DISTILL_PROMPTS.read_text(encoding="utf-8").splitlines()
+    prompts = DISTILL_PROMPTS[model].read_text(encoding="utf-8").splitlines()
+    count = items or min(_OWN_ITEMS, len(prompts))
     if count > len(prompts):
-        raise ConfigError(f"items={count}: there are {len(prompts)} demo prompts; ask for fewer, or give --prompts.")
+        raise ConfigError(f"items={count}: there are {len(prompts)} {model} prompts; ask for fewer, or give --prompts.")
     return prompts[:count] if seed == 0 else Random(seed).sample(prompts, count)
 
 

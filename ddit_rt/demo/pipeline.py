@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from ..pipeline import DEMO, SHIPPED, call_defaults, example_prompts
+from ..pipeline import DEMO, DEMO_256, DEMO_VIDEO, SHIPPED, call_defaults, example_prompts
 
 MODEL_DIR = SHIPPED[DEMO]
 
@@ -29,8 +29,14 @@ FITTED = {speedup: _SCHEDULES / f"50-steps-{speedup}x.json" for speedup in (2, 3
 FITTED_ADAPTER = {speedup: _SCHEDULES / f"50-steps-{speedup}x-adapter.json" for speedup in (2, 3)}
 """The same with `--adapter`, for the adapter's coarse steps."""
 
-DISTILL_PROMPTS = Path(__file__).parent / "distill_prompts.txt"
-"""Captions that ``examples.demo_model.scenes`` draws, one a line, to distill an adapter on."""
+_CAPTIONS = Path(__file__).parent / "distill_prompts.txt"
+
+DISTILL_PROMPTS = {
+    DEMO: _CAPTIONS,
+    DEMO_256: _CAPTIONS,
+    DEMO_VIDEO: _CAPTIONS.with_name("distill_video_prompts.txt"),
+}
+"""Shipped model -> captions that the scenes of its ``examples`` draw, one a line, to distill an adapter on."""
 
 DEMO_THRESHOLD = 2e-3
 """τ of the demo at 50 steps."""
