@@ -48,7 +48,7 @@ def gain_table(result: Mapping[str, Any]) -> str:
         cells = [f"{line['speedup']:g}x", by, _counts(alone, "10"), f"{alone['speedup']:.2f}x", _decibels(alone)]
         if "coarse" not in line:
             lines.append(f"| {' | '.join([*cells, 'the search takes none', *[''] * 9])} |")
-            said.append(f"at {line['speedup']:g}x nothing, since the search takes none")
+            said.append(f"at {line['speedup']:g}x by {by} nothing, since the search takes none")
             continue
         mixed = line["coarse"]
         p = p_shown(line["p"])

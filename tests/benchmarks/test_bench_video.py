@@ -75,7 +75,7 @@ def test_a_search_that_takes_no_coarse_step_is_said_to():
     lines = [{"speedup": 2, "by": "coarse", "skipped": side}]
     result = {"model": "m", "prompts": 2, "steps": 16, "ratios": {"2": 0.12}, "lines": lines}
     text = coarse_tables.gain_table(result)
-    assert "the search takes none" in text and text.endswith("at 2x nothing, since the search takes none.")
+    assert "the search takes none" in text and text.endswith("at 2x by delta nothing, since the search takes none.")
 
 
 def test_what_coarse_steps_are_worth_comes_from_results(tmp_path, monkeypatch):
