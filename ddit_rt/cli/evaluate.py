@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +83,7 @@ def command(
             CLIP,
             PLAN,
             Plan,
+            read_methods,
             read_rows,
             run_sweep,
             standard_plan,
@@ -99,6 +101,11 @@ def command(
         plan = Plan.read(output)
         if plan.model != model:
             raise ConfigError(f"{output} holds an evaluation of {plan.model}: choose another --output.")
+        if methods is not None:
+            # what is fitted to a model is fitted to the prompts after those of the plan: only given methods take more
+            more = load_prompts(prompts, count, model) if count > len(plan.prompts) else plan.prompts
+            plan = replace(plan, methods=read_methods(methods), prompts=more)
+            plan.write(output)
         pipe = load(model, dtype, device)
         if adapter is not None:
             others = [
@@ -110,8 +117,8 @@ def command(
                 plan = with_adapter(plan, adapter, pipe, others[:APART] or plan.prompts[:APART], show)
             plan.write(output)
         note(
-            f"continuing {output}: the plan in it is kept, --adapter adds to it; other options that would change it "
-            "are not looked at"
+            f"continuing {output}: the plan in it is kept; --methods and --adapter add to it, with --methods a larger "
+            "--count, too; other options that would change it are not looked at"
         )
     else:
         chosen = load_prompts(prompts, count + APART, model)

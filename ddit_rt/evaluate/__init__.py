@@ -14,6 +14,7 @@ from .methods import Method
 from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
 from .news import CoarseNews, coarse_news, write_news
 from .prompts import load_prompts
+from .settings import read_methods
 from .standard import APART, standard_plan, with_adapter
 from .summary import Summary, judge_pictures, summarise, table, write_results
 from .sweep import PLAN, Plan, holds_videos, read_rows, run_sweep
@@ -65,6 +66,7 @@ __all__ = [
     "plot_sigma",
     "psnr_of_frames",
     "read_clip",
+    "read_methods",
     "read_rows",
     "run_sweep",
     "runs_twice",

@@ -12,7 +12,8 @@ from prompted import CALL, prompted
 from typer.testing import CliRunner
 
 from ddit_rt.cli import app
-from ddit_rt.errors import OutOfReachError
+from ddit_rt.errors import ConfigError, OutOfReachError
+from ddit_rt.evaluate import Plan, read_rows
 from ddit_rt.evaluate.standard import standard_plan
 from ddit_rt.fitting.teacache import fit_teacache
 from ddit_rt.fitting.threshold import calibrate
@@ -65,6 +66,30 @@ def test_eval_with_a_methods_file(run, tmp_path):
     (out / "results.json").unlink()
     run("eval", "tiny", "--output", out, "--report")
     assert (out / "results.json").exists()
+
+
+def test_eval_goes_on_with_further_methods_and_prompts(run, tmp_path):
+    methods = [
+        {"name": "base", "kind": "base", "steps": 5, "reference": 5},
+        {"name": "fewer", "kind": "fewer steps", "steps": 3, "reference": 5},
+    ]
+    (tmp_path / "few.json").write_text(json.dumps(methods))
+    mix = {"name": "mix", "kind": "mixed", "steps": 5, "reference": 5, "settings": {"schedule": [1, 1, 0, 2, 1]}}
+    (tmp_path / "more.json").write_text(json.dumps([*methods, mix]))
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    out = tmp_path / "out"
+    given = ["eval", "tiny", "--output", out, "--prompts", tmp_path / "prompts.txt", "--no-converged"]
+    run(*given, "--count", 1, "--methods", tmp_path / "few.json")
+    before = [row for row in read_rows(out) if "seconds" in row]
+    assert "--count" in run(*given, "--count", 2, "--methods", tmp_path / "more.json")
+    rows = [row for row in read_rows(out) if "seconds" in row]
+    assert rows[:2] == before and sorted((row["method"], row["prompt"]) for row in rows) == sorted(
+        (name, prompt) for name in ("base", "fewer", "mix") for prompt in (0, 1)
+    )
+    run(*given, "--count", 3)  # without a file of methods the plan is kept
+    assert Plan.read(out).prompts == ["one", "two"]
+    with pytest.raises(ConfigError, match="other methods"):
+        run(*given, "--methods", tmp_path / "few.json")
 
 
 def test_adherence_is_read_from_the_saved_pictures_of_the_demo(run, tmp_path):
