@@ -38,6 +38,14 @@ SHOWCASE = FIGURES / "demo.json"
 RESULTS = ROOT / "benchmarks" / "results"
 VIDEO = RESULTS / "demo-video"
 GAIN = "coarse-gain.json"
+TARGETS = {
+    "targets-table": ("demo-targets/evaluation.json", 50),
+    "targets-unguided-table": ("demo-targets/evaluation-unguided.json", 50),
+    "targets-28-table": ("demo-targets/evaluation-28.json", 28),
+    "targets-28-unguided-table": ("demo-targets/evaluation-28-unguided.json", 28),
+    "targets-256-table": ("demo-256/evaluation.json", 50),
+}
+"""Marker -> where an evaluation of targets lies, and its plain steps."""
 UNUSED = ("patch_std", "tokens", "pictures")
 """Parts of a demo's result that no table shows."""
 
@@ -50,13 +58,6 @@ def contents() -> dict[str, str]:
     analyses = json.loads((RESULTS / "demo" / "analyses.json").read_text(encoding="utf-8"))
     targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
     found = {
-        "targets-table": target_tables.targets_table(targets, 50),
-        "targets-28-table": target_tables.targets_table(
-            Evaluation.read(RESULTS / "demo-targets" / "evaluation-28.json"), 28
-        ),
-        "targets-unguided-table": target_tables.targets_table(
-            Evaluation.read(RESULTS / "demo-targets" / "evaluation-unguided.json"), 50
-        ),
         "misses-table": target_tables.misses_table(
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
         ),
@@ -87,6 +88,8 @@ def contents() -> dict[str, str]:
     found |= {
         f"{name}-table": tables.analyses_table(lines) for name, lines in analyses.items() if isinstance(lines, list)
     }
+    for name, (file, steps) in TARGETS.items():
+        found[name] = target_tables.targets_table(Evaluation.read(RESULTS / file), steps)
     return found | video_contents() | coarse_contents()
 
 
