@@ -59,7 +59,8 @@ def fit_schedule(
 
     Real runs choose among several: full and skipped steps where a search puts them and where the rule behind
     ``accelerate(pipe, speedup=...)`` does, and a mix with coarse steps; with an adapter also the mix that would be
-    found if its coarse steps erred as delta's do.
+    found if its coarse steps erred as delta's do. The rule's stays unless another is nearer by more than could be
+    chance: by more than the standard error of the difference over the prompts.
 
     Args:
         pipe: A supported pipeline; left plain.
@@ -177,7 +178,7 @@ class Fitter:
         kinds = self._kinds if kinds is None else kinds
         return self._finished(
             self._runs.best(
-                _at_speedup(self.error_model, self._reference, self.steps, speedup, kinds, self._boundaries)
+                *_at_speedup(self.error_model, self._reference, self.steps, speedup, kinds, self._boundaries)
             )
         )
 
@@ -279,14 +280,15 @@ def _at_speedup(
     speedup: float,
     kinds: Sequence[int],
     boundaries: Sequence[float],
-) -> list[FittedSchedule]:
-    """Schedules that the error model thinks best at a speed-up, and the rule."""
+) -> tuple[list[FittedSchedule], FittedSchedule | None]:
+    """Schedules that the error model thinks best at a speed-up, and the rule; which of them is the rule's."""
     found: list[FittedSchedule] = []
+    standing = None
     # m full and n - m skipped steps cost n / speedup full ones
     skipped = error_model.shares.get(SKIP, 0.0)
     evaluations = int(steps * (1 / speedup - skipped) / max(1 - skipped, 1e-6) + 1e-9)
     if SKIP in kinds and evaluations >= 2:
-        found += _skipping(error_model, reference, steps, evaluations, boundaries)
+        found, standing = _skipping(error_model, reference, steps, evaluations, boundaries)
     # those of full and skipped steps alone have just been searched
     if reference == "plain" and (not found or any(kind > 1 for kind in kinds)):
         schedules = [find_schedule(error_model, speedup, kinds)]
@@ -297,21 +299,24 @@ def _at_speedup(
     if not found:
         most = steps / (2 + (steps - 2) * skipped)
         raise OutOfReachError(f"speedup={speedup:g}: {steps} steps have to keep 2; ask for {most:.3g} at most.")
-    return found
+    return found, standing
 
 
 def _skipping(
     error_model: ErrorModel, reference: str, steps: int, evaluations: int, boundaries: Sequence[float]
-) -> list[FittedSchedule]:
-    """Schedules of so many evaluations: by three searches, one of which trusts the latents that the model looks at."""
+) -> tuple[list[FittedSchedule], FittedSchedule | None]:
+    """Schedules of so many evaluations, and which of them is the rule's.
+
+    By three searches, one of which trusts the latents that the model looks at. Aiming at converged there is no rule's.
+    """
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
     if evaluations < error_model.steps:
         counting = replace(error_model, shares={})  # evaluations, whatever a skipped step costs
         searched.append(find_schedule(counting, error_model.steps / evaluations, (1, SKIP)))
     if reference == "plain":
-        by_rule = schedule_of(steps, evaluations, WARP["plain"], error_model.takeovers)
-        return [unmeasured(schedule) for schedule in (*searched, by_rule)]
+        by_rule = unmeasured(schedule_of(steps, evaluations, WARP["plain"], error_model.takeovers))
+        return [*map(unmeasured, searched), by_rule], by_rule
     last = float(error_model.sigmas[-1])
     found = []
     for candidate in searched:
@@ -320,7 +325,7 @@ def _skipping(
         schedule = [1 if t in at else SKIP for t in range(steps)]
         sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last, boundaries)]
         found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
-    return found
+    return found, None
 
 
 def _of_quality(
@@ -331,7 +336,7 @@ def _of_quality(
     best: FittedSchedule | None = None
     while low <= high:
         middle = (low + high) // 2
-        found = runs.best(_skipping(error_model, runs.reference, steps, middle, boundaries))
+        found = runs.best(*_skipping(error_model, runs.reference, steps, middle, boundaries))
         reached = max(reached, runs.quality_of(found))
         if runs.quality_of(found) >= quality:
             best, high = found, middle - 1

@@ -45,10 +45,23 @@ class RealRuns:
         self._plain: dict[int, Any] = {}
         self._converged: dict[int, Any] = {}
 
-    def best(self, candidates: Sequence[FittedSchedule]) -> FittedSchedule:
-        """The candidate whose runs end nearest to the reference, with what they gave."""
+    def best(self, candidates: Sequence[FittedSchedule], standing: FittedSchedule | None = None) -> FittedSchedule:
+        """The candidate whose runs end nearest to the reference, with what they gave.
+
+        Args:
+            candidates: To run.
+            standing: One of them that stays unless another is nearer by more than the standard error of the difference
+                over the prompts. The nearest of several on a few prompts is so by chance, too.
+        """
         different = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
-        return max((self.measured(candidate) for candidate in different), key=self.quality_of)
+        tried = [self._tried(candidate) for candidate in different]
+        nearest = max(tried, key=lambda one: float(np.mean(one[1])))
+        if standing is None or len(self._prompts) < 2:
+            return nearest[0]
+        stays = tried[different.index(standing)]
+        gained = np.subtract(nearest[1], stays[1])
+        error = float(np.std(gained, ddof=1)) / len(gained) ** 0.5
+        return nearest[0] if float(np.mean(gained)) > error else stays[0]
 
     def quality_of(self, fitted: FittedSchedule) -> float:
         """dB to the reference."""
@@ -56,6 +69,10 @@ class RealRuns:
 
     def measured(self, fitted: FittedSchedule) -> FittedSchedule:
         """The schedule with its FLOP speed-up and its PSNR, means over the prompts."""
+        return self._tried(fitted)[0]
+
+    def _tried(self, fitted: FittedSchedule) -> tuple[FittedSchedule, list[float]]:
+        """A schedule as of :meth:`measured`, and what it gave for every prompt, in dB to the reference."""
         speedups, decibels, to_converged = [], [], []
         for i, prompt in enumerate(self._prompts):
             self._progress(f"trying: {name_of(prompt, i)}")
@@ -72,13 +89,14 @@ class RealRuns:
             decibels.append(psnr(fast.frames, self._plain[i]))
             if self._converged:
                 to_converged.append(psnr(fast.frames, self._converged[i]))
-        return replace(
+        measured = replace(
             fitted,
             speedup=float(np.mean(speedups)),
             psnr=float(np.mean(decibels)),
             prompts=len(self._prompts),
             psnr_converged=float(np.mean(to_converged)) if to_converged else None,
         )
+        return measured, to_converged or decibels
 
 
 def try_schedule(

@@ -29,6 +29,7 @@ from ddit_rt.fitting import (
     measurement,
     try_schedule,
 )
+from ddit_rt.fitting.real_runs import RealRuns, unmeasured
 from ddit_rt.granularity import PredictionHistory
 from ddit_rt.pipeline import targets
 from ddit_rt.runtime import MethodPatch
@@ -530,3 +531,20 @@ def test_runs_from_a_picture_are_fitted_at_the_steps_that_they_make() -> None:
     assert len(by_quality.schedule) == STEPS and by_quality.psnr >= 20
     with pytest.raises(ConfigError, match=r"strength=1\.0"):
         fit_schedule(pipe, [prompt], reference="converged", keep=False, **call)
+
+
+@pytest.mark.parametrize(
+    ("by_rule", "by_search", "taken"),
+    [
+        ([36.0, 35.0, 41.0, 38.0], [30.0, 41.0, 35.0, 45.0], "rule"),  # nearer in the mean, by less than chance
+        ([30.0, 40.5, 34.0, 44.0], [31.0, 41.5, 34.8, 44.9], "search"),
+        ([30.0, 40.5, 34.0, 44.0], [29.0, 39.0, 33.0, 43.0], "rule"),
+    ],
+)
+def test_the_rule_stays_unless_a_search_is_nearer_by_more_than_chance(monkeypatch, by_rule, by_search, taken) -> None:
+    rule, search = unmeasured([1, 1, 0, 1]), unmeasured([1, 0, 1, 1])
+    values = {tuple(rule.schedule): by_rule, tuple(search.schedule): by_search}
+    runs = RealRuns(None, ["a", "b", "c", "d"], 0, print, {}, "plain", {})
+    monkeypatch.setattr(runs, "_tried", lambda one: (one, values[tuple(one.schedule)]))
+    assert runs.best([search, rule], rule) == {"rule": rule, "search": search}[taken]
+    assert runs.best([search, rule]) == (search if sum(by_search) > sum(by_rule) else rule)
