@@ -9,6 +9,9 @@ from distill_models import CALL, pipeline
 from PIL import Image
 
 import ddit_rt
+from ddit_rt import ConfigError
+from ddit_rt.cli.distill import _own_captions
+from ddit_rt.demo import DISTILL_PROMPTS
 from ddit_rt.distill import (
     BadDataError,
     Checked,
@@ -21,7 +24,21 @@ from ddit_rt.distill import (
 )
 from ddit_rt.distill.data import fitted
 from ddit_rt.distill.recordings import Library
+from ddit_rt.evaluate import load_prompts
 from ddit_rt.families import family_of
+from ddit_rt.pipeline import DEMO_VIDEO, SHIPPED
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_a_shipped_model_has_captions_to_distill_on(model):
+    prompts = _own_captions(model, None, 0)
+    assert len(prompts) >= 300 and all(prompts) and _own_captions(model, 5, 0) == prompts[:5]
+    with pytest.raises(ConfigError, match=f"items=9999: there are .* {model} prompts"):
+        _own_captions(model, 9999, 0)
+
+
+def test_no_video_is_distilled_on_that_is_evaluated():
+    assert not set(DISTILL_PROMPTS[DEMO_VIDEO].read_text().splitlines()) & set(load_prompts(DEMO_VIDEO))
 
 
 def checked(skip):
