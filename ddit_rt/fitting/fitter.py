@@ -23,7 +23,9 @@ from ..schedule import (
     ScheduleStore,
     check_quality,
     check_speedup,
+    level_at,
     levels_of_steps,
+    place_evaluations,
     schedule_of,
     steps_of_levels,
 )
@@ -307,7 +309,8 @@ def _skipping(
 ) -> tuple[list[FittedSchedule], FittedSchedule | None]:
     """Schedules of so many evaluations, and which of them is the rule's.
 
-    By three searches, one of which trusts the latents that the model looks at. Aiming at converged there is no rule's.
+    By three searches, one of which trusts the latents that the model looks at. Where a run has two transformers and
+    aims at converged, there is no rule's.
     """
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
@@ -317,15 +320,18 @@ def _skipping(
     if reference == "plain":
         by_rule = unmeasured(schedule_of(steps, evaluations, WARP["plain"], error_model.takeovers))
         return [*map(unmeasured, searched), by_rule], by_rule
-    last = float(error_model.sigmas[-1])
+    curve = [float(sigma) for sigma in error_model.sigmas]
+    placed = [[curve[t] for t, kind in enumerate(candidate) if kind == 1] for candidate in searched]
+    if not boundaries:
+        places = place_evaluations(evaluations, WARP["converged"])
+        placed.append([level_at(curve, u * (len(curve) - 1)) for u in places])
     found = []
-    for candidate in searched:
-        levels = [float(error_model.sigmas[t]) for t, kind in enumerate(candidate) if kind == 1]
+    for levels in placed:
         at = steps_of_levels(steps, levels, WARP["converged"], boundaries)
         schedule = [1 if t in at else SKIP for t in range(steps)]
-        sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, last, boundaries)]
+        sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, curve[-1], boundaries)]
         found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
-    return found, None
+    return found, None if boundaries else found[-1]
 
 
 def _of_quality(

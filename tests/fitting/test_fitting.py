@@ -415,6 +415,24 @@ def test_real_runs_choose_between_mixed_and_skipped(monkeypatch: pytest.MonkeyPa
     assert fit_schedule(pipe, ["a"], 1.5, (1, 2, 4), **call).schedule == mixed
 
 
+@pytest.mark.parametrize("reference", ["plain", "converged"])
+def test_the_rule_is_among_what_runs_for_real(monkeypatch: pytest.MonkeyPatch, reference: str) -> None:
+    pipe, call = a_flux()
+    tried: list[tuple[list[FittedSchedule], FittedSchedule | None]] = []
+    original = RealRuns.best
+    monkeypatch.setattr(RealRuns, "best", lambda runs, *given: tried.append(given) or original(runs, *given))
+    fit_schedule(pipe, ["a"], 3.0, reference=reference, keep=False, **call)
+    ((candidates, rule),) = tried
+    with accelerated(pipe, speedup=3, reference=reference):
+        pipe("a", **call)
+        wanted = report(pipe)
+    assert rule in candidates and rule is not None
+    assert rule.schedule == [int(kind) for kind in wanted.schedule]
+    if reference == "converged":
+        levels = [(step.sigma, at) for step, at in zip(wanted.steps, rule.sigmas) if step.multiple == 1]
+        assert len(levels) == 4 and all(sigma == pytest.approx(at, abs=0.02) for sigma, at in levels)
+
+
 def test_with_an_adapter_real_runs_choose_among_three(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = a_flux()
     adapter = trained(pipe)
