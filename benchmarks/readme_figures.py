@@ -35,7 +35,7 @@ PICTURE = {
     "target-3x@50": "speedup=3",
     "converged-4x@50": "speedup=4, converged",
     "teacache-3x@50": "TeaCache, 3x",
-    "17-steps@50": "17 plain steps, 3x",
+    "16-steps@50": "16 plain steps, 3x",
 }
 SHEET = {
     "base@50": "plain",

@@ -20,7 +20,7 @@ OURS = ("DDiT",)
 """How the kinds of our own methods begin."""
 
 DEARER = 1.1
-"""A baseline may spend so many times our FLOP: 17 evaluations stand beside our 16."""
+"""A baseline may spend so many times our FLOP, since few can be set to the same."""
 
 
 def targets_table(evaluation: Evaluation, steps: int) -> str:
