@@ -56,7 +56,7 @@ def contents() -> dict[str, str]:
         Evaluation.read(RESULTS / name / "evaluation.json") for name in ("demo", "demo-guided", "demo-options")
     )
     analyses = json.loads((RESULTS / "demo" / "analyses.json").read_text(encoding="utf-8"))
-    targets = Evaluation.read(RESULTS / "demo-targets" / "evaluation.json")
+    targets = {name: Evaluation.read(RESULTS / file) for name, (file, _) in TARGETS.items()}
     found = {
         "misses-table": target_tables.misses_table(
             json.loads((RESULTS / "demo-targets" / "misses.json").read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def contents() -> dict[str, str]:
         "few-steps-table": few_steps.few_steps_table(
             json.loads((RESULTS / "demo-few" / "few-steps.json").read_text(encoding="utf-8"))
         ),
-        "targets-all-table": tables.evaluation_table(targets, 50),
+        "targets-all-table": tables.evaluation_table(targets["targets-table"], 50),
         "longer-paper-table": paper_longer.table(
             json.loads((RESULTS / "on-paper" / "longer.json").read_text(encoding="utf-8"))
         ),
@@ -88,8 +88,7 @@ def contents() -> dict[str, str]:
     found |= {
         f"{name}-table": tables.analyses_table(lines) for name, lines in analyses.items() if isinstance(lines, list)
     }
-    for name, (file, steps) in TARGETS.items():
-        found[name] = target_tables.targets_table(Evaluation.read(RESULTS / file), steps)
+    found |= {name: target_tables.targets_table(targets[name], steps) for name, (_, steps) in TARGETS.items()}
     return found | video_contents() | coarse_contents()
 
 

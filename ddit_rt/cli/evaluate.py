@@ -104,7 +104,9 @@ def command(
         if methods is not None:
             # what is fitted to a model is fitted to the prompts after those of the plan: only given methods take more
             more = load_prompts(prompts, count, model) if count > len(plan.prompts) else plan.prompts
-            plan = replace(plan, methods=read_methods(methods), prompts=more)
+            given = read_methods(methods)
+            joined = [one for one in plan.methods if "adapter" in (one.settings or {}) and one not in given]
+            plan = replace(plan, methods=[*given, *joined], prompts=more)
             plan.write(output)
         pipe = load(model, dtype, device)
         if adapter is not None:

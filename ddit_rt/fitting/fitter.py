@@ -23,9 +23,8 @@ from ..schedule import (
     ScheduleStore,
     check_quality,
     check_speedup,
-    level_at,
+    levels_of_evaluations,
     levels_of_steps,
-    place_evaluations,
     schedule_of,
     steps_of_levels,
 )
@@ -306,11 +305,10 @@ def _at_speedup(
 
 def _skipping(
     error_model: ErrorModel, reference: str, steps: int, evaluations: int, boundaries: Sequence[float]
-) -> tuple[list[FittedSchedule], FittedSchedule | None]:
+) -> tuple[list[FittedSchedule], FittedSchedule]:
     """Schedules of so many evaluations, and which of them is the rule's.
 
-    By three searches, one of which trusts the latents that the model looks at. Where a run has two transformers and
-    aims at converged, there is no rule's.
+    The others are of three searches, one of which trusts the latents that the model looks at.
     """
     trusting = replace(error_model, looks_aside=False)
     searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
@@ -322,16 +320,14 @@ def _skipping(
         return [*map(unmeasured, searched), by_rule], by_rule
     curve = [float(sigma) for sigma in error_model.sigmas]
     placed = [[curve[t] for t, kind in enumerate(candidate) if kind == 1] for candidate in searched]
-    if not boundaries:
-        places = place_evaluations(evaluations, WARP["converged"])
-        placed.append([level_at(curve, u * (len(curve) - 1)) for u in places])
+    placed.append(levels_of_evaluations(curve, evaluations, WARP["converged"], boundaries))
     found = []
     for levels in placed:
         at = steps_of_levels(steps, levels, WARP["converged"], boundaries)
         schedule = [1 if t in at else SKIP for t in range(steps)]
         sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, curve[-1], boundaries)]
         found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
-    return found, None if boundaries else found[-1]
+    return found, found[-1]
 
 
 def _of_quality(

@@ -55,7 +55,7 @@ class RealRuns:
         """
         different = [c for i, c in enumerate(candidates) if c not in candidates[:i]]
         tried = [self._tried(candidate) for candidate in different]
-        nearest = max(tried, key=lambda one: float(np.mean(one[1])))
+        nearest = max(tried, key=lambda one: self.quality_of(one[0]))
         if standing is None or len(self._prompts) < 2:
             return nearest[0]
         stays = tried[different.index(standing)]

@@ -87,14 +87,22 @@ def moved_levels(
         warp: w.
         boundaries: Noise levels below which another transformer takes over.
     """
+    levels = levels_of_evaluations(sigmas, evaluations, warp, boundaries)
+    at = steps_of_levels(len(sigmas) - 1, levels, warp, boundaries)
+    return levels_of_steps(len(sigmas) - 1, at, levels, sigmas[-1], boundaries)
+
+
+def levels_of_evaluations(
+    sigmas: Sequence[float], evaluations: int, warp: float, boundaries: Sequence[float] = ()
+) -> list[float]:
+    """Noise levels of the m evaluations alone, falling; arguments as for :func:`moved_levels`."""
     curve = [s for i, s in enumerate(sigmas) if i == 0 or s != sigmas[i - 1]]
     levels = [level_at(curve, u * (len(curve) - 1)) for u in place_evaluations(evaluations, warp)]
     for boundary in boundaries:
         # a transformer that would make less than two evaluations makes the last two, in thirds of its way
         if sum(level < boundary for level in levels) < 2 <= evaluations and curve[-1] < boundary <= curve[0]:
             levels[-2:] = [boundary + (curve[-1] - boundary) * third / 3 for third in (1, 2)]
-    at = steps_of_levels(len(sigmas) - 1, levels, warp, boundaries)
-    return levels_of_steps(len(sigmas) - 1, at, levels, curve[-1], boundaries)
+    return levels
 
 
 def steps_of_levels(steps: int, levels: Sequence[float], warp: float, boundaries: Sequence[float]) -> tuple[int, ...]:

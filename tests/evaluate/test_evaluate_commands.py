@@ -15,8 +15,10 @@ from ddit_rt.cli import app
 from ddit_rt.errors import ConfigError, OutOfReachError
 from ddit_rt.evaluate import Plan, read_rows
 from ddit_rt.evaluate.standard import standard_plan
+from ddit_rt.families import family_of, fresh_adapter
 from ddit_rt.fitting.teacache import fit_teacache
 from ddit_rt.fitting.threshold import calibrate
+from ddit_rt.granularity import save_adapter
 from ddit_rt.schedule import Report, StepRecord
 from examples.demo_model.scenes import Noun, render, sample_scene
 
@@ -90,6 +92,24 @@ def test_eval_goes_on_with_further_methods_and_prompts(run, tmp_path):
     assert Plan.read(out).prompts == ["one", "two"]
     with pytest.raises(ConfigError, match="other methods"):
         run(*given, "--methods", tmp_path / "few.json")
+
+
+def test_eval_with_given_methods_keeps_those_of_an_adapter_that_joined(run, tmp_path):
+    pipe = prompted()
+    path = save_adapter(fresh_adapter(family_of(pipe), pipe.transformer, rank=2), tmp_path / "a.safetensors")
+    (tmp_path / "methods.json").write_text(
+        json.dumps([{"name": "base", "kind": "base", "steps": 6, "reference": 6}]),
+    )
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    given = ["eval", "tiny", "--output", tmp_path / "out", "--prompts", tmp_path / "prompts.txt", "--count", 1]
+    given += ["--methods", tmp_path / "methods.json", "--no-converged", "--plan"]
+    run(*given)
+    run(*given, "--adapter", path)
+    joined = Plan.read(tmp_path / "out")
+    assert len(joined.methods) > 1
+    run(*given, "--adapter", path)
+    run(*given)
+    assert Plan.read(tmp_path / "out") == joined
 
 
 def test_adherence_is_read_from_the_saved_pictures_of_the_demo(run, tmp_path):

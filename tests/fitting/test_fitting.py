@@ -560,7 +560,8 @@ def test_runs_from_a_picture_are_fitted_at_the_steps_that_they_make() -> None:
     ],
 )
 def test_the_rule_stays_unless_a_search_is_nearer_by_more_than_chance(monkeypatch, by_rule, by_search, taken) -> None:
-    rule, search = unmeasured([1, 1, 0, 1]), unmeasured([1, 0, 1, 1])
+    rule = replace(unmeasured([1, 1, 0, 1]), psnr=float(np.mean(by_rule)))
+    search = replace(unmeasured([1, 0, 1, 1]), psnr=float(np.mean(by_search)))
     values = {tuple(rule.schedule): by_rule, tuple(search.schedule): by_search}
     runs = RealRuns(None, ["a", "b", "c", "d"], 0, print, {}, "plain", {})
     monkeypatch.setattr(runs, "_tried", lambda one: (one, values[tuple(one.schedule)]))
