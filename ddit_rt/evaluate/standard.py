@@ -112,7 +112,7 @@ def standard_plan(
             published ones are taken.
         apart: Prompts to calibrate and fit on, best none of ``prompts``; the first of those if there are none.
         methods_file: Methods to run instead of these.
-        adapter: A trained adapter to run too.
+        adapter: A trained adapter to run too, after these or those of the file.
         converged: Of the :class:`Plan`.
         progress: Called with a line of text now and then.
     """
@@ -135,8 +135,11 @@ def standard_plan(
                 fit=fit_baselines,
                 progress=progress,
             )
-            methods += _methods(listing, adapter)
-    return Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics), converged)
+            methods += _methods(listing)
+    plan = Plan(model, methods, list(prompts), list(seeds), arguments, list(metrics), converged)
+    if adapter is None:
+        return plan
+    return with_adapter(plan, str(adapter), pipe, list(apart or prompts[:APART]), progress)
 
 
 def with_adapter(
@@ -146,7 +149,7 @@ def with_adapter(
     apart: Sequence[str],
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """The plan and, where it lacks them, the methods with an adapter that :func:`standard_plan` would have listed.
+    """The plan and, where it lacks them, methods with an adapter, for each of its plain step counts.
 
     Args:
         plan: Without them, or with some.
@@ -192,7 +195,7 @@ def _mixed(methods: Sequence[Method], steps: int) -> list[Method]:
     return [method for method in methods if method.kind == FITTED[0].kind and method.steps == steps]
 
 
-def _methods(listing: Listing, adapter: Path | None) -> list[Method]:
+def _methods(listing: Listing) -> list[Method]:
     """The plain run, the baselines and our own methods for one step count."""
     pipe, steps, call, full, progress = listing.pipe, listing.steps, listing.call, listing.full, listing.progress
     apart = listing.prompts
@@ -223,8 +226,6 @@ def _methods(listing: Listing, adapter: Path | None) -> list[Method]:
 
         schedules = _within_reach(family.name, steps, family.speedups if full else family.further, schedule)
         methods += fitted_methods(steps, family.name, family.kind, schedules)
-    if adapter is not None:
-        methods += _with_adapter(pipe, str(adapter), apart, steps, call, methods, full, progress)
     return methods
 
 

@@ -1,6 +1,8 @@
 """Sweeps: fair turns, resumed after a kill, shared between shards, and summed up rightly."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from ddit_rt import ConfigError
 from ddit_rt.evaluate import Method, Plan, references, run_sweep, summarise, sweep
 from ddit_rt.evaluate.flops import counted_flops
 from ddit_rt.evaluate.settings import run_settings
-from ddit_rt.evaluate.standard import with_adapter
+from ddit_rt.evaluate.standard import standard_plan, with_adapter
 from ddit_rt.evaluate.summary import worst_tenth
 from ddit_rt.evaluate.sweep import PLAN, pictures_of, read_rows, turns
 from ddit_rt.families import family_of, fresh_adapter
@@ -78,6 +80,12 @@ def test_an_adapter_joins_a_plan_once(pipe, tmp_path):
     (own,) = [method for method in added if method.name == "fitted-adapter-1.5x@6"]
     assert own.settings["coarse"] == "adapter" and own.settings["schedule"][:2] == [1, 1]
     assert with_adapter(joined, path, pipe, ["g h"]) == joined
+    given = tmp_path / "methods.json"
+    given.write_text(json.dumps([method.to_dict() for method in METHODS]))
+    values = (plan().prompts, [6], plan().seeds, CALL, plan().metrics)
+    assert standard_plan(pipe, "tiny", *values, apart=["g h"], methods_file=given, adapter=Path(path)) == replace(
+        joined, model="tiny"
+    )
     sweep.generate(pipe, run_settings(own), 0, prompt="a b", **CALL, num_inference_steps=6)
 
 
