@@ -10,7 +10,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from . import ops, resize
     from .api import accelerate, accelerated, fit, quantize, report, restore, warmup
-    from .config import DDiTConfig, TeaCacheConfig
+    from .cache_config import TeaCacheConfig
+    from .config import DDiTConfig
     from .errors import AdapterMismatchError, ConfigError, DDiTError, ScheduleError, UnsupportedPipelineError
     from .granularity import Adapter, load_adapter, push_to_hub, save_adapter
     from .schedule import FittedSchedule, Report, StepRecord
@@ -44,7 +45,8 @@ __all__ = [
 # loaded when first asked for, so that the command line answers without importing torch and diffusers
 _SOURCES = {
     "api": ("accelerate", "accelerated", "fit", "quantize", "report", "restore", "warmup"),
-    "config": ("DDiTConfig", "TeaCacheConfig"),
+    "cache_config": ("TeaCacheConfig",),
+    "config": ("DDiTConfig",),
     "errors": ("AdapterMismatchError", "ConfigError", "DDiTError", "ScheduleError", "UnsupportedPipelineError"),
     "granularity": ("Adapter", "load_adapter", "push_to_hub", "save_adapter"),
     "schedule": ("FittedSchedule", "Report", "StepRecord"),

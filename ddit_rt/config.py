@@ -6,14 +6,15 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
+from .cache_config import CACHE_SCHEMA, TeaCacheConfig, checked_cache
 from .errors import ConfigError, DDiTError, ScheduleError
 from .multiples import ALL_MULTIPLES, SKIP, SUPPORTED_MULTIPLES, TEMPORAL_MULTIPLES, read_multiple, volume
-from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, plain_number, read_json, read_yaml, shown
+from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, read_json, read_yaml, shown
 
 ScheduleFn = Callable[[int, Mapping[int, float]], int]
 
@@ -26,10 +27,6 @@ _NEUTRAL = frozenset(
         *("modulation", "trim_text", "batch_guidance", "attention"),
     }
 )
-# caches of diffusers, by whether they work while the token count changes
-CACHE_CONFIGS = ("FirstBlockCacheConfig", "TaylorSeerCacheConfig", "MagCacheConfig")
-FINE_CACHE_CONFIGS = ("SeaCacheConfig", "PyramidAttentionBroadcastConfig", "FasterCacheConfig")
-
 _SCHEDULE_SCHEMA = {
     "anyOf": [
         {"type": "array", "items": {"enum": [SKIP, *ALL_MULTIPLES]}},
@@ -37,38 +34,6 @@ _SCHEDULE_SCHEMA = {
         {"type": "null"},
     ]
 }
-
-
-class TeaCacheConfig(Settings):
-    """Settings of TeaCache (arXiv 2411.19108): skip the blocks while their input hardly changes.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    prefix: ClassVar[str] = "TeaCacheConfig."
-
-    threshold: Annotated[float | None, Field(ge=0), Expected("a number >= 0, or None.")] = None
-    """Accumulated change at which the blocks run again; None takes the published value for twice the speed (FLUX 0.4;
-    Wan 1.3B 0.08, 14B 0.2). More is faster and less faithful."""
-    coefficients: Annotated[
-        tuple[float, ...] | None,
-        Field(min_length=1),
-        BeforeValidator(lambda given: tuple(map(plain_number, given)) if isinstance(given, Iterable) else given),
-        Expected("finite numbers, highest order first."),
-    ] = None
-    """Of the polynomial that maps the input's relative change to the output's, highest order first; None takes those
-    published for the model. ``ddit_rt.evaluate.fit_teacache`` finds them for another one."""
-    retention: Annotated[bool, Expected("use True or False.")] = False
-    """The published variant for Wan that computes the first five steps and watches another signal."""
-
-    def __init__(
-        self,
-        threshold: float | None = None,
-        coefficients: Iterable[float] | None = None,
-        retention: bool = False,
-    ) -> None:
-        super().__init__(threshold=threshold, coefficients=coefficients, retention=retention)
 
 
 def _checked_multiples(multiples: Any) -> tuple[int, ...]:
@@ -141,42 +106,8 @@ def _no_multiple(index: int, multiple: Any, multiples: tuple[int, ...], place: s
     )
 
 
-def _checked_cache(cache: Any, info: ValidationInfo) -> Any:
-    if cache is None or isinstance(cache, TeaCacheConfig):
-        return cache
-    if isinstance(cache, str) and cache == "teacache":
-        return TeaCacheConfig()
-    if isinstance(cache, Mapping) and cache.get("type") == "teacache":
-        options = {name: value for name, value in cache.items() if name != "type"}
-        TeaCacheConfig.check_names(options)
-        return TeaCacheConfig(**options)
-    kind = type(cache).__name__
-    if kind not in CACHE_CONFIGS + FINE_CACHE_CONFIGS:
-        known = ", ".join(("'teacache'", "TeaCacheConfig", *CACHE_CONFIGS, *FINE_CACHE_CONFIGS))
-        raise ConfigError(
-            f"cache={shown(cache)}: use None or one of {known}. As a mapping it is {{'type': 'teacache', 'threshold': "
-            "0.4}; diffusers' caches are objects, which only Python can pass."
-        )
-    if kind in FINE_CACHE_CONFIGS and info.data.get("multiples") != (1,):
-        raise ConfigError(
-            f"cache={kind} works at one token count only, which mixed patch sizes break. Set "
-            f"multiples=(1,), or take 'teacache' or one of {', '.join(CACHE_CONFIGS)}."
-        )
-    return cache
-
-
-_CACHE_SCHEMA = {
-    "anyOf": [
-        {"const": "teacache"},
-        {
-            "type": "object",
-            "properties": {"type": {"const": "teacache"}, **TeaCacheConfig.model_json_schema()["properties"]},
-            "required": ["type"],
-            "additionalProperties": False,
-        },
-        {"type": "null"},
-    ]
-}
+def _cache_beside(cache: Any, info: ValidationInfo) -> Any:
+    return checked_cache(cache, one_size=info.data.get("multiples") == (1,))
 
 
 class DDiTConfig(Settings):
@@ -314,7 +245,7 @@ class DDiTConfig(Settings):
     back-ends for the card that computes in the model's precision, FlashAttention-3 or cuDNN on Hopper and PyTorch's own
     elsewhere; or a name of diffusers', such as ``"sage"``, which multiplies in 8 bits. Full steps then equal the plain
     pipeline's but for rounding. ``restore`` takes it back, and the report names it."""
-    cache: Annotated[Any, PlainValidator(_checked_cache), WithJsonSchema(_CACHE_SCHEMA)] = None
+    cache: Annotated[Any, PlainValidator(_cache_beside), WithJsonSchema(CACHE_SCHEMA)] = None
     """A step cache to combine with: ``"teacache"``, a :class:`TeaCacheConfig` or a mapping ``{"type": "teacache",
     "threshold": 0.4}``, or a cache config of diffusers (``FirstBlockCacheConfig``, ``TaylorSeerCacheConfig``,
     ``MagCacheConfig``), which keeps a state per patch size; diffusers' other caches need ``multiples=(1,)``. The report

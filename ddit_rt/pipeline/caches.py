@@ -10,7 +10,7 @@ from diffusers import CacheMixin
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..config import CACHE_CONFIGS, TeaCacheConfig
+from ..cache_config import CACHE_CONFIGS, TeaCacheConfig
 from ..errors import ConfigError
 from ..families import Family
 from ..runtime import CacheState, TeaCache

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import TeaCacheConfig
+from ..cache_config import TeaCacheConfig
 from ..errors import ConfigError
 
 RETAINED_STEPS = 5

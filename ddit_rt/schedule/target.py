@@ -15,7 +15,7 @@ EVALUATIONS = {
     "plain": ((27.1, 8), (33.6, 12), (39.3, 16), (50.5, 25), (59.2, 33)),
     "converged": ((24.3, 8), (31.4, 12), (37.0, 16), (44.5, 25), (46.8, 33)),
 }
-"""Mean PSNR in dB to the reference, and the evaluations that came to it on 64 prompts of the demo model with guidance."""
+"""Mean PSNR in dB to the reference, and the evaluations that came to it on 64 guided prompts of the demo model."""
 
 LEAST_EVALUATIONS = 2
 """A line needs two, of every transformer."""

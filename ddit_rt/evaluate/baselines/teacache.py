@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
 
-from ...config import TeaCacheConfig
+from ...cache_config import TeaCacheConfig
 from ...families import denoisers, family_of
 from ...fitting import fit_teacache
 from ...runtime import TeaCacheDefaults
