@@ -57,9 +57,9 @@ def record(evaluation: Evaluation, steps: int, runs: Path) -> None:
     pipe = load_any(plan.model, None, "cpu")
     pipe.set_progress_bar_config(disable=True)
     full, floor, responses = [], [], []
-    for prompt in plan.prompts:
+    for index, prompt in enumerate(plan.prompts):
         call = {**plan.call, "prompt": prompt, "num_inference_steps": steps}
-        trajectory = record_trajectory(pipe, plan.seeds[0], **call)
+        trajectory = record_trajectory(pipe, plan.seeds[0] + 1000 * index, **call)  # as the evaluation draws its noise
         full.append(np.stack([sketch(output.numpy().ravel()) for output in trajectory.outputs]))
         floor.append(1e-6 * float(trajectory.latents[-1].float().square().mean()))
         responses.append(response(pipe, trajectory, round(PROBE_AT * steps)))

@@ -15,6 +15,8 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,28 +128,45 @@ class DemoModel:
         return (decoded / 2 + 0.5).clamp(0, 1).mul(255).round() / 255
 
 
-def of_solver(sigmas: Sequence[float], evaluations: int, reference: str) -> Weights:
-    """The rule's run: what :class:`FlowSolver` makes of predictions that are told apart by where their 1 stands."""
+def by_solver(
+    latent: torch.Tensor,
+    sigmas: Sequence[float],
+    evaluations: int,
+    reference: str,
+    predict: Callable[[torch.Tensor, float], torch.Tensor],
+) -> torch.Tensor:
+    """The rule's run by :class:`FlowSolver`, from a latent to the last one."""
     converged = reference == "converged"
     levels = moved_levels(sigmas, evaluations, WARP[reference]) if converged else list(sigmas)
-    at = evaluation_steps(len(levels) - 1, evaluations, WARP[reference])
+    full = evaluation_steps(len(levels) - 1, evaluations, WARP[reference])
     solver = FlowSolver(FlowMatchEulerDiscreteScheduler(), levels, converged)
-    latent, nothing = torch.zeros(1, evaluations), torch.zeros(1, evaluations)
-    rows: list[torch.Tensor] = []
-    for index in range(len(levels) - 1):
-        output, ran = nothing, Ran.SKIPPED
-        if index in at:
-            output, ran = torch.eye(evaluations)[len(rows)][None], Ran.FULL
-            rows.append(latent)
-        h = levels[index + 1] - levels[index]
+    output = torch.zeros_like(latent)
+    for index, (high, low) in enumerate(pairwise(levels)):
+        if index in full:
+            output = predict(latent, high)
+        move = (low - high) * output
+        ran = Ran.FULL if index in full else Ran.SKIPPED
+        latent = solver.step(index, ran, "model", output, latent, partial(_moved, by=move))[0][0]
+    return latent
 
-        def euler(sample: torch.Tensor, output: torch.Tensor = output, h: float = h) -> Any:
-            return (sample + h * output,), h * output
 
-        latent = solver.step(index, ran, "model", output, latent, euler)[0][0]
-    # a row is what the model saw: the gap before it is not yet corrected
-    table = torch.cat([*rows[1:], latent]).double()
-    return Weights(torch.tensor([levels[i] for i in at], dtype=torch.float64), table)
+def _moved(latent: torch.Tensor, by: torch.Tensor) -> tuple[tuple[torch.Tensor], torch.Tensor]:
+    """A scheduler's result and its increment."""
+    return (latent + by,), by
+
+
+def of_solver(sigmas: Sequence[float], evaluations: int, reference: str) -> Weights:
+    """The rule's run as weights: what the solver makes of predictions that are told apart by where their 1 stands."""
+    seen: list[tuple[float, torch.Tensor]] = []
+
+    def predict(latent: torch.Tensor, level: float) -> torch.Tensor:
+        # what the model sees: the gap behind it is not corrected yet
+        seen.append((level, latent))
+        return torch.eye(evaluations)[len(seen) - 1][None]
+
+    last = by_solver(torch.zeros(1, evaluations), sigmas, evaluations, reference, predict)
+    levels = torch.tensor([level for level, _ in seen], dtype=torch.float64)
+    return Weights(levels, torch.cat([*(latent for _, latent in seen[1:]), last]).double())
 
 
 def run(

@@ -67,6 +67,12 @@ def contents() -> dict[str, str]:
                 for name in ("adapting.json", "adapting-28.json")
             ]
         ),
+        "joint-table": target_tables.joint_table(
+            [
+                json.loads((RESULTS / "demo-targets" / f"joint-{reference}.json").read_text(encoding="utf-8"))
+                for reference in ("plain", "converged")
+            ]
+        ),
         "few-steps-table": few_steps.few_steps_table(
             json.loads((RESULTS / "demo-few" / "few-steps.json").read_text(encoding="utf-8"))
         ),

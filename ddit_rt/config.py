@@ -274,6 +274,14 @@ class DDiTConfig(Settings):
                 raise _no_multiple(index, multiple, self.multiples)
             self.__dict__["multiples"] = tuple(sorted((*self.multiples, multiple), key=volume))
 
+    def replace(self, **changes: Any) -> DDiTConfig:
+        """As :meth:`Settings.replace`; the default target stays where no change takes the choice of steps from it."""
+        if self.speedup is None or self.chosen_target or set(changes) - _NEUTRAL:
+            return super().replace(**changes)
+        kept = super().replace(speedup=self.speedup, **changes)
+        kept.model_fields_set.remove("speedup")  # still nobody's choice
+        return kept
+
     @property
     def has_target(self) -> bool:
         """Whether a speed-up or a quality decides."""
@@ -372,7 +380,9 @@ class DDiTConfig(Settings):
             raise type(error)(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> Path:
-        """Writes all fields as YAML (``.yaml``, ``.yml``) or JSON (``.json``), for :meth:`load`.
+        """Writes the fields that were given as YAML (``.yaml``, ``.yml``) or JSON (``.json``), for :meth:`load`.
+
+        The others stay out: some defaults, such as the target, hold only where nobody chose.
 
         Returns:
             The file's path.
@@ -383,9 +393,9 @@ class DDiTConfig(Settings):
         path = Path(path)
         if path.suffix not in (*YAML_ENDINGS, JSON_ENDING):
             raise ConfigError(f"path={str(path)!r}: settings are written to .yaml, .yml and .json files.")
-        values = dict(self)
+        values = {name: value for name, value in self if name in self.model_fields_set}
         for name in ("schedule", "cache"):
-            value = values[name]
+            value = values.get(name)
             if not (value is None or isinstance(value, tuple | TeaCacheConfig)):
                 raise ConfigError(
                     f"{name}={shown(value)} cannot be saved: save config.replace({name}=None), and pass "

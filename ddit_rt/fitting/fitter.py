@@ -16,7 +16,7 @@ from ..errors import ConfigError, OutOfReachError
 from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..multiples import SKIP, SUPPORTED_MULTIPLES
-from ..pipeline import identity_of, key_of_call
+from ..pipeline import has_own_levels, identity_of, key_of_call
 from ..schedule import (
     WARP,
     FittedSchedule,
@@ -270,8 +270,13 @@ def _keep(pipe: Any, found: FittedSchedule, arguments: Mapping[str, Any], adapte
         logger.warning("the schedule is not kept for later calls: %s", error)
         return
     key = key_of_call(pipe, family, pipe.scheduler, arguments, found.reference, identity, costs)
-    if key is not None:
-        store.save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
+    if key is None or has_own_levels(arguments):
+        logger.warning(
+            "the schedule is not kept for later calls: they may run a part of their steps, have noise levels of their "
+            "own, or no size; save it, and give accelerate its file"
+        )
+        return
+    store.save(key, found, str(getattr(pipe, "name_or_path", "") or ""))
 
 
 def _at_speedup(

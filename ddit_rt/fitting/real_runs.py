@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pipeline import arguments_seen
+from ..pipeline import OWN_LEVELS, arguments_seen
 from ..schedule import FittedSchedule
 from ..trajectories import Prompt, call_with, generate, generate_converged, name_of, psnr
 from .measurement import Progress
@@ -80,7 +80,7 @@ class RealRuns:
             if i not in self._plain:
                 with arguments_seen(self._pipe) as seen:
                     self._plain[i] = generate(self._pipe, None, self._seed + i, **arguments).frames
-                self.seen = seen[0]
+                self.seen = {**seen[0], **{name: arguments.get(name) for name in OWN_LEVELS}}
                 if self.reference == "converged":
                     self._converged[i] = generate_converged(self._pipe, self._seed + i, **arguments).frames
             fast = generate(self._pipe, {"schedule": fitted, **self._settings}, self._seed + i, **arguments)

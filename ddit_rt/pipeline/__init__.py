@@ -22,13 +22,14 @@ from .loading import (
 from .prepare import own_bar_off, warmup
 from .progress import Progress, Watcher
 from .quantization import check_scheme, quantize
-from .targets import SHIPPED_SCHEDULES, arguments_seen, identity_of, key_of_call
+from .targets import OWN_LEVELS, SHIPPED_SCHEDULES, arguments_seen, has_own_levels, identity_of, key_of_call
 from .watching import POLICY_SETTINGS, configured, settings_of_call, watched
 
 __all__ = [
     "DEMO",
     "DEMO_256",
     "DEMO_VIDEO",
+    "OWN_LEVELS",
     "POLICY_SETTINGS",
     "SHIPPED",
     "SHIPPED_SCHEDULES",
@@ -49,6 +50,7 @@ __all__ = [
     "example_prompts",
     "find_accelerated",
     "frame_rate",
+    "has_own_levels",
     "identity_of",
     "inspect_pipeline",
     "is_own",

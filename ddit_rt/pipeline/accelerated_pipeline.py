@@ -60,8 +60,11 @@ from .levels import place_levels
 from .modulation import ModulationAhead
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
-from .targets import KeptSchedules
+from .targets import OWN_LEVELS, KeptSchedules
 from .transformer_call import StepResult, TransformerCall
+
+_FIRST_METHODS = ("check_inputs", "encode_prompt")
+"""Where a pipeline's call first shows its arguments as they were given, and its scheduler before it is used."""
 
 
 class AcceleratedPipeline:
@@ -107,7 +110,7 @@ class AcceleratedPipeline:
         self.config = config.model_copy(update={"coarse": name, "max_consecutive_coarse": limit})
         self._policy = self.policy_of(self.config)
         self.kept = KeptSchedules(pipe, family, adapter, folders)
-        self.listener = None if config.fit is None else Listener(pipe)
+        self.listener = None if config.fit is None else Listener()
         check_reference(self.config.reference, pipe.scheduler)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
@@ -119,6 +122,7 @@ class AcceleratedPipeline:
         self._executor = StepExecutor(family, self._path, positions == "native", graphs, sizes, *kernels)
         # the evolution is watched for the report, too
         self._watches = len(config.multiples) > 1 or config.skip_below > 0
+        self._first_method = next((name for name in _FIRST_METHODS if hasattr(pipe, name)), "")
         self._local = threading.local()
         self._report: Report | None = None
         self._reported = 0
@@ -137,10 +141,10 @@ class AcceleratedPipeline:
             forward=self._forward_handler,
             scheduler={"set_timesteps": self._on_set_timesteps, "step": self._on_step},
             pipeline={
+                self._first_method: self._on_first_method,
                 "maybe_free_model_hooks": self._on_free_model_hooks,
                 "progress_bar": self._on_progress_bar,
             },
-            further=() if self.listener is None else self.listener.patches(),
         )
 
     # -- putting on and taking off --------------------------------------------------------------------------------
@@ -281,6 +285,29 @@ class AcceleratedPipeline:
             self._end_call()
         return None
 
+    def _on_first_method(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where a pipeline's call first shows its arguments: a scheduler that was exchanged is noticed before it is
+        given the call's timesteps."""
+        caller = calling_pipeline()
+        if caller[0] is self.pipe:
+            if self.pipe.scheduler is not self._attachment.scheduler:
+                self._follow_scheduler()
+            arguments = arguments_of_call()
+            self._local.given = caller, {name: arguments[name] for name in OWN_LEVELS if name in arguments}
+            if self.listener is not None:
+                self.listener.call_begins(caller, arguments)
+        return inner(*args, **kwargs)
+
+    def _follow_scheduler(self) -> None:
+        """Takes over a scheduler that was exchanged since the last call.
+
+        Raises:
+            ConfigError: it has no converged picture, and the settings aim at that.
+            UnsupportedPipelineError: its steps are of no known process, or it belongs to another pipeline.
+        """
+        check_reference(self.config.reference, self.pipe.scheduler)
+        self._attachment.follow_scheduler()
+
     def _on_set_timesteps(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """Every pipeline call sets its timesteps once, before the loop: this is where a call begins."""
         caller = calling_pipeline()
@@ -294,6 +321,9 @@ class AcceleratedPipeline:
         result = inner(*args, **kwargs)
         self._attachment.keep_forwards_outermost()
         arguments = arguments_of_call()
+        of, given = getattr(self._local, "given", (NOBODY, {}))
+        if of == caller:
+            arguments |= given
         found = self.kept.find(self.config, self._attachment.scheduler, arguments) if caller != NOBODY else None
         if self.config.has_target:  # not every machine need have the schedule, whose noise levels all ranks follow
             found = of_first_rank(found, unwrap_module(next(iter(self._modules.values()))))
@@ -330,7 +360,7 @@ class AcceleratedPipeline:
             return bar
         self._attachment.keep_forwards_outermost()
         if self.pipe.scheduler is not self._attachment.scheduler:
-            self._attachment.follow_scheduler()
+            self._follow_scheduler()
             self._begin_call(caller, arguments_of_call())
         call = self._current_call(caller)
         if call is None:
@@ -342,6 +372,7 @@ class AcceleratedPipeline:
         """Every pipeline call ends here, interrupted ones too. CPU offload takes all patches off the transformers then:
         without them, the next call would not notice a scheduler exchanged in between."""
         self._end_call()
+        self._reported = 0  # the next call's frame may lie where this one's did
         inner()
         self._attachment.keep_forwards_outermost()
         if self.listener is not None:
@@ -357,7 +388,7 @@ class AcceleratedPipeline:
                 if self.pipe.scheduler is not self._attachment.scheduler and (
                     caller == NOBODY or caller[0] is self.pipe
                 ):
-                    self._attachment.follow_scheduler()
+                    self._follow_scheduler()
                     self._begin_call(caller, arguments_of_call())
                 call = self._current_call(caller)
                 if call is None:

@@ -32,7 +32,6 @@ class Attachment:
         forward: Makes the handler of a transformer's ``forward``.
         scheduler: Method of the scheduler -> its handler.
         pipeline: Method of the pipeline -> its handler; methods that it lacks are passed over.
-        further: Patches of the pipeline's methods by others.
 
     Attributes:
         scheduler: The scheduler that is patched; None while nothing is.
@@ -50,7 +49,6 @@ class Attachment:
         forward: Callable[[nn.Module], Handler],
         scheduler: Mapping[str, Handler],
         pipeline: Mapping[str, Handler],
-        further: Sequence[MethodPatch] = (),
     ) -> None:
         self._owner = owner
         self._pipe = pipe
@@ -62,7 +60,6 @@ class Attachment:
         self._forwards = [MethodPatch(module, "forward", forward(module)) for module in modules.values()]
         # a modular pipeline's blocks have these methods, if anything has
         self._of_pipe = [MethodPatch(pipe, name, it) for name, it in pipeline.items() if hasattr(pipe, name)]
-        self._of_pipe += further
         self._scheduler_handlers = scheduler
         self._of_scheduler: list[MethodPatch] = []
         self.scheduler: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from types import FrameType
 from typing import Any
@@ -41,11 +40,10 @@ def arguments_of_call() -> dict[str, Any]:
     values = frame.f_locals
     if not isinstance(values["self"], DiffusionPipeline):
         return _state_of_blocks(values["state"])
-    return {
-        name: values[name]
-        for name in inspect.signature(type(values["self"]).__call__).parameters
-        if name != "self" and name in values
-    }
+    # the frame's own names: a subclass may pass on what it is given without naming it
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return {name: values[name] for name in names if name != "self" and name in values}
 
 
 def local_of_call(name: str) -> Any:

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..config import DDiTConfig
-from ..runtime import MethodPatch
 from ..schedule import CallKey, Report
-from .caller import arguments_of_call, calling_pipeline
-
-# where a pipeline's call first shows its arguments as they were given; later it overwrites some
-_FIRST_METHODS = ("check_inputs", "encode_prompt")
+from .caller import Caller, calling_pipeline
 
 
 @dataclass(frozen=True)
@@ -44,29 +40,17 @@ class Learner(Protocol):
 class Listener:
     """Tells a learner of the calls of one pipeline for which no schedule was kept.
 
-    Args:
-        pipe: The pipeline; calls of others are not listened to.
-
     Attributes:
         learner: Who is told; None for nobody.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self) -> None:
         self.learner: Learner | None = None
-        self._pipe = pipe
         self._local = threading.local()
 
-    def patches(self) -> list[MethodPatch]:
-        """What has to be on the pipeline for calls to be heard; empty where it shows no arguments."""
-        first = next((name for name in _FIRST_METHODS if hasattr(self._pipe, name)), None)
-        return [] if first is None else [MethodPatch(self._pipe, first, self._on_first_method)]
-
-    def _on_first_method(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
-        caller = calling_pipeline()
-        if caller[0] is self._pipe and getattr(self._local, "caller", None) != caller:
-            self._local.caller, self._local.arguments = caller, arguments_of_call()
-            self._local.key = None
-        return inner(*args, **kwargs)
+    def call_begins(self, caller: Caller, arguments: Mapping[str, Any]) -> None:
+        """A call of the pipeline shows its arguments before it makes its first step."""
+        self._local.caller, self._local.arguments, self._local.key = caller, arguments, None
 
     def steps_begin(self, key: CallKey | None) -> None:
         """A call is about to make its first step; ``key`` is that of its schedules, None if it cannot have one."""

@@ -27,6 +27,9 @@ FASTER = 1.15
 """A kept schedule may be so many times faster than the rule is at what was asked for; beyond that the rule ends
 nearer."""
 
+OWN_LEVELS = ("sigmas", "timesteps")
+"""Arguments that give a call noise levels of its own; some pipelines put their defaults there before the first step."""
+
 FITTED_HERE = "fitted by this process"
 """Origin of a schedule that no file could hold."""
 
@@ -62,16 +65,17 @@ class KeptSchedules:
     def find(
         self, config: DDiTConfig, scheduler: Any, arguments: Mapping[str, Any]
     ) -> tuple[FittedSchedule, str] | None:
-        """The best schedule for a call, and where it comes from; None without a target, or where none kept reaches it.
+        """The best schedule for a call, and where it comes from; None without a target, for noise levels of its own, or
+        where none kept reaches it.
 
         What is not found is looked for again where schedules are fitted to first calls, which any process may do.
 
         Args:
             config: Settings.
             scheduler: With the call's timesteps set.
-            arguments: Of the pipeline's call.
+            arguments: Of the pipeline's call; :data:`OWN_LEVELS` as they were given.
         """
-        if not config.has_target:
+        if not config.has_target or has_own_levels(arguments):
             return None
         key = self.key(config, scheduler, arguments)
         if key is None:
@@ -121,6 +125,11 @@ class KeptSchedules:
                 self._store, self._identity = store, identity_of(self._pipe, self._family, self.adapter)
         except ConfigError as error:
             logger.warning("fitted schedules are not looked for: %s", error)
+
+
+def has_own_levels(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call was given noise levels of its own, for which no schedule is fitted or kept."""
+    return any(arguments.get(name) is not None for name in OWN_LEVELS)
 
 
 def identity_of(pipe: Any, family: Family, adapter: Adapter | None = None) -> tuple[str, str]:

@@ -49,7 +49,7 @@ class TargetPolicy:
     def evaluations(self, steps: int) -> int:
         """Full steps of a run of ``steps``."""
         if self.quality is not None:
-            return min(_evaluations_for(self.quality, EVALUATIONS[self.reference]), steps)
+            return min(max(_evaluations_for(self.quality, EVALUATIONS[self.reference]), self.least), steps)
         assert self.speedup is not None
         wanted = int(steps / self.speedup + 1e-9)
         return wanted if self.asked else min(max(wanted, LEAST_BY_DEFAULT), steps)
@@ -60,9 +60,13 @@ class TargetPolicy:
         """
         if self.evaluations(steps) < min(self.least, steps):
             shared = ", two of each transformer" if self.boundaries else ""
+            way_out = (
+                f"ask for {steps / self.least:g} at most, or for more steps"
+                if steps > self.least
+                else ("make more steps, or give no target")
+            )
             raise ScheduleError(
-                f"speedup={self.speedup:g}: a run of {steps} steps has to keep {self.least}{shared}; ask for "
-                f"{steps / self.least:g} at most, or for more steps."
+                f"speedup={self.speedup:g}: a run of {steps} steps has to keep {self.least}{shared}; {way_out}."
             )
 
     def choose(self, step: StepView) -> int:
@@ -81,7 +85,7 @@ class TargetPolicy:
 
 
 def _evaluations_for(quality: float, known: Sequence[tuple[float, int]]) -> int:
-    """The line through the two nearest known points, rounded up, at least :data:`LEAST_EVALUATIONS`."""
+    """The line through the two nearest known points, rounded up."""
     above = next((i for i, (decibels, _) in enumerate(known) if decibels >= quality), len(known) - 1)
     (low, few), (high, many) = known[max(above, 1) - 1], known[max(above, 1)]
-    return max(math.ceil(few + (quality - low) / (high - low) * (many - few)), LEAST_EVALUATIONS)
+    return math.ceil(few + (quality - low) / (high - low) * (many - few))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny import flux, picture, smooth, wan, wan_vae
+from tiny import flux, flux_inputs, picture, smooth, wan, wan_vae
 from typer.testing import CliRunner
 
 from ddit_rt import AdapterMismatchError, ConfigError, accelerated, report
@@ -33,7 +33,7 @@ from ddit_rt.fitting.real_runs import RealRuns, unmeasured
 from ddit_rt.granularity import PredictionHistory
 from ddit_rt.pipeline import targets
 from ddit_rt.runtime import MethodPatch
-from ddit_rt.schedule import FlowSolver, Ran, schedule_of
+from ddit_rt.schedule import FlowSolver, Ran, ScheduleStore, schedule_of
 from ddit_rt.schedule.fitted import FittedSchedule
 from ddit_rt.trajectories import adapter_errors, last_latent_with_error, record_trajectory
 
@@ -567,3 +567,14 @@ def test_the_rule_stays_unless_a_search_is_nearer_by_more_than_chance(monkeypatc
     monkeypatch.setattr(runs, "_tried", lambda one: (one, values[tuple(one.schedule)]))
     assert runs.best([search, rule], rule) == {"rule": rule, "search": search}[taken]
     assert runs.best([search, rule]) == (search if sum(by_search) > sum(by_rule) else rule)
+
+
+@pytest.mark.parametrize("own", [{"strength": 1.0}, {"sigmas": [1 - (i / 12) ** 1.5 for i in range(12)]}])
+def test_a_fit_says_where_its_schedule_is_not_kept(own, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    given = {name: flux_inputs()[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    pipe = flux("image") if "strength" in own else flux()
+    prompt = {**given, "image": picture()} if "strength" in own else given
+    call = {"num_inference_steps": 12, "height": 64, "width": 64, **own}
+    fit_schedule(pipe, [prompt], speedup=2, kinds=(1, 0), **call)
+    assert "is not kept for later calls" in caplog.text and not ScheduleStore().own_entries()

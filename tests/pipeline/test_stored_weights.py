@@ -101,3 +101,28 @@ def test_a_lora_that_was_fused_for_good_is_named_among_the_ways_out():
         embedding_of(pipe).weight.mul_(2)
     with pytest.raises(AdapterMismatchError, match="unfuse a LoRA"):
         ddit_rt.accelerate(pipe, adapter=adapter)
+
+
+@pytest.mark.parametrize("settings", [{"coarse": "naive"}, {"merge_adapter": True}])
+def test_copies_of_weights_that_were_made_in_inference_mode_are_renewed_outside_it(settings):
+    pipe, inputs = flux(), flux_inputs()
+    adapter = trained(pipe) if "merge_adapter" in settings else None
+    ddit_rt.accelerate(pipe, adapter, schedule=SCHEDULE, **settings)
+    with torch.inference_mode():
+        latents_of(pipe, inputs)
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[0].ff.net[2].weight.mul_(1.5)
+    changed = latents_of(pipe, inputs)
+    ddit_rt.restore(pipe)
+    with ddit_rt.accelerated(pipe, adapter, schedule=SCHEDULE, **settings):
+        assert torch.equal(latents_of(pipe, inputs), changed)
+
+
+def test_naive_reads_weights_in_the_dtype_that_a_call_has():
+    pipe = flux()
+    ddit_rt.accelerate(pipe, schedule=SCHEDULE, coarse="naive")
+    pipe.to(torch.bfloat16)
+    latents_of(pipe, flux_inputs(dtype=torch.bfloat16))
+    pipe.to(torch.float32)
+    first = latents_of(pipe, flux_inputs())
+    assert torch.equal(latents_of(pipe, flux_inputs()), first)

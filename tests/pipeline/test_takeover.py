@@ -115,3 +115,9 @@ def test_moved_levels_keep_skipped_steps_with_the_transformer_before_them(evalua
         assert made == asked
     assert sum(level < boundary for level in made) >= 2
     assert levels == levels_of_steps(40, at, made, 0, (boundary,))
+
+
+def test_a_low_quality_leaves_both_transformers_their_steps():
+    with ddit_rt.accelerated(wan(two=True), quality=15.0) as pipe:
+        latents_of(pipe, wan_inputs())
+        assert ddit_rt.report(pipe).schedule.count(1) >= 4

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 from tiny import flux, flux_inputs, latents_of, negative, picture, smooth, wan, wan_inputs
 
 import ddit_rt
@@ -216,3 +216,64 @@ def test_both_targets_and_unknown_references_are_refused():
 def test_a_policy_can_be_given_by_itself():
     pipe, inputs = flux(), flux_inputs(steps=STEPS)
     assert torch.equal(run(pipe, inputs, schedule=TargetPolicy(3))[0], run(pipe, inputs, speedup=3)[0])
+
+
+# -- what changes from call to call ---------------------------------------------------------------------------------
+
+
+def test_an_exchanged_scheduler_is_followed_from_its_first_call_on():
+    pipe, inputs = flux(), flux_inputs(steps=12)
+    ddit_rt.accelerate(pipe, speedup=2, reference="converged")
+    before = latents_of(pipe, inputs)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    assert torch.equal(latents_of(pipe, inputs), before) and torch.equal(latents_of(pipe, inputs), before)
+
+
+def test_an_exchanged_scheduler_without_a_converged_picture_is_refused_before_any_step():
+    pipe, inputs = flux(), flux_inputs(steps=12)
+    ddit_rt.accelerate(pipe, speedup=2, reference="converged")
+    kept = pipe.scheduler
+    pipe.scheduler = type(kept).from_config(kept.config, stochastic_sampling=True)
+    ran = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ConfigError, match=r"reference='converged'"):
+        latents_of(pipe, inputs)
+    hook.remove()
+    assert not ran
+    pipe.scheduler = kept
+    latents_of(pipe, inputs)
+    assert ddit_rt.report(pipe).complete
+
+
+def test_a_call_with_noise_levels_of_its_own_runs_no_kept_schedule(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    pipe = flux()
+    # FLUX puts its default into sigmas before it begins: only what was given counts
+    prompt = {name: flux_inputs()[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    ddit_rt.fit(pipe, [prompt], speedup=2, kinds=(1, 0), num_inference_steps=12, height=64, width=64)
+    ddit_rt.accelerate(pipe, speedup=2)
+    for own, kept in (({}, True), ({"sigmas": [1 - (i / 12) ** 1.5 for i in range(12)]}, False)):
+        latents_of(pipe, {**flux_inputs(steps=12), **own})
+        assert (ddit_rt.report(pipe).kept is not None) is kept
+
+
+class Passing(FluxImg2ImgPipeline):
+    """Names none of the arguments that it passes on."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+def test_arguments_are_seen_through_a_subclass_that_does_not_name_them():
+    base, inputs = flux("image"), flux_inputs(steps=12, image=picture(), strength=0.6)
+    settings = {"speedup": 2, "reference": "converged"}
+    wanted, report = run(base, inputs, **settings)
+    latents, other = run(Passing(**base.components), inputs, **settings)
+    assert torch.equal(latents, wanted)
+    assert [step.sigma for step in other.steps] == [step.sigma for step in report.steps]
+
+
+def test_a_run_too_short_for_any_speed_up_says_so():
+    pipe = flux()
+    with pytest.raises(ScheduleError, match=r"a run of 2 steps has to keep 2; make more steps, or give no target"):
+        run(pipe, flux_inputs(steps=2), speedup=2)

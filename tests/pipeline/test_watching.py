@@ -93,3 +93,16 @@ def test_what_one_call_cannot_change_is_refused(settings: dict[str, Any], text: 
         pass
     with pytest.raises(ddit_rt.DDiTError, match="not accelerated"), configured(tiny.flux(), {}):
         pass
+
+
+@pytest.mark.parametrize("settings", [{}, {"corrector": False}, {"reference": "converged"}, {"costs": "seconds"}])
+def test_the_default_target_stays_where_a_call_changes_something_else(settings: dict[str, Any]) -> None:
+    pipe = ddit_rt.accelerate(tiny.flux())
+    with configured(pipe, settings):
+        _run(pipe, steps=24)
+        report = ddit_rt.report(pipe)
+    assert report is not None and report.origin == "rule" and report.schedule.count(0) == 12
+    with configured(pipe, settings):  # nobody asked for it: few steps stay full
+        _run(pipe, steps=8)
+        report = ddit_rt.report(pipe)
+    assert report is not None and report.schedule == [1] * 8

@@ -12,9 +12,10 @@ import torch
 from adapters import trained
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from shared_pipelines import transformer_call
-from tiny import flux, flux_inputs, latents_of, wan, wan_inputs
+from tiny import flux, flux_inputs, latents_of, picture, wan, wan_inputs
 
 import ddit_rt
+from ddit_rt.pipeline import find_accelerated
 
 COARSE = (1, 1, 2, 4, 1, 4, 2, 2)
 
@@ -294,3 +295,36 @@ def test_the_report_is_never_that_of_the_call_before():
     ddit_rt.restore(pipe)
     plain = latents_of(pipe, {**inputs, "num_inference_steps": 5})
     assert steps == (0 if torch.equal(result, plain) else 5)
+
+
+def test_a_call_that_fails_before_its_first_step_leaves_no_report_of_the_one_before(monkeypatch):
+    pipe, inputs = flux("image"), flux_inputs(steps=12, image=picture(), strength=0.6)
+    ddit_rt.accelerate(pipe, speedup=2)
+    latents_of(pipe, inputs)
+    before = ddit_rt.report(pipe)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(pipe, "prepare_latents", fails)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no memory"):
+            latents_of(pipe, inputs)
+        assert ddit_rt.report(pipe) is not before and not ddit_rt.report(pipe).complete
+
+
+def test_a_call_is_fitted_to_what_it_was_given_and_not_to_a_failed_one_before_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
+    pipe = ddit_rt.accelerate(flux(), speedup=2, fit="first-calls")
+    ended = []
+
+    class Learner:
+        def call_ended(self, call):
+            ended.append(call.arguments["max_sequence_length"])
+
+    find_accelerated(pipe).listener.learner = Learner()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="max_sequence_length"):
+            latents_of(pipe, flux_inputs(steps=12, max_sequence_length=9999))
+        latents_of(pipe, flux_inputs(steps=12, max_sequence_length=24))
+    assert ended == [24] * 3

@@ -36,6 +36,7 @@ class MergedSet:
         self._stamps: dict[str, tuple[tuple[object, ...], ...]] = {}
         self._samples: dict[str, torch.Tensor] = {}
 
+    @torch.inference_mode(False)  # copies made in it could not be renewed outside it
     @torch.no_grad()
     def refresh(self, thorough: bool = False) -> None:
         """Brings the copies up to date, in the memory they have. What has not changed is not merged again.
