@@ -68,10 +68,7 @@ def contents() -> dict[str, str]:
             ]
         ),
         "joint-table": target_tables.joint_table(
-            [
-                json.loads((RESULTS / "demo-targets" / f"joint-{reference}.json").read_text(encoding="utf-8"))
-                for reference in ("plain", "converged")
-            ]
+            json.loads((RESULTS / "demo-targets" / "joint-weights.json").read_text(encoding="utf-8"))
         ),
         "few-steps-table": few_steps.few_steps_table(
             json.loads((RESULTS / "demo-few" / "few-steps.json").read_text(encoding="utf-8"))

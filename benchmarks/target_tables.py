@@ -112,24 +112,22 @@ def adapting_table(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
     return "\n".join(rows)
 
 
-def joint_table(results: Sequence[dict[str, Any]]) -> str:
-    """What ``benchmarks/joint_weights.py`` found, for several references."""
-    first = results[0]
+def joint_table(result: dict[str, Any]) -> str:
+    """What ``benchmarks/joint_weights.py`` found."""
     rows = [
-        f"{first['steps']} steps, guidance {first['guidance']:g}. PSNR in dB: mean (mean of the worst tenth).\n",
-        f"| reference | evaluations | fitted | numbers | {first['prompts']} prompts of the fit "
-        f"| {first['others']} others | gain | better on | p |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"{result['evaluations']} evaluations of {result['steps']} steps, guidance {result['guidance']:g}. PSNR to the "
+        f"{result['reference']} picture in dB: mean (mean of the worst tenth).\n",
+        f"| fitted | numbers | {result['prompts']} prompts of the fit | {result['others']} others "
+        "| gain | better on | p |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for result in results:
-        own = result["rows"][0]["others"]["psnr"]
-        for row in result["rows"]:
-            cells = [result["reference"], str(result["evaluations"]), row["which"], str(row["numbers"])]
-            cells += [f"{row[name]['psnr']:.1f} ({row[name]['worst']:.1f})" for name in ("fit", "others")]
-            if "p" in row:
-                gain = row["others"]["psnr"] - own
-                cells += [f"{gain:+.1f}", f"{row['better']} of {result['others']}", f"{row['p']:.2g}"]
-            else:
-                cells += [""] * 3
-            rows.append(f"| {' | '.join(cells)} |")
+    own = result["rows"][0]["others"]["psnr"]
+    for row in result["rows"]:
+        cells = [row["which"], str(row["numbers"])]
+        cells += [f"{row[name]['psnr']:.1f} ({row[name]['worst']:.1f})" for name in ("fit", "others")]
+        cells += ["", "", ""]
+        if "p" in row:
+            gain = row["others"]["psnr"] - own
+            cells[-3:] = [f"{gain:+.1f}", f"{row['better']} of {result['others']}", f"{row['p']:.2g}"]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -68,7 +68,11 @@ def _checked_initial(steps: float) -> float:
 
 
 def _checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | ScheduleFn | None:
-    if schedule is None or callable(schedule) or callable(getattr(schedule, "choose", None)):
+    if callable(getattr(schedule, "choose", None)) and not callable(getattr(schedule, "start", None)):
+        raise ScheduleError(
+            f"schedule={shown(schedule)}: a policy has start(steps) and choose(step), this one no start."
+        )
+    if schedule is None or callable(schedule) or hasattr(schedule, "choose"):
         return schedule
     multiples = info.data.get("multiples", SUPPORTED_MULTIPLES)
     if isinstance(schedule, Path) or (isinstance(schedule, str) and schedule.endswith(JSON_ENDING)):

@@ -143,7 +143,8 @@ class Report:
 
     @property
     def schedule(self) -> list[int]:
-        """The multiples, in order; feed it back as ``schedule=`` to repeat the run."""
+        """The multiples, in order; feed it back as ``schedule=`` to repeat the run, unless its noise levels were moved,
+        as ``reference="converged"`` does."""
         return [step.multiple for step in self.steps]
 
     def summary(self) -> dict[str, Any]:

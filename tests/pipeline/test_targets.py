@@ -213,6 +213,15 @@ def test_both_targets_and_unknown_references_are_refused():
     assert "_ddit_pipeline" not in pipe.__dict__
 
 
+def test_half_a_policy_is_refused_before_any_step():
+    class Half:
+        def choose(self, step):
+            return 1
+
+    with pytest.raises(ScheduleError, match="no start"):
+        ddit_rt.accelerate(flux(), schedule=Half())
+
+
 def test_a_policy_can_be_given_by_itself():
     pipe, inputs = flux(), flux_inputs(steps=STEPS)
     assert torch.equal(run(pipe, inputs, schedule=TargetPolicy(3))[0], run(pipe, inputs, speedup=3)[0])
