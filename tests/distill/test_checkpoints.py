@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import ddit_rt
 from ddit_rt.distill.config import differences
+from ddit_rt.distill.tracking import last_entry
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,33 @@ def test_interrupted_before_the_first_checkpoint(tmp_path, recordings, uninterru
     with pytest.raises(ddit_rt.ConfigError, match=r"step=1: .* Make a new Trainer"):
         run.train(resume=True)
     assert equal(trainer(tmp_path, recordings).train(resume=True).state_dict(), uninterrupted)
+
+
+@pytest.mark.parametrize("moment", ["save_adapter", "evaluate", "pictures"])
+def test_interrupted_after_the_last_checkpoint(tmp_path, recordings, uninterrupted, monkeypatch, moment):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    trainer(tmp_path, recordings).train(stop_after=6)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        run = trainer(tmp_path, recordings)
+        run._make_up = lambda: None  # of step 6
+        patched.setattr(f"ddit_rt.distill.trainer.{moment}", interrupted)
+        run.train(resume=True)
+    assert read(tmp_path)[0] == SMALL.steps
+    for _ in range(2):  # the second time nothing is left to do
+        assert equal(trainer(tmp_path, recordings).train(resume=True).state_dict(), uninterrupted)
+        adapter = ddit_rt.load_adapter(tmp_path)
+        assert adapter.spec.training["step"] == SMALL.steps
+        assert equal(adapter.state_dict(), {name: tensor.half() for name, tensor in uninterrupted.items()})
+        entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [(entry["step"], "held_out/2p" in entry) for entry in entries] == [(6, False), (8, False), (8, True)]
+
+
+def test_a_validation_of_an_earlier_run_is_none_of_this_one(tmp_path, recordings):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 8, "held_out/2p": 1.0}\n{"step": 8, "loss": 1.0}\n{"step": 9, "held')
+    assert "loss" in last_entry(log, 8) and last_entry(log, 9) == last_entry(tmp_path / "none.jsonl", 8) == {}
 
 
 @pytest.mark.parametrize(
