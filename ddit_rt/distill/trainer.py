@@ -54,7 +54,8 @@ class Trainer:
         step: Optimizer steps done.
 
     Raises:
-        UnsupportedPipelineError, ConfigError: before anything is written.
+        UnsupportedPipelineError, ConfigError: before anything is written; also for recordings of another model,
+            scheduler, call or data.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Trainer:
             recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
         )
         self.transformer.requires_grad_(False).eval()
-        self.checkpoints = Checkpoints(out / "checkpoints", self.accelerator)
+        self.checkpoints = Checkpoints(out / "checkpoints", self.accelerator, self.recorded.manifest)
         self.step = 0
         self._began = 0.0  # on the monotonic clock, as if the run had never been interrupted
 
@@ -161,7 +162,8 @@ class Trainer:
             The trained adapter (its average), also at ``out/adapter.safetensors``.
 
         Raises:
-            ConfigError: the directory holds another run or a damaged checkpoint, or the loss is not finite.
+            ConfigError: the directory holds another run, such as one of another model or scheduler, or a damaged
+                checkpoint, or the loss is not finite.
         """
         kept = bool(self.checkpoints.folders())
         if kept and not resume:

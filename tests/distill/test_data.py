@@ -161,5 +161,5 @@ def test_processes_open_a_library_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(opened, range(400)))
     assert [path.name for path in (tmp_path / "99").iterdir()] == ["manifest.json"]
-    with pytest.raises(ddit_rt.ConfigError, match="another model, call or data"):
+    with pytest.raises(ddit_rt.ConfigError, match="another model, scheduler, call or data"):
         Library(tmp_path / "99", lambda index: None, 1, 0, {"calls": []}, torch.float32)
