@@ -250,7 +250,7 @@ def _source(
             raise ConfigError("pictures need --height and --width.")
         size = (int(call["width"]), int(call["height"]))
         if pictures is not None:
-            return picture_folder(pictures, size, length, checked)
+            return picture_folder(pictures, size, length, checked, items)
         image, _, caption = columns.partition(",")
         return picture_dataset(_rows(str(dataset)), image, caption, items or 1000, size, length, checked)
     if prompts is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..files import to_disk
 from .config import DistillConfig, differences
+from .recordings import manifest_differences
 
 _KEPT = 2
 _RUN = "run.json"
@@ -25,17 +27,19 @@ class Checkpoints:
 
     ``accelerate`` writes and reads what it prepared: models as safetensors, optimizer and learning-rate schedule as
     tensors and numbers, so that loading executes no code (objects of ``register_for_checkpointing`` would be unpickled
-    without that restriction). ``run.json`` adds the step, the seconds spent and the settings. The folders are not named
-    by accelerate, which writes in place and deletes the oldest first: a kill could leave half a checkpoint alone.
+    without that restriction). ``run.json`` adds the step, the seconds spent, the settings and the recordings'
+    manifest. The folders are not named by accelerate, which writes in place and deletes the oldest first: a kill could
+    leave half a checkpoint alone.
 
     Args:
         directory: Of the folders.
         accelerator: Of the run. Every process calls :meth:`save` and :meth:`restore`; the main one renames and deletes.
+        manifest: Of the recordings that the run is trained on.
     """
 
-    def __init__(self, directory: Path, accelerator: Accelerator) -> None:
+    def __init__(self, directory: Path, accelerator: Accelerator, manifest: Mapping[str, Any]) -> None:
         self.directory = directory
-        self._accelerator = accelerator
+        self._accelerator, self._manifest = accelerator, manifest
         # without the wrapper of a distributed run, so that a run can go on with another number of processes
         accelerator.register_save_state_pre_hook(self._unwrap_weights)
         accelerator.register_load_state_pre_hook(self._unwrap_models)
@@ -60,7 +64,7 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return
-        run = {"step": step, "seconds": seconds, "settings": config.to_dict()}
+        run = {"step": step, "seconds": seconds, "settings": config.to_dict(), "recordings": self._manifest}
         (unfinished / _RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         for path in (*unfinished.iterdir(), unfinished):
             to_disk(path)
@@ -76,12 +80,13 @@ class Checkpoints:
             Optimizer steps done, and seconds spent on them.
 
         Raises:
-            ConfigError: the checkpoint is damaged, or of a run with other settings.
+            ConfigError: the checkpoint is damaged, or of a run with other settings or on other recordings.
         """
         folder = self.folders()[0]
         try:
             run = json.loads((folder / _RUN).read_text(encoding="utf-8"))
             step, seconds, settings = int(run["step"]), float(run["seconds"]), dict(run["settings"])
+            recordings = dict(run.get("recordings", self._manifest))  # earlier versions did not keep it
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from error
         # How often it saves and validates may change; everything else would make it another training.
@@ -90,6 +95,12 @@ class Checkpoints:
             raise ConfigError(
                 f"{folder} was trained with other settings ({'; '.join(changed)}): repeat them, or choose another "
                 "directory."
+            )
+        changed = manifest_differences(recordings, self._manifest)
+        if changed:
+            raise ConfigError(
+                f"{folder} was trained on recordings of another model, scheduler, call or data ({'; '.join(changed)}): "
+                "repeat them, or choose another directory."
             )
         try:
             self._accelerator.load_state(str(folder))

@@ -157,7 +157,9 @@ class Pictures:
         return record(pipe, family, lambda: sibling(**arguments), captions, min(max_steps or self._steps, self._steps))
 
 
-def picture_folder(folder: Path, size: tuple[int, int], steps: int, checked: Checked) -> Pictures:
+def picture_folder(
+    folder: Path, size: tuple[int, int], steps: int, checked: Checked, limit: int | None = None
+) -> Pictures:
     """Pictures of a folder, each with its caption in a text file of the same name.
 
     Args:
@@ -165,6 +167,7 @@ def picture_folder(folder: Path, size: tuple[int, int], steps: int, checked: Che
         size: Width and height in pixels that training needs; smaller pictures cannot be used.
         steps: See :class:`Pictures`.
         checked: What to do with pictures that cannot be used.
+        limit: Take the first so many usable ones, by path, and look at no further; None takes all.
 
     Raises:
         BadDataError: an unreadable or too small picture, a missing or empty caption, or no picture at all.
@@ -183,6 +186,8 @@ def picture_folder(folder: Path, size: tuple[int, int], steps: int, checked: Che
             checked.bad(f"{path}: {problem}")
             continue
         items.append((str(path), caption))
+        if len(items) == limit:
+            break
     if not items:
         raise BadDataError(f"{folder} holds no picture with a caption.")
 

@@ -14,13 +14,17 @@ from PIL import Image
 
 from ..errors import ConfigError
 from ..families import Family
+from ..families import fingerprint as fingerprint_of_model
 from ..files import write_text_whole
 from ..granularity import fingerprint
+from ..schedule import describe_scheduler
+from ..settings import shown
 from ..trajectories import Recording, Shard, sole_transformer
 from .data import Source
 
 GROUP = 4  # items recorded by one pipeline call
 _SIZE = ("height", "width", "num_frames")
+_LATER = ("scheduler", "weights")  # manifests did not have them at first
 
 
 class Library:
@@ -31,16 +35,17 @@ class Library:
         make: Shard number -> its recording.
         count: Shards in all.
         held: Of these, at the end, for validation.
-        manifest: JSON-ready description of model, calls and data.
+        manifest: JSON-ready description of model, scheduler, calls and data.
         dtype: Of stored latents and predictions.
 
     Attributes:
         training: Numbers of the shards that are trained on.
         held_out: Of those that are kept for validation.
+        manifest: As it was given, as it reads from a file.
         calls: Arguments of the pipeline calls that were recorded.
 
     Raises:
-        ConfigError: the directory holds recordings of something else.
+        ConfigError: the directory holds recordings of something else, or its manifest cannot be read.
     """
 
     def __init__(
@@ -58,15 +63,17 @@ class Library:
         self._directory, self._make = directory, make
         self._open: dict[int, Shard] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        self.calls = manifest.get("calls", [])
         path, text = directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        self.manifest: dict[str, Any] = json.loads(text)
+        self.calls = manifest.get("calls", [])
         if not path.exists():
             # the processes of a run open the same directory at once
             write_text_whole(path, text)
-        if path.read_text(encoding="utf-8") != text:
+        changed = manifest_differences(_read(path), self.manifest)
+        if changed:
             raise ConfigError(
-                f"{directory} holds recordings of another model, call or data (see its manifest.json): choose another "
-                "directory, or delete it."
+                f"{directory} holds recordings of another model, scheduler, call or data ({'; '.join(changed)}): "
+                "choose another directory, or delete it."
             )
 
     def path(self, index: int) -> Path:
@@ -122,7 +129,9 @@ def open_library(
     base = unwrap_module(sole_transformer(pipe, family))
     manifest = {
         "family": family.name,
-        "model": list(fingerprint(family.projections(base).embed_weight, 8)),
+        "model": list(fingerprint(family.projections(base).embed_weight, 8)),  # all that earlier manifests have
+        "weights": fingerprint_of_model(base),
+        "scheduler": describe_scheduler(pipe.scheduler),
         "calls": [{name: _told(value) for name, value in call.items() if name != "generator"} for call in calls],
         "data": source.describe(),
         "held_out": held_out,
@@ -132,6 +141,32 @@ def open_library(
     dtype = next(base.parameters()).dtype
     stored = torch.float16 if dtype == torch.float32 else dtype
     return Library(directory, make, len(groups), len(last), manifest, stored)
+
+
+def manifest_differences(kept: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """``name: kept value, own value`` for every entry that differs; what earlier versions did not keep is not compared.
+
+    Args:
+        kept: Manifest of recordings, or of the run that a checkpoint is of, from a file.
+        own: Of this run.
+    """
+    names = [name for name in sorted({*kept, *own}) if name in kept or name not in _LATER]
+    pairs = {name: (kept.get(name), own.get(name)) for name in names}
+    return [f"{name}: {_brief(theirs)}, {_brief(ours)}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+
+
+def _brief(value: Any) -> str:
+    """A scheduler's text whole, as a cut one could hide what differs; lists of calls cut."""
+    return repr(value) if isinstance(value, str) else shown(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!r}): choose another directory, or delete {path.parent}."
+        ) from error
 
 
 def _told(value: Any) -> Any:

@@ -39,6 +39,19 @@ class JsonLines(GeneralTracker):
             file.write(json.dumps(entry) + "\n")
 
 
+def last_entry(path: Path, step: int) -> dict[str, Any]:
+    """The last entry that a ``log.jsonl`` has of a step; empty where it has none."""
+    found: dict[str, Any] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut short by a power failure
+        if entry["step"] == step:
+            found = entry
+    return found
+
+
 def build_trackers(out: Path, tensorboard: bool) -> list[GeneralTracker | str]:
     """The trackers for ``Accelerator(log_with=...)``; they write nothing yet.
 

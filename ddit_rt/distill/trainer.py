@@ -28,7 +28,7 @@ from .objective import Student
 from .optimization import build_optimizer, build_schedule, moving_average
 from .recordings import open_library
 from .samples import Batch, draw
-from .tracking import build_trackers
+from .tracking import build_trackers, last_entry
 from .validation import Evaluation, evaluate, pictures
 
 Log = Callable[[str], None]
@@ -54,7 +54,8 @@ class Trainer:
         step: Optimizer steps done.
 
     Raises:
-        UnsupportedPipelineError, ConfigError: before anything is written.
+        UnsupportedPipelineError, ConfigError: before anything is written; also for recordings of another model,
+            scheduler, call or data.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Trainer:
             recordings or out / "recordings", pipe, self.family, source, self.calls, config.held_out, config.seed
         )
         self.transformer.requires_grad_(False).eval()
-        self.checkpoints = Checkpoints(out / "checkpoints", self.accelerator)
+        self.checkpoints = Checkpoints(out / "checkpoints", self.accelerator, self.recorded.manifest)
         self.step = 0
         self._began = 0.0  # on the monotonic clock, as if the run had never been interrupted
 
@@ -153,14 +154,16 @@ class Trainer:
         """Trains to the last step, or to ``stop_after``.
 
         Args:
-            resume: Go on from the run's newest checkpoint, if there is one.
+            resume: Go on from the run's newest checkpoint, if there is one. The adapter's file and the validation of
+                its step are made up for where the run was killed before them.
             stop_after: Stop, with a checkpoint, after this step.
 
         Returns:
             The trained adapter (its average), also at ``out/adapter.safetensors``.
 
         Raises:
-            ConfigError: the directory holds another run or a damaged checkpoint, or the loss is not finite.
+            ConfigError: the directory holds another run, such as one of another model or scheduler, or a damaged
+                checkpoint, or the loss is not finite.
         """
         kept = bool(self.checkpoints.folders())
         if kept and not resume:
@@ -186,7 +189,8 @@ class Trainer:
         accelerator.prepare_model(self._averaged, evaluation_mode=True)  # so that it is in the checkpoints
         optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted
         self._began = time.monotonic()
-        if self.checkpoints.folders():
+        resumed = bool(self.checkpoints.folders())
+        if resumed:
             self.step, seconds = self.checkpoints.restore(config)
             self._began -= seconds
             self._log(f"resumed at step {self.step}")
@@ -196,6 +200,8 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if not config.fill:
             self._record_all()
+        if resumed:
+            self._make_up()
         recent: list[float] = []
         hidden = not accelerator.is_main_process
         with tqdm(initial=self.step, total=config.steps, desc="distill", disable=hidden, mininterval=1.0) as bar:
@@ -211,8 +217,18 @@ class Trainer:
                     self._write({"loss": loss, "lr": rate})
                 if self.step % config.checkpoint_every == 0 or self.step == last:
                     self._save()
-                if self.step % config.validate_every == 0 or self.step == config.steps:
+                if self._validates():
                     self._validate()
+
+    def _make_up(self) -> None:
+        """Does what follows a checkpoint: the run may have been killed before it was done, or half done."""
+        self._write_adapter()
+        entry = last_entry(self.out / "log.jsonl", self.step)
+        if self._validates() and not any(name.startswith("held_out/") for name in entry):
+            self._validate()
+
+    def _validates(self) -> bool:
+        return self.step % self.config.validate_every == 0 or self.step == self.config.steps
 
     def _student(self) -> Student:
         return Student(self.adapter, self.family, self.transformer, self.config.weighting == "relative")
@@ -280,14 +296,16 @@ class Trainer:
         return time.monotonic() - self._began
 
     def _save(self) -> None:
-        seconds = self._seconds()
-        self.checkpoints.save(self.step, seconds, self.config)
+        self.checkpoints.save(self.step, self._seconds(), self.config)
+        self._write_adapter()
+
+    def _write_adapter(self) -> None:
         if not self.accelerator.is_main_process:
             return
         summary = {
             **self.config.to_dict(),
             "step": self.step,
-            "hours": round(seconds / 3600, 3),
+            "hours": round(self._seconds() / 3600, 3),
             **self.source.describe(),
             "calls": self.recorded.calls,
         }

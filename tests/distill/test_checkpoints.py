@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_models import SMALL, equal, trainer
+from distill_models import SMALL, equal, pipeline, trainer
 from safetensors.torch import load_file, save_file
 
 import ddit_rt
 from ddit_rt.distill.config import differences
+from ddit_rt.distill.tracking import last_entry
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,80 @@ def test_interrupted_before_the_first_checkpoint(tmp_path, recordings, uninterru
     with pytest.raises(ddit_rt.ConfigError, match=r"step=1: .* Make a new Trainer"):
         run.train(resume=True)
     assert equal(trainer(tmp_path, recordings).train(resume=True).state_dict(), uninterrupted)
+
+
+@pytest.mark.parametrize("moment", ["save_adapter", "evaluate", "pictures"])
+def test_interrupted_after_the_last_checkpoint(tmp_path, recordings, uninterrupted, monkeypatch, moment):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    trainer(tmp_path, recordings).train(stop_after=6)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        run = trainer(tmp_path, recordings)
+        run._make_up = lambda: None  # of step 6
+        patched.setattr(f"ddit_rt.distill.trainer.{moment}", interrupted)
+        run.train(resume=True)
+    assert read(tmp_path)[0] == SMALL.steps
+    for _ in range(2):  # the second time nothing is left to do
+        assert equal(trainer(tmp_path, recordings).train(resume=True).state_dict(), uninterrupted)
+        adapter = ddit_rt.load_adapter(tmp_path)
+        assert adapter.spec.training["step"] == SMALL.steps
+        assert equal(adapter.state_dict(), {name: tensor.half() for name, tensor in uninterrupted.items()})
+        entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [(entry["step"], "held_out/2p" in entry) for entry in entries] == [(6, False), (8, False), (8, True)]
+
+
+def test_a_validation_of_an_earlier_run_is_none_of_this_one(tmp_path, recordings):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 8, "held_out/2p": 1.0}\n{"step": 8, "loss": 1.0}\n{"step": 9, "held')
+    assert "loss" in last_entry(log, 8) and last_entry(log, 9) == last_entry(tmp_path / "none.jsonl", 8) == {}
+
+
+def other(what):
+    """The pipeline of these tests with one thing changed, that the embedding does not show."""
+    pipe = pipeline()
+    if what == "scheduler":
+        pipe.scheduler.set_shift(9.0)
+    else:
+        with torch.no_grad():
+            for parameter in pipe.transformer.transformer_blocks.parameters():
+                parameter.mul_(1.5)
+    return pipe
+
+
+@pytest.mark.parametrize("what", ["weights", "scheduler"])
+def test_another_model_or_scheduler_is_refused(tmp_path, recordings, what):
+    trainer(tmp_path / "run", recordings).train(stop_after=1)
+    match = f"recordings of another model, scheduler, call or data .{what}: .*, .*: "
+    for out in ("run", "new"):
+        with pytest.raises(ddit_rt.ConfigError, match=f"{recordings} holds {match}choose another directory"):
+            trainer(tmp_path / out, recordings, pipe=other(what))
+    # with recordings of its own
+    run = trainer(tmp_path / "run", tmp_path / "recordings", pipe=other(what))
+    with pytest.raises(ddit_rt.ConfigError, match=f"step-000000001 was trained on {match}repeat them"):
+        run.train(resume=True)
+
+
+def test_runs_and_recordings_of_earlier_versions_go_on(tmp_path, recordings, uninterrupted):
+    old = tmp_path / "recordings"
+    shutil.copytree(recordings, old)
+    trainer(tmp_path / "run", old).train(stop_after=3)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000003" / "run.json"
+    for path, names in ((old / "manifest.json", ("weights", "scheduler")), (checkpoint, ("recordings",))):
+        kept = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in kept.items() if name not in names}))
+    assert equal(trainer(tmp_path / "run", old).train(resume=True).state_dict(), uninterrupted)
+    another = pipeline()
+    with torch.no_grad():
+        another.transformer.x_embedder.weight.mul_(2)
+    with pytest.raises(ddit_rt.ConfigError, match=r"another model, scheduler, call or data \(model: "):
+        trainer(tmp_path / "run", old, pipe=another)
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"calls": [')
+    with pytest.raises(ddit_rt.ConfigError, match=r"manifest\.json cannot be read .*: choose another directory"):
+        trainer(tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize(

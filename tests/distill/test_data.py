@@ -84,6 +84,14 @@ def test_bad_pictures(folder, what, match):
     assert len(told) == 1 and "bad.png" in told[0]
 
 
+def test_a_limit_takes_the_first_pictures_that_can_be_used(folder):
+    (folder / "0.txt").write_text("")
+    check, told = checked(True)
+    source = picture_folder(folder, (32, 32), 5, check, 2)
+    assert source.captions == ["a red square 1", "a red square 2"] and len(told) == 1
+    assert len(picture_folder(folder, (32, 32), 5, check, 9).captions) == 3
+
+
 def test_bad_prompts(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"a ball\n\n\xff\xfe\na star\n")
@@ -153,5 +161,5 @@ def test_processes_open_a_library_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(opened, range(400)))
     assert [path.name for path in (tmp_path / "99").iterdir()] == ["manifest.json"]
-    with pytest.raises(ddit_rt.ConfigError, match="another model, call or data"):
+    with pytest.raises(ddit_rt.ConfigError, match="another model, scheduler, call or data"):
         Library(tmp_path / "99", lambda index: None, 1, 0, {"calls": []}, torch.float32)

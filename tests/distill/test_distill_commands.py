@@ -1,7 +1,10 @@
 """ddit-rt distill, as typed."""
 
+import json
+
 import pytest
 from distill_models import CALL, PROMPTS, pipeline
+from PIL import Image
 from typer.testing import CliRunner
 
 import ddit_rt
@@ -52,6 +55,16 @@ def test_train_resume_and_dry_run(model, tmp_path):
     assert any("attn.to_q" in path for path in adapter.spec.layers) and len(adapter.spec.training["calls"]) == 2
     result = distill("train", *options, "--out", out, "--resume")
     assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_items_of_a_folder_of_pictures(model, tmp_path):
+    for index in range(4):
+        Image.new("RGB", (40, 40), (index * 60, 0, 0)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"a red square {index}")
+    options = ["--pictures", tmp_path, "--items", 3, *size()[:-1], 1, "--max-gap", 2, "--device", "cpu"]
+    result = distill("record", model, "--recordings", tmp_path / "recordings", *options)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads((tmp_path / "recordings" / "manifest.json").read_text())["data"]["items"] == 3
 
 
 @pytest.mark.parametrize(

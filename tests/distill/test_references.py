@@ -103,7 +103,7 @@ def test_pictures_in_a_call_are_told_by_what_they_hold(tmp_path):
     trainer = Trainer(specimen.make(), Embedded(specimen), calls, config, tmp_path, log=lambda _: None)
     told = [call["image"] for call in trainer.recorded.calls]
     assert told[0] != told[1] and all(text.startswith("picture 64x64 ") for text in told)
-    with pytest.raises(ddit_rt.ConfigError, match="another model, call or data"):
+    with pytest.raises(ddit_rt.ConfigError, match="another model, scheduler, call or data"):
         Trainer(specimen.make(), Embedded(specimen), calls[:1], config, tmp_path, log=lambda _: None)
 
 
