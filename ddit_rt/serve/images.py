@@ -20,12 +20,11 @@ from .errors import ApiError, invalid
 from .state import Server, note_model, owner_of, server_of
 from .uploads import fitted, mask_of, read_picture
 from .wire import EditRequest, ImageRequest, base64_of, facts_of, now, quality_of, usage_of
-from .work import Event, Kind, Work
+from .work import MAX_IMAGES, Event, Kind, Work
 
 T = TypeVar("T")
 
 router = APIRouter(tags=["images"])
-MAX_IMAGES = 16
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
@@ -89,8 +88,11 @@ async def edits(request: Request) -> Response:
             raise invalid("model", f"{facts.name} changes no pictures.", "unsupported")
         if not uploads["image"]:
             raise invalid("image", "image is missing: upload a PNG, JPEG or WebP.", "missing_image")
-        if len(uploads["image"]) > MAX_IMAGES or len(uploads["mask"]) > 1:
-            raise invalid("image", f"at most {MAX_IMAGES} images and one mask are taken.")
+        if len(uploads["image"]) > facts.images:
+            most = "one picture" if facts.images == 1 else f"at most {facts.images} pictures"
+            raise invalid("image", f"{len(uploads['image'])} images: {facts.name} takes {most}.")
+        if len(uploads["mask"]) > 1:
+            raise invalid("mask", f"{len(uploads['mask'])} masks: one is taken.")
         if uploads["mask"] and not facts.inpaints:
             raise invalid("mask", f"{facts.name} takes no mask.", "unsupported")
         limits = server.config.limits

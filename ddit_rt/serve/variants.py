@@ -15,9 +15,11 @@ from ..pipeline import call_defaults, example_prompts, frame_rate
 from .encode import decoded
 from .errors import ApiError
 from .settings import ModelConfig
-from .work import Kind, ModelFacts, Work
+from .work import MAX_IMAGES, Kind, ModelFacts, Work
 
 FALLBACK_STEPS, FALLBACK_SIDE = 50, 1024
+_SEVERAL = ("EditPlus", "Flux2")
+"""In the names of pipelines that are shown a list of pictures; to others a list is one picture for each prompt."""
 
 
 class Variants:
@@ -93,6 +95,7 @@ class Variants:
             inpaints="inpaint" in self._pipes,
             prompts=tuple(example_prompts(self.config.model).values()),
             created=int(time.time()),
+            images=MAX_IMAGES if self._shown and any(word in type(self.pipe).__name__ for word in _SEVERAL) else 1,
         )
 
     def _own_size(self, side: int) -> str:

@@ -191,6 +191,7 @@ def model_object(facts: ModelFacts) -> dict[str, Any]:
         "loras": list(facts.loras),
         "edits": facts.edits,
         "masks": facts.inpaints,
+        "images": facts.images,
         "prompts": list(facts.prompts),
     }
     if facts.kind == "video":

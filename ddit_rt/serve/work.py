@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 Kind = Literal["picture", "edit", "inpaint", "video"]
 
+MAX_IMAGES = 16
+"""Pictures that one request may bring."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -106,6 +109,7 @@ class ModelFacts:
         edits, inpaints: Pictures can be changed; with a mask.
         prompts: Examples, if the model ships with some.
         created: Time.
+        images: Pictures that an edit may be shown.
     """
 
     name: str
@@ -124,3 +128,4 @@ class ModelFacts:
     inpaints: bool
     prompts: tuple[str, ...]
     created: int
+    images: int = 1

@@ -16,9 +16,11 @@ from PIL import Image
 
 from ddit_rt import ConfigError
 from ddit_rt.serve import ModelConfig
+from ddit_rt.serve.encode import picture_bytes
 from ddit_rt.serve.engine import Engine
 from ddit_rt.serve.errors import ApiError
 from ddit_rt.serve.loading import load, warm
+from ddit_rt.serve.uploads import mask_of
 from ddit_rt.serve.work import Event, Work
 
 
@@ -71,6 +73,30 @@ def test_a_picture_does_not_depend_on_its_batch_mates() -> None:
         for one, other in zip(alone, together):
             assert np.abs(_pixels(one) - _pixels(other)).max() <= 1
         assert np.abs(_pixels(alone[0]) - _pixels(alone[1])).max() > 50
+
+    _run(test, batch_wait=0.2)
+
+
+@pytest.mark.parametrize("kind", ["edit", "inpaint"])
+def test_every_edit_of_a_batch_starts_from_its_own_picture(kind: Any) -> None:
+    generator = np.random.default_rng(0)
+    whole = [generator.integers(0, 255, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1) for _ in range(3)]
+    pictures = [picture_bytes(pixels, "png") for pixels in whole]
+    masks: list[bytes | None] = [None] * 3
+    if kind == "inpaint":
+        opened = [np.where(np.arange(64)[:, None] // 16 == band, 255, 0) for band in range(3)]
+        masks = [mask_of(Image.fromarray(band.repeat(64, 1).astype(np.uint8)), (64, 64)) for band in opened]
+    works = [_work(3, kind=kind, images=(data,), mask=mask, strength=0.5) for data, mask in zip(pictures, masks)]
+
+    async def test(engine: Engine) -> None:
+        alone = [_pixels(await _done(engine, work)) for work in works]
+        events = await asyncio.gather(*(_done(engine, work) for work in works))
+        assert [event.facts["batch"] for event in events] == [3] * 3
+        together = [_pixels(event) for event in events]
+        for place, picture in enumerate(together):
+            assert np.abs(picture - alone[place]).max() <= 1
+            differences = [np.abs(picture - pixels).mean() for pixels in whole]
+            assert differences.index(min(differences)) == place
 
     _run(test, batch_wait=0.2)
 

@@ -180,10 +180,26 @@ def test_an_edit_may_be_streamed(client: openai.OpenAI) -> None:
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
+def test_one_picture_is_taken_by_a_model_that_starts_from_it(server: LocalServer) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
+
+    def refusal(*names: str) -> Any:
+        files = [(name, ("a.png", image.getvalue())) for name in names]
+        answer = httpx.post(f"{server.url}/v1/images/edits", data={"prompt": "x"}, files=files, timeout=60)
+        assert answer.status_code == 400
+        return answer.json()["error"]
+
+    two = refusal("image[]", "image[]")
+    assert two["param"] == "image" and two["message"] == "2 images: demo takes one picture."
+    assert refusal("image", "mask", "mask")["param"] == "mask"
+
+
 def test_models(client: openai.OpenAI) -> None:
     demo, film = client.models.list().data
     assert (demo.id, film.id) == ("demo", "film")
     assert demo.model_extra["ddit"]["default_size"] == "64x64"  # type: ignore[index]
     assert demo.model_extra["ddit"]["edits"] and demo.model_extra["ddit"]["masks"]  # type: ignore[index]
+    assert demo.model_extra["ddit"]["images"] == 1  # type: ignore[index]
     assert film.model_extra["ddit"]["kind"] == "video" and not film.model_extra["ddit"]["edits"]  # type: ignore[index]
     assert client.models.retrieve("film").id == "film"
