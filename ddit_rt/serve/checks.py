@@ -9,7 +9,7 @@ from typing import Any
 from .errors import invalid
 from .settings import Limits, parse_size
 from .wire import ImageRequest, VideoRequest
-from .work import Kind, ModelFacts, Work
+from .work import EDITS, Kind, ModelFacts, Work
 
 
 def size_of(request: ImageRequest | VideoRequest, facts: ModelFacts, limits: Limits) -> tuple[int, int]:
@@ -85,7 +85,9 @@ def works_of(
     steps = request.steps or facts.steps
     if steps > limits.steps:
         raise invalid("steps", f"steps={steps}: at most {limits.steps} are made here.")
-    if request.schedule is not None and len(request.schedule) != steps:
+    # an edit by strength runs a part of the steps, which the pipeline alone knows
+    fewer = facts.strength and kind in EDITS
+    if request.schedule is not None and not fewer and len(request.schedule) != steps:
         raise invalid("schedule", f"schedule has {len(request.schedule)} entries, and there are {steps} steps.")
     width, height = size_of(request, facts, limits)
     more: dict[str, Any] = {}

@@ -119,10 +119,14 @@ class Engine:
         try:
             # not by the pipeline's settings of the moment, which may be those of the batch that runs
             config = settings_of_call(self._settings, dict(work.settings))
-            if work.strength is None:  # with one, the number of steps is the pipeline's to find
+            if self.variants.strength(work) in (
+                None,
+                1.0,
+            ):  # with less, its steps are the pipeline's to find
                 self._accelerated.policy_of(config).start(work.steps)
         except DDiTError as error:
-            raise ApiError(400, "invalid_value", str(error), "speedup") from None
+            param = "schedule" if "schedule" in dict(work.settings) else "speedup"
+            raise ApiError(400, "invalid_value", str(error), param) from None
 
     # -- batches ------------------------------------------------------------------------------------------------------
 

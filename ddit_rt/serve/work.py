@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["picture", "edit", "inpaint", "video"]
+EDITS: tuple[Kind, ...] = ("edit", "inpaint")
 
 MAX_IMAGES = 16
 """Pictures that one request may bring."""
@@ -110,6 +111,7 @@ class ModelFacts:
         prompts: Examples, if the model ships with some.
         created: Time.
         images: Pictures that an edit may be shown.
+        strength: An edit starts from its picture, noised, and runs a part of the steps.
     """
 
     name: str
@@ -129,3 +131,4 @@ class ModelFacts:
     prompts: tuple[str, ...]
     created: int
     images: int = 1
+    strength: bool = False

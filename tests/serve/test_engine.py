@@ -101,6 +101,28 @@ def test_every_edit_of_a_batch_starts_from_its_own_picture(kind: Any) -> None:
     _run(test, batch_wait=0.2)
 
 
+def test_a_schedule_has_the_steps_that_an_edits_strength_leaves() -> None:
+    picture = picture_bytes(np.zeros((64, 64, 3), np.uint8), "png")
+
+    def edit(schedule: tuple[int, ...], strength: float | None) -> Work:
+        fields = {"kind": "edit", "images": (picture,), "strength": strength, "steps": 8}
+        return _work(settings=(("schedule", schedule),), **fields)
+
+    async def test(engine: Engine) -> None:
+        for schedule, strength in (((1, 2, 0, 1), 0.5), ((1, 2, 0, 0, 1), None), ((1, 0) * 4, 1.0)):
+            event = await _done(engine, edit(schedule, strength))
+            assert event.facts["steps"] == list(schedule)
+        for schedule, strength in (((1,) * 8, 0.5), ((1,) * 5, 1.0)):
+            with pytest.raises(ApiError, match=f"has {len(schedule)} entries") as caught:
+                await _done(engine, edit(schedule, strength))
+            assert caught.value.status == 400
+        with pytest.raises(ApiError) as caught:  # a strength shortens no picture that starts from none
+            await _done(engine, _work(settings=(("schedule", (1, 1)),), strength=0.5))
+        assert (caught.value.status, caught.value.param) == (400, "schedule")
+
+    _run(test)
+
+
 def test_blocks_in_few_bits_are_served() -> None:
     pytest.importorskip("torchao")
 

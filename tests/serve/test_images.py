@@ -169,6 +169,22 @@ def test_edits(client: openai.OpenAI) -> None:
     assert np.abs(np.asarray(_picture(whole.data[0])).astype(float) - before).mean() > 1
 
 
+def test_an_edit_by_schedule(server: LocalServer) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
+
+    def edit(schedule: str, strength: float, **files: Any) -> httpx.Response:
+        data = {"prompt": "a", "schedule": schedule, "strength": str(strength)}
+        shown = {"image": ("a.png", image.getvalue()), **files}
+        return httpx.post(f"{server.url}/v1/images/edits", data=data, files=shown, timeout=60)
+
+    answer = edit("1,0,2,1", 0.5)
+    assert answer.status_code == 200 and answer.json()["ddit"]["steps"] == [1, 0, 2, 1]
+    assert edit("1,0,2,1", 0.5, mask=("m.png", image.getvalue())).status_code == 200
+    refused = edit("1,0,2,1,1,1,1,1", 0.5)
+    assert refused.status_code == 400 and "4 denoising steps" in refused.json()["error"]["message"]
+
+
 def test_an_edit_may_be_streamed(client: openai.OpenAI) -> None:
     image = io.BytesIO()
     Image.fromarray(_drawn("a red apple", 3)).save(image, "PNG")
