@@ -43,13 +43,19 @@ class VideoWorkers:
         """Closes the store."""
         self.store.close()
 
-    def add(self, work: Work, model: str, seconds: str) -> VideoJob:
+    def add(self, work: Work, model: str, seconds: str, timeout: float | None = None) -> VideoJob:
         """Queues a job.
+
+        Args:
+            work: The video; its deadline is set anew when it runs.
+            model: Name of a served one.
+            seconds: Length of the video, for the client.
+            timeout: Seconds that the run may take; None for the limit of the server.
 
         Raises:
             QueueFullError, StorageError: as of the store.
         """
-        request = {**asdict(work), "model": model}
+        request = {**asdict(work), "model": model, "timeout": timeout}
         request["images"] = [base64.b64encode(data).decode("ascii") for data in work.images]
         job = self.store.create(request, model, f"{work.width}x{work.height}", seconds, work.prompt, work.owner)
         if self._loop is not None:
@@ -158,9 +164,10 @@ class VideoWorkers:
         self.store.complete(job.id, list(files), facts_of([event], str(job.request["request_id"])))
 
     def _work_of(self, job: VideoJob) -> Work:
-        fields = {name: value for name, value in job.request.items() if name != "model"}
+        fields = {name: value for name, value in job.request.items() if name not in ("model", "timeout")}
         fields["images"] = tuple(base64.b64decode(data) for data in fields["images"])
         settings = ((name, tuple(v) if isinstance(v, list) else v) for name, v in fields["settings"])
-        # its time begins when it runs
-        deadline = time.time() + self._server.config.limits.seconds
+        limit = self._server.config.limits.seconds
+        # its time begins when it runs; jobs of an earlier release have none of their own
+        deadline = time.time() + min(job.request.get("timeout") or limit, limit)
         return Work(**{**fields, "settings": tuple(settings), "deadline": deadline})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ddit_rt.serve import ModelConfig, ServeConfig
+from ddit_rt.serve import Limits, ModelConfig, ServeConfig
 from ddit_rt.serve.keys import Keys
 from ddit_rt.serve.metrics import Metrics
 from ddit_rt.serve.picture_store import PictureStore
@@ -136,6 +136,20 @@ def test_the_end_of_a_job_is_stored_once_there_is_room(tmp_path: Path, caplog: p
 
     _run(tmp_path, test)
     assert caplog.text.count("could not be stored") == 2
+
+
+@pytest.mark.parametrize("timeout, seconds", [(None, 50), (7.5, 7.5), (1000, 50)])
+def test_a_run_has_the_time_that_was_asked_for_within_the_limit(
+    tmp_path: Path, timeout: float | None, seconds: float
+) -> None:
+    async def test(workers: VideoWorkers, gateway: Gateway) -> None:
+        job = workers.add(_work(seconds=0), "film", "1", timeout)  # the time in the queue does not count
+        began = time.time()
+        assert (await _working(workers, job)).status == "completed"
+        (work,) = gateway.asked
+        assert began + seconds <= work.deadline <= time.time() + seconds
+
+    _run(tmp_path, test, limits=Limits(seconds=50))
 
 
 def test_expiring_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -144,6 +144,12 @@ def test_a_restart_loses_no_job(video_folder: Path, tmp_path: Path) -> None:
         assert [_ended(client, id, 120).status for id in ids] == ["completed"] * 4
 
 
+def test_a_run_that_takes_longer_than_asked_fails(client: openai.OpenAI) -> None:
+    body = {"steps": 100, "frames": 41, "speedup": 1, "timeout": 0.5}
+    failed = _ended(client, client.videos.create(prompt="long", extra_body=body).id)
+    assert failed.status == "failed" and failed.error is not None and failed.error.code == "deadline_exceeded"
+
+
 def test_the_other_errors_of_a_job_are_told(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     monkeypatch.setattr(server.engines["film"].variants, "arguments", lambda works: 1 / 0)
