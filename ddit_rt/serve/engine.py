@@ -218,17 +218,11 @@ class Engine:
             if not np.isfinite(pictures[index]).all():
                 self.tell(item, ApiError(500, "not_finite", "the picture holds NaN: try another seed or dtype."))
                 continue
-            self.tell(item, partial(self._finished, item, pictures[index], made, seconds, len(batch)))
+            # tokens are counted here and not where the picture is encoded: the next batch uses the tokenizer, too, each
+            # call of which sets its padding and truncation
+            facts = _facts(item, made, seconds, len(batch), self.variants.text_tokens(item.work.prompt))
+            self.tell(item, partial(_finished, item.work, pictures[index], facts))
         run.learn(pictures)
-
-    def _finished(self, item: Item, pixels: np.ndarray, made: Report, seconds: dict[str, float], batch: int) -> Event:
-        work, frames = item.work, to_uint8(pixels)
-        facts = _facts(item, made, seconds, batch, self.variants.text_tokens(work.prompt))
-        if work.kind != "video":
-            data = picture_bytes(frames, work.format, work.compression)
-            return Event("done", work.steps, work.steps, data, facts=facts)
-        thumbnail = picture_bytes(frames[len(frames) // 2], "webp", 90)
-        return Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts)
 
     def _use_lora(self, name: str) -> None:
         """Turns on one of the loaded LoRAs, or none."""
@@ -307,6 +301,15 @@ class _Run:
 def _preview(work: Work, picture: np.ndarray, number: int, step: int, steps: int) -> Event:
     data = picture_bytes(picture, work.format, work.compression, (work.width, work.height))
     return Event("partial", number, steps, data, facts={"step": step})
+
+
+def _finished(work: Work, pixels: np.ndarray, facts: dict[str, Any]) -> Event:
+    frames = to_uint8(pixels)
+    if work.kind != "video":
+        data = picture_bytes(frames, work.format, work.compression)
+        return Event("done", work.steps, work.steps, data, facts=facts)
+    thumbnail = picture_bytes(frames[len(frames) // 2], "webp", 90)
+    return Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts)
 
 
 def _facts(item: Item, made: Report, seconds: dict[str, float], batch: int, text_tokens: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Variants:
         return self.family.geometry(self.pipe, work.height, work.width, work.frames).tokens(1)
 
     def text_tokens(self, prompt: str) -> int:
-        """Of the longer of the pipeline's tokenizers; 0 without one."""
+        """Of the longer of the pipeline's tokenizers; 0 without one. On the thread that runs the pipeline alone."""
         tokenizer = getattr(self.pipe, "tokenizer_2", None) or getattr(self.pipe, "tokenizer", None)
         if tokenizer is None or not hasattr(tokenizer, "tokenize"):
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
@@ -282,6 +283,30 @@ def test_a_picture_that_is_not_finite_is_an_error() -> None:
         assert caught.value.code == "not_finite"
 
     _run(test)
+
+
+def test_the_tokenizer_is_used_by_the_devices_thread_alone() -> None:
+    """Every call of a fast tokenizer sets its padding and truncation anew, under the feet of another thread's call."""
+    threads: set[str] = set()
+
+    async def test(engine: Engine) -> None:
+        tokenizer = engine.variants.pipe.tokenizer_2
+
+        def noted(method: Any) -> Any:
+            def call(self: Any, *arguments: Any, **more: Any) -> Any:
+                threads.add(threading.current_thread().name)
+                return method(self, *arguments, **more)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("__call__", "tokenize"):
+                patch.setattr(type(tokenizer), name, noted(getattr(type(tokenizer), name)))
+            events = await asyncio.gather(*(_done(engine, _work(seed)) for seed in range(3)))
+        assert {event.facts["text_tokens"] for event in events} == {4}
+
+    _run(test, batch_wait=0.2)
+    assert threads == {"device_0"}
 
 
 def test_closing_answers_everybody() -> None:
