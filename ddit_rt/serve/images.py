@@ -190,7 +190,7 @@ async def _stream(events: AsyncGenerator[Event], body: ImageRequest, work: Work,
                 common |= {"created_at": now(), "b64_json": base64_of(event.data)}
                 if event.type == "partial":
                     kind = f"{name}.partial_image"
-                    word = body.quality if body.quality not in (None, "standard", "hd") else "auto"
+                    word = body.target_in_words() or "auto"
                     own = {"step": event.facts["step"], "steps": event.steps, "request_id": work.request_id}
                     more: dict[str, Any] = {"partial_image_index": event.index, "quality": word, "ddit": own}
                     yield _sse(kind, {"type": kind, **common, **more})

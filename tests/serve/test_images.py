@@ -169,6 +169,13 @@ def test_edits(client: openai.OpenAI) -> None:
     assert np.abs(np.asarray(_picture(whole.data[0])).astype(float) - before).mean() > 1
 
 
+def test_a_quality_that_did_not_decide_is_not_told(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"prompt": "a", "quality": "low", "extra_body": {"speedup": 1, "steps": 12}}
+    assert client.images.generate(**options).quality == "max"
+    preview, done = client.images.generate(**options, stream=True, partial_images=1)
+    assert (preview.quality, done.quality) == ("auto", "max")
+
+
 def test_an_edit_by_schedule(server: LocalServer) -> None:
     image = io.BytesIO()
     Image.new("RGB", (64, 64)).save(image, "PNG")
