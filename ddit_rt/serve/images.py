@@ -284,10 +284,10 @@ def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise first_error(error.errors()) from None
 
 
-def first_error(errors: Sequence[Any]) -> ApiError:
-    """The error object of what a validation found first."""
+def first_error(errors: Sequence[Any], of_request: bool = False) -> ApiError:
+    """The error object of what a validation found first; FastAPI says "body", "query" or "path" before a name."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][int(of_request) :]]
     param = place[0] if place else None
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is no JSON.")

@@ -111,6 +111,15 @@ def test_bad_values_are_refused_by_name(server: LocalServer, body: dict[str, obj
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    "path, param", [("?limit=0", "limit"), ("?order=up", "order"), ("/video_1/content?variant=x", "variant")]
+)
+def test_bad_values_of_a_query_are_refused_by_name(server: LocalServer, path: str, param: str) -> None:
+    answer = httpx.get(f"{server.url}/v1/videos{path}")
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and error["message"].startswith(f"{param}: ")
+
+
 def test_a_picture_to_start_from_needs_a_model_that_takes_one(server: LocalServer) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 48)).save(picture, "PNG")
