@@ -44,13 +44,16 @@ class Keys:
         rate: Requests per minute of keys whose line names none, and of addresses where there are no keys.
 
     Raises:
-        ConfigError: the file cannot be read, or two keys have one name.
+        ConfigError: the file cannot be read, two keys have one name, or a key is not of ASCII.
     """
 
     def __init__(self, file: str | None = None, rate: int | None = None) -> None:
         self._rate = rate
         self._owners: dict[str, Owner] = {}
-        given = filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(",")))
+        given = [key for key in map(str.strip, os.environ.get(VARIABLE, "").split(",")) if key]
+        for number, key in enumerate(given, 1):
+            if not key.isascii():  # what a header holds beyond it is read as another encoding
+                raise ConfigError(f"{VARIABLE}: key {number} has letters beyond ASCII and cannot match: take another.")
         # not by their place, which changes with the list: what is stored under a name would be another key's then
         named = {f"key-{digest(key)[:12]}": digest(key) for key in given}
         taken = set(named)

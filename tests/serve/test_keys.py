@@ -49,6 +49,13 @@ def test_a_key_that_is_withdrawn_gives_its_name_to_no_other(monkeypatch: pytest.
     assert name("bob-key") == bob != alice
 
 
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "first, schl\u00fcssel")
+    with pytest.raises(ConfigError, match="key 2 has letters beyond ASCII") as caught:
+        Keys()
+    assert "schl" not in str(caught.value)
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys"
     path.write_text(_line("ada", "a") + _line("bob", "b") + _line("ada", "c"))
