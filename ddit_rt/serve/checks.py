@@ -9,7 +9,10 @@ from typing import Any
 from .errors import invalid
 from .settings import Limits, parse_size
 from .wire import ImageRequest, VideoRequest
-from .work import Kind, ModelFacts, Work
+from .work import EDITS, Kind, ModelFacts, Work
+
+LONGEST_SIDES = {"webp": 16383, "jpeg": 65500}
+"""Pixels that a format's encoder takes."""
 
 
 def size_of(request: ImageRequest | VideoRequest, facts: ModelFacts, limits: Limits) -> tuple[int, int]:
@@ -85,7 +88,9 @@ def works_of(
     steps = request.steps or facts.steps
     if steps > limits.steps:
         raise invalid("steps", f"steps={steps}: at most {limits.steps} are made here.")
-    if request.schedule is not None and len(request.schedule) != steps:
+    # an edit by strength runs a part of the steps, which the pipeline alone knows
+    fewer = facts.strength and kind in EDITS
+    if request.schedule is not None and not fewer and len(request.schedule) != steps:
         raise invalid("schedule", f"schedule has {len(request.schedule)} entries, and there are {steps} steps.")
     width, height = size_of(request, facts, limits)
     more: dict[str, Any] = {}
@@ -93,11 +98,18 @@ def works_of(
     if isinstance(request, VideoRequest):
         more["frames"], more["fps"] = frames_of(request, facts, limits)
         more["format"] = "mp4"
+        if max(width, height) > LONGEST_SIDES["webp"]:  # its thumbnail
+            message = f"size={width}x{height}: a video has sides of at most {LONGEST_SIDES['webp']} pixels here."
+            raise invalid("size", message)
     else:
         count = request.n
         if count > limits.pictures:
             raise invalid("n", f"n={count}: at most {limits.pictures} pictures are drawn at once here.")
         more["format"] = request.output_format or "png"
+        longest = LONGEST_SIDES.get(more["format"])
+        if longest is not None and max(width, height) > longest:
+            message = f"size={width}x{height}: a {more['format']} has sides of at most {longest} pixels; take png."
+            raise invalid("size", message)
         more["compression"] = 100 if request.output_compression is None else request.output_compression
         more["partials"] = (request.partial_images or 0) if request.stream else 0
         more["strength"] = getattr(request, "strength", None)

@@ -119,10 +119,14 @@ class Engine:
         try:
             # not by the pipeline's settings of the moment, which may be those of the batch that runs
             config = settings_of_call(self._settings, dict(work.settings))
-            if work.strength is None:  # with one, the number of steps is the pipeline's to find
+            if self.variants.strength(work) in (
+                None,
+                1.0,
+            ):  # with less, its steps are the pipeline's to find
                 self._accelerated.policy_of(config).start(work.steps)
         except DDiTError as error:
-            raise ApiError(400, "invalid_value", str(error), "speedup") from None
+            param = "schedule" if "schedule" in dict(work.settings) else "speedup"
+            raise ApiError(400, "invalid_value", str(error), param) from None
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -214,17 +218,11 @@ class Engine:
             if not np.isfinite(pictures[index]).all():
                 self.tell(item, ApiError(500, "not_finite", "the picture holds NaN: try another seed or dtype."))
                 continue
-            self.tell(item, partial(self._finished, item, pictures[index], made, seconds, len(batch)))
+            # tokens are counted here and not where the picture is encoded: the next batch uses the tokenizer, too, each
+            # call of which sets its padding and truncation
+            facts = _facts(item, made, seconds, len(batch), self.variants.text_tokens(item.work.prompt))
+            self.tell(item, partial(_finished, item.work, pictures[index], facts))
         run.learn(pictures)
-
-    def _finished(self, item: Item, pixels: np.ndarray, made: Report, seconds: dict[str, float], batch: int) -> Event:
-        work, frames = item.work, to_uint8(pixels)
-        facts = _facts(item, made, seconds, batch, self.variants.text_tokens(work.prompt))
-        if work.kind != "video":
-            data = picture_bytes(frames, work.format, work.compression)
-            return Event("done", work.steps, work.steps, data, facts=facts)
-        thumbnail = picture_bytes(frames[len(frames) // 2], "webp", 90)
-        return Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts)
 
     def _use_lora(self, name: str) -> None:
         """Turns on one of the loaded LoRAs, or none."""
@@ -303,6 +301,15 @@ class _Run:
 def _preview(work: Work, picture: np.ndarray, number: int, step: int, steps: int) -> Event:
     data = picture_bytes(picture, work.format, work.compression, (work.width, work.height))
     return Event("partial", number, steps, data, facts={"step": step})
+
+
+def _finished(work: Work, pixels: np.ndarray, facts: dict[str, Any]) -> Event:
+    frames = to_uint8(pixels)
+    if work.kind != "video":
+        data = picture_bytes(frames, work.format, work.compression)
+        return Event("done", work.steps, work.steps, data, facts=facts)
+    thumbnail = picture_bytes(frames[len(frames) // 2], "webp", 90)
+    return Event("done", work.steps, work.steps, video_bytes(frames, work.fps), thumbnail, facts)
 
 
 def _facts(item: Item, made: Report, seconds: dict[str, float], batch: int, text_tokens: int) -> dict[str, Any]:

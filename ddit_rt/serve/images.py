@@ -20,12 +20,11 @@ from .errors import ApiError, invalid
 from .state import Server, note_model, owner_of, server_of
 from .uploads import fitted, mask_of, read_picture
 from .wire import EditRequest, ImageRequest, base64_of, facts_of, now, quality_of, usage_of
-from .work import Event, Kind, Work
+from .work import MAX_IMAGES, Event, Kind, Work
 
 T = TypeVar("T")
 
 router = APIRouter(tags=["images"])
-MAX_IMAGES = 16
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
@@ -89,8 +88,11 @@ async def edits(request: Request) -> Response:
             raise invalid("model", f"{facts.name} changes no pictures.", "unsupported")
         if not uploads["image"]:
             raise invalid("image", "image is missing: upload a PNG, JPEG or WebP.", "missing_image")
-        if len(uploads["image"]) > MAX_IMAGES or len(uploads["mask"]) > 1:
-            raise invalid("image", f"at most {MAX_IMAGES} images and one mask are taken.")
+        if len(uploads["image"]) > facts.images:
+            most = "one picture" if facts.images == 1 else f"at most {facts.images} pictures"
+            raise invalid("image", f"{len(uploads['image'])} images: {facts.name} takes {most}.")
+        if len(uploads["mask"]) > 1:
+            raise invalid("mask", f"{len(uploads['mask'])} masks: one is taken.")
         if uploads["mask"] and not facts.inpaints:
             raise invalid("mask", f"{facts.name} takes no mask.", "unsupported")
         limits = server.config.limits
@@ -188,7 +190,7 @@ async def _stream(events: AsyncGenerator[Event], body: ImageRequest, work: Work,
                 common |= {"created_at": now(), "b64_json": base64_of(event.data)}
                 if event.type == "partial":
                     kind = f"{name}.partial_image"
-                    word = body.quality if body.quality not in (None, "standard", "hd") else "auto"
+                    word = body.target_in_words() or "auto"
                     own = {"step": event.facts["step"], "steps": event.steps, "request_id": work.request_id}
                     more: dict[str, Any] = {"partial_image_index": event.index, "quality": word, "ddit": own}
                     yield _sse(kind, {"type": kind, **common, **more})
@@ -282,10 +284,10 @@ def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise first_error(error.errors()) from None
 
 
-def first_error(errors: Sequence[Any]) -> ApiError:
-    """The error object of what a validation found first."""
+def first_error(errors: Sequence[Any], of_request: bool = False) -> ApiError:
+    """The error object of what a validation found first; FastAPI says "body", "query" or "path" before a name."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][int(of_request) :]]
     param = place[0] if place else None
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is no JSON.")

@@ -28,7 +28,7 @@ class Owner:
     """Of a request.
 
     Attributes:
-        name: Of the key, or the address; stands in logs.
+        name: Of the key, or the address; stands in logs, and with what is stored.
         rate: Requests per minute, None for no limit.
     """
 
@@ -44,12 +44,19 @@ class Keys:
         rate: Requests per minute of keys whose line names none, and of addresses where there are no keys.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, two keys have one name, or a key is not of ASCII.
     """
 
     def __init__(self, file: str | None = None, rate: int | None = None) -> None:
         self._rate = rate
         self._owners: dict[str, Owner] = {}
+        given = [key for key in map(str.strip, os.environ.get(VARIABLE, "").split(",")) if key]
+        for number, key in enumerate(given, 1):
+            if not key.isascii():  # what a header holds beyond it is read as another encoding
+                raise ConfigError(f"{VARIABLE}: key {number} has letters beyond ASCII and cannot match: take another.")
+        # not by their place, which changes with the list: what is stored under a name would be another key's then
+        named = {f"key-{digest(key)[:12]}": digest(key) for key in given}
+        taken = set(named)
         for number, line in enumerate(read_text(Path(file), "keys_file").splitlines() if file else (), 1):
             content = line.partition("#")[0].strip()
             found = _LINE.fullmatch(content)
@@ -57,10 +64,14 @@ class Keys:
                 # the line is not shown: it may hold a key
                 raise ConfigError(f"keys_file={file!r}, line {number}: NAME SHA256 [REQUESTS-PER-MINUTE] is wanted.")
             if found is not None:
+                if found["name"] in taken:
+                    message = f"{found['name']!r} is another key's name, too; give each its own."
+                    raise ConfigError(f"keys_file={file!r}, line {number}: {message}")
+                taken.add(found["name"])
                 own = int(found["rate"]) if found["rate"] else rate
                 self._owners[found["digest"].lower()] = Owner(found["name"], own)
-        for number, key in enumerate(filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))), 1):
-            self._owners[digest(key)] = Owner(f"key-{number}", rate)
+        for name, hashed in named.items():
+            self._owners.setdefault(hashed, Owner(name, rate))  # a key of both has what its line says
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     @property

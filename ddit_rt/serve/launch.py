@@ -28,14 +28,19 @@ def run(config: ServeConfig, address: str | None = None, ready: Callable[[str], 
         ready: Called with the server's URL once every model is warm.
 
     Raises:
-        ConfigError: the cluster has no room for the replicas, the port is taken, or a model cannot be loaded.
+        ConfigError: the cluster has no room for the replicas, the port is taken, the keys cannot be read, or a model
+            cannot be loaded.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
+    from .keys import Keys
+
     _check_port(config)
+    if address is None:  # in a cluster the file may lie on another machine
+        Keys(config.keys_file)
     stop = threading.Event()
     # without an address Ray would join a cluster that happens to run here
     ray.init(
@@ -62,8 +67,7 @@ def run(config: ServeConfig, address: str | None = None, ready: Callable[[str], 
             states = serve.status().applications[NAME].deployments.values()
             told = "\n".join(state.message for state in states) or str(error)
             raise ConfigError(f"a model could not be served: {_reason(told)}") from None
-        host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-        ready(f"http://{host}:{config.port}")
+        ready(_url(config))
         while not stop.wait(1.0):  # in turns, for signals are heard in between
             pass
         logger.info("stopping: what has begun is finished")
@@ -80,15 +84,21 @@ def run(config: ServeConfig, address: str | None = None, ready: Callable[[str], 
 
 
 def _check_port(config: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            message = (
-                f"port={config.port} at host={config.host!r} cannot be listened at ({error.strerror}): name another."
-            )
-            raise ConfigError(message) from None
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET  # as Ray has it, of names, too
+    try:
+        *_, address = socket.getaddrinfo(config.host, config.port, family, socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        message = f"port={config.port} at host={config.host!r} cannot be listened at ({error.strerror}): name another."
+        raise ConfigError(message) from None
+
+
+def _url(config: ServeConfig) -> str:
+    """Where a client on this machine finds the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
 def _check_room(config: ServeConfig, found: dict[str, float], gpus: float) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from .video_files import write_whole
+from .video_files import TEMPORARY, write_whole
 
 _ID = re.compile(r"img_[0-9a-f]{32}\.(png|webp|jpeg)")
 
@@ -42,7 +43,8 @@ class PictureStore:
         return path if path.is_file() and time.time() - path.stat().st_mtime < self._keep else None
 
     def expire(self) -> None:
-        """Removes those whose time is over."""
-        for path in self._folder.glob("img_*"):
-            if time.time() - path.stat().st_mtime >= self._keep:
-                path.unlink(missing_ok=True)
+        """Removes those whose time is over, and what a server that was killed had begun to write before that."""
+        for path in [*self._folder.glob("img_*"), *self._folder.glob(f"{TEMPORARY}*")]:
+            with suppress(FileNotFoundError):  # one that is being written has another name at its end
+                if time.time() - path.stat().st_mtime >= self._keep:
+                    path.unlink()

@@ -132,7 +132,10 @@ def owner_of(request: Request) -> str:
 
 
 async def keep_expiring(expire: Callable[[], Any], keep_seconds: float) -> None:
-    """Removes what is past its time, for ever."""
+    """Removes what is past its time, for ever; what cannot be removed now is the next turn's."""
     while True:
-        await asyncio.to_thread(expire)
+        try:
+            await asyncio.to_thread(expire)
+        except Exception:
+            logger.exception("what is past its time could not be removed; trying again later")
         await asyncio.sleep(min(keep_seconds / 10, 600.0))

@@ -15,9 +15,11 @@ from ..pipeline import call_defaults, example_prompts, frame_rate
 from .encode import decoded
 from .errors import ApiError
 from .settings import ModelConfig
-from .work import Kind, ModelFacts, Work
+from .work import EDITS, MAX_IMAGES, Kind, ModelFacts, Work
 
 FALLBACK_STEPS, FALLBACK_SIDE = 50, 1024
+_SEVERAL = ("EditPlus", "Flux2")
+"""In the names of pipelines that are shown a list of pictures; to others a list is one picture for each prompt."""
 
 
 class Variants:
@@ -33,7 +35,7 @@ class Variants:
         self.family = family_of(pipe)
         self.config = config
         self._call: dict[str, Any] = {**call_defaults(config.model), **config.call}
-        self._known = inspect.signature(type(pipe).__call__).parameters
+        self._known = _arguments(pipe)
         self._is_video = "num_frames" in self._known
         # a pipeline that is shown its picture changes it by itself; others start from it, noised
         self._shown = "image" in self._known and "strength" not in self._known
@@ -93,6 +95,8 @@ class Variants:
             inpaints="inpaint" in self._pipes,
             prompts=tuple(example_prompts(self.config.model).values()),
             created=int(time.time()),
+            strength=any("strength" in _arguments(self._pipes[kind]) for kind in EDITS if kind in self._pipes),
+            images=MAX_IMAGES if self._shown and any(word in type(self.pipe).__name__ for word in _SEVERAL) else 1,
         )
 
     def _own_size(self, side: int) -> str:
@@ -107,11 +111,18 @@ class Variants:
         return self.family.geometry(self.pipe, work.height, work.width, work.frames).tokens(1)
 
     def text_tokens(self, prompt: str) -> int:
-        """Of the longer of the pipeline's tokenizers; 0 without one."""
+        """Of the longer of the pipeline's tokenizers; 0 without one. On the thread that runs the pipeline alone."""
         tokenizer = getattr(self.pipe, "tokenizer_2", None) or getattr(self.pipe, "tokenizer", None)
         if tokenizer is None or not hasattr(tokenizer, "tokenize"):
             return 0
         return len(tokenizer.tokenize(prompt)) + 1
+
+    def strength(self, work: Work) -> float | None:
+        """How much of its picture a work draws anew, which is its part of the steps; None where it starts from none."""
+        argument = _arguments(self._pipes[work.kind]).get("strength")
+        if argument is None or not work.images:
+            return None
+        return work.strength or float(self._call.get("strength", argument.default))
 
     def check(self, work: Work) -> None:
         """Raises:
@@ -130,7 +141,7 @@ class Variants:
         """The pipeline for works of one key, and the arguments of its call."""
         first = works[0]
         pipe = self._pipes[first.kind]
-        known = inspect.signature(type(pipe).__call__).parameters
+        known = _arguments(pipe)
         call = {name: value for name, value in self._call.items() if name in known}
         call |= {
             "prompt": [work.prompt for work in works],
@@ -158,6 +169,10 @@ class Variants:
         if first.strength is not None and "strength" in known:
             call["strength"] = first.strength
         return pipe, _taken(call, known)
+
+
+def _arguments(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
 
 
 def _taken(call: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

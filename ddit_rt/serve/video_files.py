@@ -16,7 +16,8 @@ from ..settings import shown
 
 VIDEO_ID = re.compile(r"video_[0-9a-f]{38}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}(\.[a-z0-9]{1,8})?")
-_TEMPORARY = ".part-"  # no name that a file may have begins with a dot
+TEMPORARY = ".part-"
+"""How files that are being written begin; no name that a file may have begins with a dot."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -104,7 +105,7 @@ def write_whole(path: Path, data: bytes) -> None:
         StorageError: the disk is full. The partial file is gone, an earlier one of this name still there.
         FileNotFoundError: the folder is not there.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
     try:
         try:
             _write_new(temporary, data)

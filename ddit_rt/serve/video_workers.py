@@ -43,13 +43,19 @@ class VideoWorkers:
         """Closes the store."""
         self.store.close()
 
-    def add(self, work: Work, model: str, seconds: str) -> VideoJob:
+    def add(self, work: Work, model: str, seconds: str, timeout: float | None = None) -> VideoJob:
         """Queues a job.
+
+        Args:
+            work: The video; its deadline is set anew when it runs.
+            model: Name of a served one.
+            seconds: Length of the video, for the client.
+            timeout: Seconds that the run may take; None for the limit of the server.
 
         Raises:
             QueueFullError, StorageError: as of the store.
         """
-        request = {**asdict(work), "model": model}
+        request = {**asdict(work), "model": model, "timeout": timeout}
         request["images"] = [base64.b64encode(data).decode("ascii") for data in work.images]
         job = self.store.create(request, model, f"{work.width}x{work.height}", seconds, work.prompt, work.owner)
         if self._loop is not None:
@@ -63,27 +69,41 @@ class VideoWorkers:
             task.cancel()
 
     async def work(self) -> None:
-        """Does jobs for ever; those that an earlier server began are first."""
+        """Does jobs for ever, whatever befalls the store; those that an earlier server began are first."""
         self._loop = asyncio.get_running_loop()
-        recovery = await asyncio.to_thread(self.store.recover)
-        if recovery.queued or recovery.failed:
-            logger.warning("%d video jobs run again, %d have failed", len(recovery.queued), len(recovery.failed))
+        recovered = False
         try:
             while True:
-                await self._count()
-                while not self._server.models or len(self._running) >= self._places():
+                try:
+                    if not recovered:
+                        await self._recover()
+                        recovered = True
+                    await self._take()
+                except Exception:  # a disk that is full has room again some time
+                    logger.exception("the video jobs could not be looked at; trying again")
                     await asyncio.sleep(POLL)
-                job = None if self._server.draining else await asyncio.to_thread(self.store.claim)
-                if job is None:
-                    self._come.clear()
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._come.wait(), POLL)
-                    continue
-                self._running[job.id] = asyncio.create_task(self._do(job))
         finally:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _recover(self) -> None:
+        recovery = await asyncio.to_thread(self.store.recover)
+        if recovery.queued or recovery.failed:
+            logger.warning("%d video jobs run again, %d have failed", len(recovery.queued), len(recovery.failed))
+
+    async def _take(self) -> None:
+        """Begins the next job, or waits a while for one."""
+        await self._count()
+        while not self._server.models or len(self._running) >= self._places():
+            await asyncio.sleep(POLL)
+        job = None if self._server.draining else await asyncio.to_thread(self.store.claim)
+        if job is None:
+            self._come.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._come.wait(), POLL)
+            return
+        self._running[job.id] = asyncio.create_task(self._do(job))
 
     def _places(self) -> int:
         videos = {name for name, facts in self._server.models.items() if facts.kind == "video"}
@@ -99,16 +119,26 @@ class VideoWorkers:
         try:
             await self._make(job)
         except ApiError as error:
-            await asyncio.to_thread(self.store.fail, job.id, error.code, error.message)
+            await self._fail(job, error.code, error.message)
         except StorageError as error:
-            await asyncio.to_thread(self.store.fail, job.id, "insufficient_storage", str(error))
+            await self._fail(job, "insufficient_storage", str(error))
         except Exception as error:
             logger.exception("video job %s failed", job.id)
             text = f"the server failed ({type(error).__name__}); see its log."
-            await asyncio.to_thread(self.store.fail, job.id, "internal_error", text)
+            await self._fail(job, "internal_error", text)
         finally:
             del self._running[job.id]
             self._come.set()
+
+    async def _fail(self, job: VideoJob, code: str, message: str) -> None:
+        """Ends a job, as soon as the store takes it: one left in progress would be polled until a restart."""
+        while True:
+            try:
+                await asyncio.to_thread(self.store.fail, job.id, code, message)
+                return
+            except Exception:
+                logger.exception("the end of video job %s (%s) could not be stored; trying again", job.id, code)
+                await asyncio.sleep(POLL)
 
     async def _make(self, job: VideoJob) -> None:
         model = str(job.request["model"])
@@ -134,9 +164,10 @@ class VideoWorkers:
         self.store.complete(job.id, list(files), facts_of([event], str(job.request["request_id"])))
 
     def _work_of(self, job: VideoJob) -> Work:
-        fields = {name: value for name, value in job.request.items() if name != "model"}
+        fields = {name: value for name, value in job.request.items() if name not in ("model", "timeout")}
         fields["images"] = tuple(base64.b64decode(data) for data in fields["images"])
         settings = ((name, tuple(v) if isinstance(v, list) else v) for name, v in fields["settings"])
-        # its time begins when it runs
-        deadline = time.time() + self._server.config.limits.seconds
+        limit = self._server.config.limits.seconds
+        # its time begins when it runs; jobs of an earlier release have none of their own
+        deadline = time.time() + min(job.request.get("timeout") or limit, limit)
         return Work(**{**fields, "settings": tuple(settings), "deadline": deadline})

@@ -68,7 +68,7 @@ def router(workers: VideoWorkers) -> APIRouter:
             picture = await asyncio.to_thread(read_picture, uploads[0], limits.upload_pixels, "input_reference")
             work = replace(work, images=(fitted(picture, (work.width, work.height)),))
         try:
-            job = await asyncio.to_thread(workers.add, work, facts.name, f"{work.frames / work.fps:g}")
+            job = await asyncio.to_thread(workers.add, work, facts.name, f"{work.frames / work.fps:g}", body.timeout)
         except QueueFullError as error:
             raise ApiError(429, "queue_full", str(error), retry_after=60) from None
         except StorageError as error:

@@ -120,10 +120,15 @@ class ImageRequest(_Request):
             raise ValueError("stream: with response_format 'b64_json' only")
         return self
 
-    def settings(self) -> tuple[tuple[str, Any], ...]:
+    def target_in_words(self) -> str:
+        """The key of QUALITIES that decides; empty where another target does, or none is given."""
         quality = {"hd": "high"}.get(self.quality or "", self.quality or "")
         targets = (self.speedup, self.quality_db, self.schedule, self.threshold)
-        if quality in QUALITIES and all(target is None for target in targets):
+        return quality if quality in QUALITIES and all(target is None for target in targets) else ""
+
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        quality = self.target_in_words()
+        if quality:
             return self.model_copy(update={"speedup": QUALITIES[quality], "quality": None}).settings()
         return super().settings()
 
@@ -167,10 +172,9 @@ def usage_of(events: list[Event]) -> dict[str, Any]:
 
 
 def quality_of(request: ImageRequest, speedup: float) -> str:
-    """The word for what was done."""
-    if request.quality in QUALITIES:
-        return request.quality
-    return next((word for word, least in QUALITIES.items() if speedup >= least - 0.05), "max")
+    """The word for what was done: the request's own where it decided."""
+    done = next((word for word, least in QUALITIES.items() if speedup >= least - 0.05), "max")
+    return request.target_in_words() or done
 
 
 def base64_of(data: bytes) -> str:
@@ -191,6 +195,7 @@ def model_object(facts: ModelFacts) -> dict[str, Any]:
         "loras": list(facts.loras),
         "edits": facts.edits,
         "masks": facts.inpaints,
+        "images": facts.images,
         "prompts": list(facts.prompts),
     }
     if facts.kind == "video":

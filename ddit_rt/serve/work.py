@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["picture", "edit", "inpaint", "video"]
+EDITS: tuple[Kind, ...] = ("edit", "inpaint")
+
+MAX_IMAGES = 16
+"""Pictures that one request may bring."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class ModelFacts:
         edits, inpaints: Pictures can be changed; with a mask.
         prompts: Examples, if the model ships with some.
         created: Time.
+        images: Pictures that an edit may be shown.
+        strength: An edit starts from its picture, noised, and runs a part of the steps.
     """
 
     name: str
@@ -124,3 +130,5 @@ class ModelFacts:
     inpaints: bool
     prompts: tuple[str, ...]
     created: int
+    images: int = 1
+    strength: bool = False

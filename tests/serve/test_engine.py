@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
@@ -16,9 +17,11 @@ from PIL import Image
 
 from ddit_rt import ConfigError
 from ddit_rt.serve import ModelConfig
+from ddit_rt.serve.encode import picture_bytes
 from ddit_rt.serve.engine import Engine
 from ddit_rt.serve.errors import ApiError
 from ddit_rt.serve.loading import load, warm
+from ddit_rt.serve.uploads import mask_of
 from ddit_rt.serve.work import Event, Work
 
 
@@ -73,6 +76,52 @@ def test_a_picture_does_not_depend_on_its_batch_mates() -> None:
         assert np.abs(_pixels(alone[0]) - _pixels(alone[1])).max() > 50
 
     _run(test, batch_wait=0.2)
+
+
+@pytest.mark.parametrize("kind", ["edit", "inpaint"])
+def test_every_edit_of_a_batch_starts_from_its_own_picture(kind: Any) -> None:
+    generator = np.random.default_rng(0)
+    whole = [generator.integers(0, 255, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1) for _ in range(3)]
+    pictures = [picture_bytes(pixels, "png") for pixels in whole]
+    masks: list[bytes | None] = [None] * 3
+    if kind == "inpaint":
+        opened = [np.where(np.arange(64)[:, None] // 16 == band, 255, 0) for band in range(3)]
+        masks = [mask_of(Image.fromarray(band.repeat(64, 1).astype(np.uint8)), (64, 64)) for band in opened]
+    works = [_work(3, kind=kind, images=(data,), mask=mask, strength=0.5) for data, mask in zip(pictures, masks)]
+
+    async def test(engine: Engine) -> None:
+        alone = [_pixels(await _done(engine, work)) for work in works]
+        events = await asyncio.gather(*(_done(engine, work) for work in works))
+        assert [event.facts["batch"] for event in events] == [3] * 3
+        together = [_pixels(event) for event in events]
+        for place, picture in enumerate(together):
+            assert np.abs(picture - alone[place]).max() <= 1
+            differences = [np.abs(picture - pixels).mean() for pixels in whole]
+            assert differences.index(min(differences)) == place
+
+    _run(test, batch_wait=0.2)
+
+
+def test_a_schedule_has_the_steps_that_an_edits_strength_leaves() -> None:
+    picture = picture_bytes(np.zeros((64, 64, 3), np.uint8), "png")
+
+    def edit(schedule: tuple[int, ...], strength: float | None) -> Work:
+        fields = {"kind": "edit", "images": (picture,), "strength": strength, "steps": 8}
+        return _work(settings=(("schedule", schedule),), **fields)
+
+    async def test(engine: Engine) -> None:
+        for schedule, strength in (((1, 2, 0, 1), 0.5), ((1, 2, 0, 0, 1), None), ((1, 0) * 4, 1.0)):
+            event = await _done(engine, edit(schedule, strength))
+            assert event.facts["steps"] == list(schedule)
+        for schedule, strength in (((1,) * 8, 0.5), ((1,) * 5, 1.0)):
+            with pytest.raises(ApiError, match=f"has {len(schedule)} entries") as caught:
+                await _done(engine, edit(schedule, strength))
+            assert caught.value.status == 400
+        with pytest.raises(ApiError) as caught:  # a strength shortens no picture that starts from none
+            await _done(engine, _work(settings=(("schedule", (1, 1)),), strength=0.5))
+        assert (caught.value.status, caught.value.param) == (400, "schedule")
+
+    _run(test)
 
 
 def test_blocks_in_few_bits_are_served() -> None:
@@ -234,6 +283,30 @@ def test_a_picture_that_is_not_finite_is_an_error() -> None:
         assert caught.value.code == "not_finite"
 
     _run(test)
+
+
+def test_the_tokenizer_is_used_by_the_devices_thread_alone() -> None:
+    """Every call of a fast tokenizer sets its padding and truncation anew, under the feet of another thread's call."""
+    threads: set[str] = set()
+
+    async def test(engine: Engine) -> None:
+        tokenizer = engine.variants.pipe.tokenizer_2
+
+        def noted(method: Any) -> Any:
+            def call(self: Any, *arguments: Any, **more: Any) -> Any:
+                threads.add(threading.current_thread().name)
+                return method(self, *arguments, **more)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("__call__", "tokenize"):
+                patch.setattr(type(tokenizer), name, noted(getattr(type(tokenizer), name)))
+            events = await asyncio.gather(*(_done(engine, _work(seed)) for seed in range(3)))
+        assert {event.facts["text_tokens"] for event in events} == {4}
+
+    _run(test, batch_wait=0.2)
+    assert threads == {"device_0"}
 
 
 def test_closing_answers_everybody() -> None:

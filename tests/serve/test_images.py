@@ -169,6 +169,29 @@ def test_edits(client: openai.OpenAI) -> None:
     assert np.abs(np.asarray(_picture(whole.data[0])).astype(float) - before).mean() > 1
 
 
+def test_a_quality_that_did_not_decide_is_not_told(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"prompt": "a", "quality": "low", "extra_body": {"speedup": 1, "steps": 12}}
+    assert client.images.generate(**options).quality == "max"
+    preview, done = client.images.generate(**options, stream=True, partial_images=1)
+    assert (preview.quality, done.quality) == ("auto", "max")
+
+
+def test_an_edit_by_schedule(server: LocalServer) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
+
+    def edit(schedule: str, strength: float, **files: Any) -> httpx.Response:
+        data = {"prompt": "a", "schedule": schedule, "strength": str(strength)}
+        shown = {"image": ("a.png", image.getvalue()), **files}
+        return httpx.post(f"{server.url}/v1/images/edits", data=data, files=shown, timeout=60)
+
+    answer = edit("1,0,2,1", 0.5)
+    assert answer.status_code == 200 and answer.json()["ddit"]["steps"] == [1, 0, 2, 1]
+    assert edit("1,0,2,1", 0.5, mask=("m.png", image.getvalue())).status_code == 200
+    refused = edit("1,0,2,1,1,1,1,1", 0.5)
+    assert refused.status_code == 400 and "4 denoising steps" in refused.json()["error"]["message"]
+
+
 def test_an_edit_may_be_streamed(client: openai.OpenAI) -> None:
     image = io.BytesIO()
     Image.fromarray(_drawn("a red apple", 3)).save(image, "PNG")
@@ -180,10 +203,26 @@ def test_an_edit_may_be_streamed(client: openai.OpenAI) -> None:
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
+def test_one_picture_is_taken_by_a_model_that_starts_from_it(server: LocalServer) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
+
+    def refusal(*names: str) -> Any:
+        files = [(name, ("a.png", image.getvalue())) for name in names]
+        answer = httpx.post(f"{server.url}/v1/images/edits", data={"prompt": "x"}, files=files, timeout=60)
+        assert answer.status_code == 400
+        return answer.json()["error"]
+
+    two = refusal("image[]", "image[]")
+    assert two["param"] == "image" and two["message"] == "2 images: demo takes one picture."
+    assert refusal("image", "mask", "mask")["param"] == "mask"
+
+
 def test_models(client: openai.OpenAI) -> None:
     demo, film = client.models.list().data
     assert (demo.id, film.id) == ("demo", "film")
     assert demo.model_extra["ddit"]["default_size"] == "64x64"  # type: ignore[index]
     assert demo.model_extra["ddit"]["edits"] and demo.model_extra["ddit"]["masks"]  # type: ignore[index]
+    assert demo.model_extra["ddit"]["images"] == 1  # type: ignore[index]
     assert film.model_extra["ddit"]["kind"] == "video" and not film.model_extra["ddit"]["edits"]  # type: ignore[index]
     assert client.models.retrieve("film").id == "film"

@@ -32,11 +32,39 @@ def test_without_keys_everybody_may_come_and_is_known_by_address(monkeypatch: py
 
 
 def test_keys_of_the_file_and_of_the_environment(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "third, fourth")
+    monkeypatch.setenv(VARIABLE, "third, fourth, secret-a")
     keys = Keys(file, 9)
     assert keys.owner("Bearer secret-a", "x").name == "ada" and keys.owner("Bearer secret-a", "x").rate == 2
     assert keys.owner("bearer  secret-b", "x").rate == 9
-    assert keys.owner("Bearer fourth", "x").name == "key-2"
+    assert keys.owner("Bearer fourth", "x").name == "key-" + hashlib.sha256(b"fourth").hexdigest()[:12]
+
+
+def test_a_key_that_is_withdrawn_gives_its_name_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(key: str) -> str:
+        return Keys().owner(f"Bearer {key}", "x").name
+
+    monkeypatch.setenv(VARIABLE, "alice-key,bob-key")
+    alice, bob = name("alice-key"), name("bob-key")
+    monkeypatch.setenv(VARIABLE, "bob-key")
+    assert name("bob-key") == bob != alice
+
+
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "first, schl\u00fcssel")
+    with pytest.raises(ConfigError, match="key 2 has letters beyond ASCII") as caught:
+        Keys()
+    assert "schl" not in str(caught.value)
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys"
+    path.write_text(_line("ada", "a") + _line("bob", "b") + _line("ada", "c"))
+    with pytest.raises(ConfigError, match="line 3: 'ada' is another key's name"):
+        Keys(str(path))
+    monkeypatch.setenv(VARIABLE, "third")
+    path.write_text(_line(Keys().owner("Bearer third", "x").name, "d"))
+    with pytest.raises(ConfigError, match=r"line 1: 'key-.* is another key's name"):
+        Keys(str(path))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def _post(
         ({"prompt": "x", "background": "transparent"}, 400, "background"),
         ({"prompt": "x", "output_format": "svg"}, 400, "output_format"),
         ({"prompt": "x", "unheard_of": 1}, 400, "unheard_of"),
+        ({"prompt": "x", "query": 1}, 400, "query"),
+        ({"prompt": "x", "body": 1}, 400, "body"),
         ({"prompt": "x", "timeout": 0}, 400, "timeout"),
         ([], 400, None),
         ("x", 400, None),

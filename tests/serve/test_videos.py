@@ -111,6 +111,15 @@ def test_bad_values_are_refused_by_name(server: LocalServer, body: dict[str, obj
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    "path, param", [("?limit=0", "limit"), ("?order=up", "order"), ("/video_1/content?variant=x", "variant")]
+)
+def test_bad_values_of_a_query_are_refused_by_name(server: LocalServer, path: str, param: str) -> None:
+    answer = httpx.get(f"{server.url}/v1/videos{path}")
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and error["message"].startswith(f"{param}: ")
+
+
 def test_a_picture_to_start_from_needs_a_model_that_takes_one(server: LocalServer) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 48)).save(picture, "PNG")
@@ -142,6 +151,12 @@ def test_a_restart_loses_no_job(video_folder: Path, tmp_path: Path) -> None:
     with LocalServer(config) as second:
         client = openai.OpenAI(base_url=f"{second.url}/v1", api_key="none")
         assert [_ended(client, id, 120).status for id in ids] == ["completed"] * 4
+
+
+def test_a_run_that_takes_longer_than_asked_fails(client: openai.OpenAI) -> None:
+    body = {"steps": 100, "frames": 41, "speedup": 1, "timeout": 0.5}
+    failed = _ended(client, client.videos.create(prompt="long", extra_body=body).id)
+    assert failed.status == "failed" and failed.error is not None and failed.error.code == "deadline_exceeded"
 
 
 def test_the_other_errors_of_a_job_are_told(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
