@@ -40,11 +40,12 @@ class Keys:
     """Knows keys by their SHA-256, and counts the requests of each.
 
     Args:
-        file: With a line ``NAME SHA256 [REQUESTS-PER-MINUTE]`` per key; ``#`` begins a comment. None for none.
+        file: With a line ``NAME SHA256 [REQUESTS-PER-MINUTE]`` per key; ``#`` begins a comment. Keys of one name are
+            one owner's, as while one replaces another. None for none.
         rate: Requests per minute of keys whose line names none, and of addresses where there are no keys.
 
     Raises:
-        ConfigError: the file cannot be read, two keys have one name, or a key is not of ASCII.
+        ConfigError: the file cannot be read, a line has the name of a key of the environment, or a key is not of ASCII.
     """
 
     def __init__(self, file: str | None = None, rate: int | None = None) -> None:
@@ -56,7 +57,6 @@ class Keys:
                 raise ConfigError(f"{VARIABLE}: key {number} has letters beyond ASCII and cannot match: take another.")
         # not by their place, which changes with the list: what is stored under a name would be another key's then
         named = {f"key-{digest(key)[:12]}": digest(key) for key in given}
-        taken = set(named)
         for number, line in enumerate(read_text(Path(file), "keys_file").splitlines() if file else (), 1):
             content = line.partition("#")[0].strip()
             found = _LINE.fullmatch(content)
@@ -64,10 +64,9 @@ class Keys:
                 # the line is not shown: it may hold a key
                 raise ConfigError(f"keys_file={file!r}, line {number}: NAME SHA256 [REQUESTS-PER-MINUTE] is wanted.")
             if found is not None:
-                if found["name"] in taken:
-                    message = f"{found['name']!r} is another key's name, too; give each its own."
+                if found["name"] in named:
+                    message = f"{found['name']!r} is the name of a key in {VARIABLE}; take another."
                     raise ConfigError(f"keys_file={file!r}, line {number}: {message}")
-                taken.add(found["name"])
                 own = int(found["rate"]) if found["rate"] else rate
                 self._owners[found["digest"].lower()] = Owner(found["name"], own)
         for name, hashed in named.items():
