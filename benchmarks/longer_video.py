@@ -91,7 +91,9 @@ def line_of(
     if wanted > 1:
         schedule = fitted(pipe, prompts[1], wanted, call, folder / FITS, print)
         if steps / wanted >= 2:
-            methods.append(Method(f"{RULE}@{steps}", "DDiT, rule", steps, steps, {"speedup": wanted}))
+            # not speedup=, which would find what a user of this machine has fitted before
+            settings = {"target": {"speedup": wanted}}
+            methods.append(Method(f"{RULE}@{steps}", "DDiT, rule", steps, steps, settings))
     if schedule is not None:
         methods.append(Method(f"{FITTED}@{steps}", "DDiT, fitted", steps, steps, {"schedule": schedule}))
     of_call = {name: value for name, value in call.items() if name != "num_inference_steps"}

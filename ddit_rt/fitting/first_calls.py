@@ -39,18 +39,23 @@ _LEFT_OUT = frozenset(
 )
 _COPIES = ("num_images_per_prompt", "num_videos_per_prompt")
 # noise levels of a call's own are no part of what schedules are kept under
-_OWN_LEVELS = ("sigmas", "timesteps")
+_OWN_LEVELS = ("sigmas", "timesteps", "mu")
 
-_Kind = tuple[CallKey, float | None, float | None]
+_Target = tuple[CallKey, float | None, float | None]
+"""What a schedule is found again for: a size class and a target."""
+
+_Kind = tuple[CallKey, float | None, float | None, int, int]
+"""Target, tokens and prompts of a call: along calls of one size alone can a fit measure."""
 
 
 class FirstCalls:
     """Counts the calls of an accelerated pipeline that no schedule is kept for, and fits one.
 
-    The last of :data:`FIRST_CALLS` calls of a kind (model, scheduler, steps, guidance, size class and target) makes the
-    fit when its picture is there, before it returns, in its own thread: a pipeline serves one thread at a time, and the
-    device would be shared in any case. Of several processes with one cache directory one fits, the others go on by the
-    rule and find the schedule later. An error in a fit is logged; calls of that kind then go on by the rule.
+    The last of :data:`FIRST_CALLS` calls of a kind (model, scheduler, steps, guidance, size, number of prompts and
+    target) makes the fit when its picture is there, before it returns, in its own thread: a pipeline serves one thread
+    at a time, and the device would be shared in any case. What it finds serves every size of that class. Of several
+    processes with one cache directory one fits, the others go on by the rule and find the schedule later. An error in a
+    fit is logged; calls of that size class and target then go on by the rule.
 
     Args:
         accelerated: The accelerated pipeline.
@@ -59,13 +64,13 @@ class FirstCalls:
     def __init__(self, accelerated: AcceleratedPipeline) -> None:
         self._accelerated = accelerated
         self._calls: OrderedDict[_Kind, list[dict[str, Any]]] = OrderedDict()
-        self._settled: set[_Kind] = set()
+        self._settled: set[_Target] = set()
         self._lock = threading.Lock()
 
     def call_ended(self, call: EndedCall) -> None:
         """Takes in a call, and makes the fit if it is the last that is needed."""
-        kind = (call.key, call.config.speedup, call.config.quality)
-        if kind in self._settled or not (call.config.chosen_target or SKIP in call.report.schedule):
+        target = (call.key, call.config.speedup, call.config.quality)
+        if target in self._settled or not (call.config.chosen_target or SKIP in call.report.schedule):
             return  # nobody asked for a run of so few steps to be any faster
         if any(call.arguments.get(name) is not None for name in _OWN_LEVELS):
             call.report.fit = "not recorded: it has noise levels of its own"
@@ -73,6 +78,7 @@ class FirstCalls:
         if not self._lock.acquire(blocking=False):
             return
         try:
+            kind = (*target, call.report.steps[0].tokens, _prompts_of(call.arguments))
             calls = self._calls.setdefault(kind, [])
             self._calls.move_to_end(kind)
             while len(self._calls) > KINDS:
@@ -81,11 +87,11 @@ class FirstCalls:
                 calls.append(repeatable(call.arguments))
             call.report.fit = f"recorded for a fit, {len(calls)} of {FIRST_CALLS}"
             if len(calls) == FIRST_CALLS:
-                self._settle(kind, calls, call)
+                self._settle(target, calls, call)
         finally:
             self._lock.release()
 
-    def _settle(self, kind: _Kind, calls: list[dict[str, Any]], call: EndedCall) -> None:
+    def _settle(self, target: _Target, calls: list[dict[str, Any]], call: EndedCall) -> None:
         """Fits, unless another process does or has."""
         kept, key, config = self._accelerated.kept, call.key, call.config
         with kept.claim(key) as claimed:
@@ -100,8 +106,9 @@ class FirstCalls:
                 except Exception as error:  # the picture is there, and nothing of it depends on a fit
                     call.report.fit = f"not fitted: {error}"
                     logger.warning("no schedule is fitted to calls like the last, they go on by the rule: %s", error)
-            self._settled.add(kind)
-            del self._calls[kind]
+            self._settled.add(target)
+            for kind in [kind for kind in self._calls if kind[:3] == target]:
+                del self._calls[kind]
 
     def _fitted(self, calls: list[dict[str, Any]], call: EndedCall) -> FittedSchedule:
         accelerated, config = self._accelerated, call.config
@@ -132,6 +139,14 @@ class FirstCalls:
                 costs=call.key.costs,
                 num_inference_steps=call.arguments.get("num_inference_steps", call.key.steps),
             )
+
+
+def _prompts_of(arguments: Mapping[str, Any]) -> int:
+    """How many prompts a call makes pictures of."""
+    prompt = arguments.get("prompt")
+    if prompt is None:
+        prompt = arguments.get("prompt_embeds")
+    return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
 
 
 def repeatable(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def fit_schedule(
     Args:
         pipe: A supported pipeline; left plain.
         prompts: A few that resemble your use; four do. Each costs about eight plain runs, once. Texts, or mappings of
-            arguments of the pipeline's call that stand for one, such as ``{"prompt_embeds": ..., "image": ...}``.
+            arguments of the pipeline's call that stand for one, such as ``{"prompt_embeds": ..., "image": ...}``, all
+            of one size.
         speedup: Wanted ratio of FLOP, > 1; 2 if no quality is given either.
         kinds: Multiples that steps may run at, 0 for no model call; None takes p, 2p and 4p as far as the model can
             work with them, and 0. 21 and 22 span two frames of a video, see :mod:`ddit_rt.multiples`.
@@ -89,7 +90,8 @@ def fit_schedule(
 
     Raises:
         ConfigError: a kind or reference is unknown, the model cannot work with a kind, both targets are given, there is
-            no prompt, too few steps, or a cost ratio that no step can have.
+            no prompt, prompts differ in the size of the latent or in noise levels, too few steps, or a cost ratio that
+            no step can have.
         OutOfReachError: no schedule of these kinds is that fast, or that good.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the kinds.

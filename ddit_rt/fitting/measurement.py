@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def measure(
             levels; above 1 without multiples.
 
     Raises:
-        ConfigError: a multiple is unknown or cannot be run here, there is no prompt, or there are too few steps.
+        ConfigError: a multiple is unknown or cannot be run here, there is no prompt, prompts differ in the size of the
+            latent or in noise levels, or there are too few steps.
         UnsupportedPipelineError: the pipeline, or this way to call it, cannot run coarsely.
         AdapterMismatchError: the adapter was made for another model, or lacks one of the multiples.
     """
@@ -66,6 +68,7 @@ def measure(
     check_kinds(multiples)
     calls = [call_with(prompt, call) for prompt in prompts]
     sketch: _Sketch | None = None
+    first: Trajectory | None = None
     full: list[torch.Tensor] = []
     floor: list[float] = []
     coarse: dict[int, list[torch.Tensor]] = {k: [] for k in multiples}
@@ -76,6 +79,8 @@ def measure(
         name, arguments = name_of(prompt, i), calls[i]
         progress(f"plain run: {name}")
         coarser = record_trajectory(pipe, seed + i, **arguments)
+        first = first or coarser
+        _check_alike(coarser, first, name, name_of(prompts[0], 0))
         trajectory = coarser
         if finer > 1:
             progress(f"{finer} times as many steps: {name}")
@@ -124,6 +129,27 @@ def check_kinds(kinds: Sequence[int], multiples: Sequence[int] = ALL_MULTIPLES) 
     for kind in kinds:
         if kind != SKIP and kind not in multiples:
             raise ConfigError(f"kinds={list(kinds)}: {kind} is none of {tuple(multiples)}, nor {SKIP}.")
+
+
+def _check_alike(one: Trajectory, first: Trajectory, name: str, first_name: str) -> None:
+    """Refuses runs along which no common schedule can be measured.
+
+    Raises:
+        ConfigError: naming the prompt and what differs.
+    """
+    size, wanted = (tuple(run.canonical(run.outputs[0]).shape) for run in (one, first))
+    # a picture on its side has as much to tell
+    if (size[0], math.prod(size)) != (wanted[0], math.prod(wanted)):
+        raise ConfigError(
+            f"prompts: {name!r} makes latents (B, C, F, H, W) of {size}, {first_name!r} of {wanted}. Fit to calls of "
+            "one height, width, number of frames and batch; the schedule serves sizes near it."
+        )
+    if not torch.equal(one.sigmas, first.sigmas):
+        begins = [f"{run.steps} steps from {float(run.sigmas[0]):.4g}" for run in (one, first)]
+        raise ConfigError(
+            f"prompts: {name!r} has other noise levels ({begins[0]}) than {first_name!r} ({begins[1]}). Fit to calls "
+            "of one size and strength, without sigmas or timesteps of their own."
+        )
 
 
 def _places(steps: int) -> list[int]:

@@ -72,19 +72,21 @@ def calibrate(
         raise ConfigError("no prompts: give at least one.")
     settings = dict(settings or {})
 
-    def run(threshold: float, prompts: Sequence[Prompt] = prompts) -> list[Outcome]:
+    def run(given: Mapping[str, Any], threshold: float, prompts: Sequence[Prompt] = prompts) -> list[Outcome]:
         outcomes = []
         for i, prompt in enumerate(prompts):
             progress(f"τ = {threshold:.2e}: {name_of(prompt, i)}")
             arguments = call_with(prompt, call)
-            outcomes.append(generate(pipe, {**settings, "threshold": threshold}, seed + i, **arguments))
+            outcomes.append(generate(pipe, {**given, "threshold": threshold}, seed + i, **arguments))
         return outcomes
 
-    base = run(0.0)  # multiple 1 throughout, so its pictures are the plain pipeline's, and it records the σ curves
+    # multiple 1 throughout and no step from a cache, so its pictures are the plain pipeline's, and it records the σ
+    # curves of full runs
+    base = run({name: value for name, value in settings.items() if name != "cache"}, 0.0)
     config = DDiTConfig.make(None, {k: v for k, v in settings.items() if k != "adapter"})
     limit = _report(base[0]).config["max_consecutive_coarse"]
     # with every size smooth enough, the spacing rules alone decide, and they know no prompt
-    fastest = _report(run(_ALL, prompts[:1])[0]).speedup_estimate
+    fastest = _report(run(settings, _ALL, prompts[:1])[0]).speedup_estimate
     if fastest < _NEAR * speedup:
         raise OutOfReachError(
             f"speedup={speedup:g} is out of reach: with initial_full_steps={config.initial_full_steps:g}, "
@@ -96,7 +98,7 @@ def calibrate(
     found: list[Trial] = []
     for _ in range(trials):
         threshold = math.sqrt(low * high)
-        outcomes = run(threshold)
+        outcomes = run(settings, threshold)
         mean_speedup = sum(_report(o).speedup_estimate for o in outcomes) / len(outcomes)
         mean_psnr = sum(psnr(o.frames, b.frames) for o, b in zip(outcomes, base)) / len(outcomes)
         found.append(Trial(threshold, mean_speedup, mean_psnr))

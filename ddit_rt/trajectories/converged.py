@@ -34,8 +34,7 @@ def generate_converged(pipe: Any, seed: int, *, least_steps: int = STEPS, **call
     """Calls ``pipe`` with its flow solved to convergence, from the noise that ``seed`` gives.
 
     The noise levels of the plain call are cut until there are enough, more of them are put where there is most noise,
-    and UniPC makes the steps. A run from a picture begins at a level that the pipeline counts off; there they are only
-    cut.
+    and UniPC makes the steps. A run from a picture begins where the plain one does; there they are only cut.
 
     Args:
         pipe: A pipeline; whatever acceleration it has is taken off, and its scheduler is the same afterwards.

@@ -2,14 +2,16 @@
 
 The pipeline goes on as it is. For the length of a ``with`` block its scheduler is exchanged for a copy that computes
 its noise levels as ever, so that shifts by resolution (FLUX), fixed shifts (Wan), Karras levels and starts from a
-picture are those of the plain run; those levels are then refined or spaced anew, and the steps between them are made
-by a solver of diffusers. Every level is passed on to the model exactly: UniPC and DPM-Solver++ as they come round
-timesteps to whole numbers, which moves every evaluation by up to a thousandth of the noise range.
+picture are those of the plain run; those levels, of a run from a picture those from its start on, are then refined or
+spaced anew, and the steps between them are made by a solver of diffusers. Every level is passed on to the model
+exactly: UniPC and DPM-Solver++ as they come round timesteps to whole numbers, which moves every evaluation by up to a
+thousandth of the noise range.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +97,7 @@ def solved_by(pipe: Any, solver: Solver, respace: Respace) -> Iterator[None]:
     Args:
         pipe: A pipeline; whatever acceleration it has is taken off.
         solver: Makes the steps, in float32.
-        respace: From the plain scheduler's levels for a call to those that are used.
+        respace: From the plain scheduler's levels for a call, its start first, to those that are used.
 
     Raises:
         ConfigError: the scheduler adds noise in its steps, or predicts no flow.
@@ -104,19 +106,36 @@ def solved_by(pipe: Any, solver: Solver, respace: Respace) -> Iterator[None]:
     check_deterministic_flow(pipe)
     own = pipe.scheduler
     scheduler, stepper = copy.deepcopy(own), solver.make()
-    scheduler.order = solver.order
+    counts_off = "strength" in inspect.signature(pipe.__call__).parameters and hasattr(pipe, "get_timesteps")
 
     def set_timesteps(inner: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        scheduler.order = own.order
         inner(*args, **kwargs)
+        if not counts_off:
+            take_over(0)
+
+    def get_timesteps(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A start from a picture, counted off on the plain levels; what is a whole number of them need not be one of
+        finer ones, and not every pipeline counts in those."""
+        found = inner(*args, **kwargs)
+        if len(found[0]) == 0:  # no step is left to make, which is the pipeline's to say
+            return found
+        take_over(len(scheduler.timesteps) - len(found[0]))
+        if scheduler.begin_index is not None:
+            scheduler.set_begin_index(0)
+        return scheduler.timesteps, len(scheduler.timesteps)
+
+    def take_over(start: int) -> None:
+        """Puts the levels that are used, and the solver, in place of the scheduler's own from ``start`` on."""
         device = scheduler.timesteps.device
         # a scheduler of two evaluations a step lists its levels twice
-        levels = respace(torch.unique_consecutive(scheduler.sigmas.double().cpu()))
+        levels = respace(torch.unique_consecutive(scheduler.sigmas[start:].double().cpu()))
         begin, middle, end = levels[:1], levels[1:-1].repeat_interleave(solver.order), levels[-1:]
         sigmas = torch.cat([begin, middle, end]).float()
         # before a step of several evaluations each of them is announced, the first step's first one too
         times = torch.cat([begin, middle]).float() * scheduler.config.num_train_timesteps
         scheduler.sigmas, scheduler.timesteps = sigmas, times.to(device)
-        scheduler.num_inference_steps = len(times)
+        scheduler.num_inference_steps, scheduler.order = len(times), solver.order
         stepper.set_timesteps(len(levels) - 1)
         stepper.sigmas, stepper.timesteps = sigmas.clamp(max=solver.limit), scheduler.timesteps
         stepper.num_inference_steps = len(times)
@@ -146,6 +165,8 @@ def solved_by(pipe: Any, solver: Solver, respace: Respace) -> Iterator[None]:
         "step": step,
     }
     patches = [MethodPatch(scheduler, name, handler) for name, handler in handlers.items()]
+    if counts_off:
+        patches.append(MethodPatch(pipe, "get_timesteps", get_timesteps))
     try:
         pipe.scheduler = scheduler
         with installed(patches):

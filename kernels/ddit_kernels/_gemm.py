@@ -108,7 +108,8 @@ def gemm_unsupported(patch_size: int, repeat: int, *tensors: torch.Tensor | None
 def scale_arguments(scale: float, scales: torch.Tensor | None) -> dict[str, Any]:
     """Kernel arguments for a factor known on the host, or for one on the device that may change between replays."""
     if scales is not None:
-        return {"scales": scales, "scale_stride": int(scales.numel() > 1), "factor": 1.0, "SCALE": 2}
+        stride = 0 if scales.numel() == 1 else scales.stride(0)
+        return {"scales": scales, "scale_stride": stride, "factor": 1.0, "SCALE": 2}
     return {"scales": None, "scale_stride": 0, "factor": scale, "SCALE": int(scale != 1.0)}
 
 

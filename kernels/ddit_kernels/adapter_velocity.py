@@ -168,7 +168,7 @@ def velocity_launch(
         multiple, side: k, and k·p.
         decoded: (B, 2·C, F, H', W'), the latent's size extended to the grid.
         residual: (B, N, C·side·side), contiguous.
-        trust, trust_speed: (C,) with memory, and what it is multiplied with.
+        trust, trust_speed: (C,) with memory, any stride, and what it is multiplied with.
         memory: The last full steps: ``anchor``, ``newest``, ``older`` and their levels.
         factors: float32 (4, B).
         velocity: float32 (B, C, F, H, W), contiguous, written.
@@ -184,14 +184,14 @@ def velocity_launch(
             latent=latent,
             decoded=decoded,
             residual=residual,
-            trust=trust,
+            trust=None if trust is None else trust.contiguous(),
             anchor=memory.anchor,
             newest=memory.newest,
             older=memory.older,
             level=level,
             level_newest=memory.level_newest,
             level_older=memory.level_older,
-            factors=factors,
+            factors=factors.contiguous(),
             velocity=velocity,
             latent_strides=latent.stride(),
             decoded_strides=decoded.stride(),

@@ -190,7 +190,8 @@ def deembed_launch(
         bias: (s, s, C) or None, any strides.
         grid: tokens per axis, (h, w) or (f, h, w).
         residual: shape of ``latent``, any strides, or None.
-        scale, scales: factor of the projection; a tensor (1,) or (B,) takes precedence over the number.
+        scale, scales: factor of the projection; a tensor (1,) or (B,), any stride, takes precedence over the
+            number.
         packed: grid of the packed tokens of 2 x 2 pixels that ``latent`` holds, if it does.
         latent: contiguous, written: (B, C, H, W), (B, C, F, H, W) or packed (B, h*w, C*4).
     """

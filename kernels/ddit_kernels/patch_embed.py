@@ -146,9 +146,9 @@ def embed_launch(
         latent: (B, C, H, W), (B, C, F, H, W) or packed (B, h*w, C*4), any strides.
         weight: (d, C, s, s) or (d, C, 1, s, s), columns in the order (channel, row, column); may be some channels of a
             wider one, without a copy.
-        bias, size_embedding: (d,) or None.
+        bias, size_embedding: (d,) or None, any strides.
         extra: broadcastable to (B, N, d) or None.
-        scale, scales: factor of the latent; a tensor (1,) or (B,) takes precedence over the number.
+        scale, scales: factor of the latent; a tensor (1,) or (B,), any stride, takes precedence over the number.
         packed: token grid (h, w) of a packed latent.
         tokens: (B, N, d) contiguous, written.
     """
@@ -172,8 +172,8 @@ def embed_launch(
         dict(
             latent=latent,
             weight=weight,
-            bias=bias,
-            size_embedding=size_embedding,
+            bias=None if bias is None else bias.contiguous(),
+            size_embedding=None if size_embedding is None else size_embedding.contiguous(),
             extra=extra,
             tokens=tokens,
             strides=strides,

@@ -181,6 +181,10 @@ def test_clips_stand_beside_each_other(folder, results, tmp_path, monkeypatch):
 
 
 def test_longer_clips_are_fitted_to_the_time_of_the_plain_one(folder, prompts, tmp_path, monkeypatch, capsys):
+    swept, sweep = [], longer_video.run_sweep
+    monkeypatch.setattr(
+        longer_video, "run_sweep", lambda pipe, plan, *a, **k: swept.append(plan) or sweep(pipe, plan, *a, **k)
+    )
     given = [str(folder), "--output", str(tmp_path / "longer"), "--prompts", prompts, "--count", "2", "--apart", "1"]
     given += ["--steps", "12", "--factors", "1,2,9", "--into", str(tmp_path / "longer.json")]
     longer_video.main(given)
@@ -191,6 +195,10 @@ def test_longer_clips_are_fitted_to_the_time_of_the_plain_one(folder, prompts, t
     # 192 tokens become 384: the linear part doubles, attention grows fourfold
     assert 2 < twice["wanted"] < 4 and twice["methods"]["fitted"]["flops_speedup"] >= twice["wanted"] * 0.99
     assert {"psnr", "worst", "growth", "flicker", "seconds"} <= set(twice["methods"]["fitted"])
+    # a schedule that the user has kept for such calls is not the rule
+    settings = {method.name: method.settings for method in swept[1].methods}
+    assert settings["rule@12"] == {"target": {"speedup": pytest.approx(twice["wanted"], abs=1e-3)}}
+    assert twice["methods"]["rule"]["flops_speedup"] >= twice["wanted"] * 0.99
     assert twice["bytes"]["fitted"] > 0 and most["bytes"]["plain"] > own["bytes"]["plain"]
     assert most["schedule"] is None and list(most["methods"]) == ["plain"]
     table = capsys.readouterr().out.split("beside the weights.")[1]

@@ -11,6 +11,7 @@ from PIL import Image
 from prompted import CALL, prompted
 from typer.testing import CliRunner
 
+from ddit_rt import TeaCacheConfig
 from ddit_rt.cli import app
 from ddit_rt.errors import ConfigError, OutOfReachError
 from ddit_rt.evaluate import Plan, read_rows
@@ -20,6 +21,7 @@ from ddit_rt.fitting.teacache import fit_teacache
 from ddit_rt.fitting.threshold import calibrate
 from ddit_rt.granularity import save_adapter
 from ddit_rt.schedule import Report, StepRecord
+from ddit_rt.trajectories import generate, psnr
 from examples.demo_model.scenes import Noun, render, sample_scene
 
 
@@ -235,6 +237,18 @@ def test_a_speedup_beyond_the_policys_limits_is_refused_with_what_it_reaches():
         **CALL,
     )
     assert found.speedup > 1.5
+
+
+def test_calibration_compares_with_the_plain_picture_whatever_the_cache():
+    pipe, cache = prompted(), TeaCacheConfig(threshold=0.5, coefficients=(0, 0, 0, 1, 0))
+    settings = {"cache": cache, "max_consecutive_coarse": None, "initial_full_steps": 0}
+    call = {**CALL, "num_inference_steps": 14}
+    found = calibrate(pipe, ["a"], 1.8, settings, trials=1, **call)
+    plain, cached = (generate(pipe, one, 0, prompt="a", **call) for one in (None, {"threshold": 0.0, "cache": cache}))
+    assert cached.report.speedup_estimate > 1.1, "the cache takes steps"
+    fast = generate(pipe, {**settings, "threshold": found.threshold}, 0, prompt="a", **call)
+    assert found.psnr == pytest.approx(psnr(fast.frames, plain.frames), rel=1e-6)
+    assert found.psnr != pytest.approx(psnr(fast.frames, cached.frames), rel=1e-3)
 
 
 def test_the_standard_plan_leaves_out_what_is_out_of_reach(caplog):

@@ -145,6 +145,37 @@ def test_copies_of_a_picture_are_one_and_kinds_of_calls_are_told_apart(fits: lis
     assert [made["prompts"][0]["height"] for made in fits] == [256, 64]
 
 
+@pytest.mark.parametrize("other", [{"batch": 2}, {"width": 72}])
+def test_calls_of_one_size_make_a_fit_that_serves_its_class(other: dict[str, Any]) -> None:
+    """Real fits: calls of other exact sizes or batches come between, and nothing of them is measured."""
+    pipe = ddit_rt.accelerate(flux(), speedup=2, fit="first-calls")
+
+    def told(**more: Any) -> str:
+        latents_of(pipe, flux_inputs(steps=STEPS, **more))
+        return ddit_rt.report(pipe).fit
+
+    assert told() == told(**other) == "recorded for a fit, 1 of 4"
+    assert [told(), told()] == ["recorded for a fit, 2 of 4", "recorded for a fit, 3 of 4"]
+    assert told().startswith("fitted to 4 calls in ")
+    for more in ({}, other):
+        assert told(**more) == "" and ddit_rt.report(pipe).kept is not None
+    assert not find_accelerated(pipe).listener.learner._calls  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"prompt": "two words"}, 1),
+        ({"prompt": ["a", "b", "c"]}, 3),
+        ({"prompt": None, "prompt_embeds": torch.zeros(2, 5, 24)}, 2),
+        ({"prompt_embeds": [torch.zeros(5, 24), torch.zeros(7, 24)]}, 2),
+        ({}, 1),
+    ],
+)
+def test_prompts_of_a_call_are_counted(arguments: dict[str, Any], wanted: int) -> None:
+    assert first_calls._prompts_of(arguments) == wanted
+
+
 def test_no_more_than_a_few_kinds_of_calls_are_held(fits: list[dict[str, Any]]) -> None:
     pipe = ddit_rt.accelerate(flux(), fit="first-calls")
     sizes = [32, 64, 128, 256, 512]
@@ -211,6 +242,7 @@ def test_an_error_in_a_fit_is_logged_once_and_calls_go_on(
     ddit_rt.accelerate(pipe, speedup=2, fit="first-calls")
     texts = [said(pipe) for _ in range(2 * FIRST_CALLS)]
     assert texts[FIRST_CALLS - 1].startswith("not fitted: quality=99") and texts[FIRST_CALLS:] == [""] * FIRST_CALLS
+    assert said(pipe, width=72) == "", "its size class is given up, whatever the exact size"
     assert tried == [1] and caplog.text.count("no schedule is fitted") == 1
     assert torch.equal(latents_of(pipe, a_flux(0)), wanted) and not kept_files(cache)
 

@@ -539,6 +539,29 @@ def test_prompts_that_are_none_are_refused_before_anything_runs(prompt: Any, mat
     assert not told
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"width": 40}, r"prompts: 'b' makes latents .* \(1, 4, 1, 16, 10\), 'a' of \(1, 4, 1, 16, 16\)"),
+        ({"num_images_per_prompt": 2}, r"prompts: 'b' makes latents .* \(2, 4, 1, 16, 16\), 'a' of \(1, "),
+        ({"sigmas": np.linspace(0.9, 0.1, STEPS).tolist()}, r"'b' has other noise levels \(12 steps from 0\.9"),
+        ({"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2]}, r"levels \(5 steps from 1\) than 'a' \(12 steps from 1\)"),
+    ],
+)
+def test_prompts_that_differ_in_size_or_noise_are_refused_by_name(other: dict[str, Any], message: str) -> None:
+    pipe, call = a_flux()
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=message):
+        fit_schedule(pipe, ["a", {"prompt": "b", **other}], speedup=2.0, keep=False, progress=told.append, **call)
+    assert told[-1] == "plain run: b", "more was measured"
+
+
+def test_a_picture_on_its_side_is_of_one_size() -> None:
+    pipe, call = a_flux()
+    upright, lying = ({"prompt": "a", "height": h, "width": w} for h, w in ((64, 32), (32, 64)))
+    assert fit_schedule(pipe, [upright, lying], speedup=2.0, keep=False, **call).prompts == 2
+
+
 def test_runs_from_a_picture_are_fitted_at_the_steps_that_they_make() -> None:
     pipe = smooth(flux("image"))
     prompt = _embedded("a") | {"image": picture(), "strength": 0.5}

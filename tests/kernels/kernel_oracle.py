@@ -129,3 +129,12 @@ def strided(shape: Sequence[int], layout: int, generator: torch.Generator) -> to
     if layout == 2:
         return torch.randn(*shape[:-1], 2 * shape[-1], generator=generator)[..., ::2]
     return torch.randn(*shape, generator=generator)
+
+
+def vector(values: torch.Tensor, layout: int) -> torch.Tensor:
+    """(N,) contiguous (0), every third value of a longer one (1), or the first value for all (2)."""
+    if layout == 1:
+        wide = torch.full((3 * len(values),), float("nan"), dtype=values.dtype, device=values.device)
+        wide[::3] = values
+        return wide[::3]
+    return values[:1].expand(len(values)) if layout == 2 else values

@@ -10,7 +10,7 @@ from ddit_kernels.adapter_features import adapter_features
 from ddit_kernels.adapter_velocity import adapter_velocity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, needs_kernels, strided
+from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, needs_kernels, strided, vector
 from torch import library
 
 from ddit_rt import ops
@@ -56,7 +56,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
         residual=torch.randn(batch, frames * rows * columns, channels * side**2, generator=generator)
         .to(dtype)
         .to(DEVICE),
-        trust=torch.randn(channels, generator=generator).to(dtype).to(DEVICE),
+        trust=vector(torch.randn(channels, generator=generator).to(dtype).to(DEVICE), draw(st.integers(0, 2))),
         dtype=dtype,
     )
 
@@ -91,6 +91,19 @@ def test_kernels_are_as_exact_as_pytorch(problem: dict[str, Any]) -> None:
     # references compute in float32, of which the trust of 20 times a difference is the largest part
     for one, other, wanted, atol in zip(actual, plain, exact, (ATOL[problem["dtype"]], 1e-3), strict=True):
         assert_as_good(one, other, wanted.double(), atol)
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", [1, 2])
+def test_trust_and_factors_may_lie_anyhow_in_memory(layout: int) -> None:
+    latent, level = torch.randn(2, 3, 1, 4, 4, device=DEVICE), torch.tensor([0.5, 0.6], device=DEVICE)
+    memory = ops.BandMemory(anchor=latent + 1, newest=latent - 1, level_newest=level + 0.1)
+    decoded, residual = torch.randn(2, 6, 1, 4, 4, device=DEVICE), torch.randn(2, 1, 48, device=DEVICE)
+    trust = vector(torch.rand(3, device=DEVICE) + 0.5, layout)
+    factors = torch.rand(2, 4, device=DEVICE).T
+    given = (latent, level, 2, decoded, residual, 4, memory, factors)
+    found, wanted = (ops.adapter_velocity(*given, trust=trust, backend=b) for b in ("triton", "torch"))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @needs_kernels

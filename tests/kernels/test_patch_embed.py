@@ -11,7 +11,7 @@ from ddit_kernels.patch_deembed import deembed_launch, depth_parts
 from ddit_kernels.patch_embed import embed_launch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, deembed, embed, needs_kernels, pack, strided, unpack
+from kernel_oracle import DEVICE, EXAMPLES, assert_as_good, deembed, embed, needs_kernels, pack, strided, unpack, vector
 
 from ddit_rt import ops
 
@@ -23,7 +23,7 @@ def scales(draw: st.DrawFn, batch: int) -> float | torch.Tensor:
     kind = draw(st.sampled_from(["none", "number", "one", "each"]))
     if kind in ("none", "number"):
         return 1.0 if kind == "none" else 0.37
-    return torch.linspace(0.5, 1.5, 1 if kind == "one" else batch).to(DEVICE)
+    return vector(torch.linspace(0.5, 1.5, 1 if kind == "one" else batch).to(DEVICE), draw(st.integers(0, 2)))
 
 
 @st.composite
@@ -47,16 +47,20 @@ def embeddings(draw: st.DrawFn) -> dict[str, Any]:
     def optional(*shape: int) -> torch.Tensor | None:
         return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE) if draw(st.booleans()) else None
 
+    def optional_vector() -> torch.Tensor | None:
+        found = optional(features)
+        return None if found is None else vector(found, draw(st.integers(0, 2)))
+
     weight = torch.randn(features, channels, *[1] * (kind == "video"), size, size, generator=generator)
     position = draw(st.sampled_from([(features,), (count, features), (batch, 1, features), (batch, count, features)]))
     return dict(
         latent=latent,
         plain=plain,
         weight=(weight / math.sqrt(weight[0].numel())).to(dtype).to(DEVICE),
-        bias=optional(features),
+        bias=optional_vector(),
         size=size,
         extra=optional(*position),
-        size_embedding=optional(features),
+        size_embedding=optional_vector(),
         mean_over=mean_over,
         scale=scales(draw, batch),
         packed=grid,
@@ -101,7 +105,7 @@ def projections(draw: st.DrawFn) -> dict[str, Any]:
     return dict(
         tokens=strided((batch, math.prod(grid), depth), layout, generator).to(dtype).to(DEVICE),
         weight=weight.to(dtype).to(DEVICE),
-        bias=bias if draw(st.booleans()) else None,
+        bias=vector(bias, draw(st.integers(0, 2))) if draw(st.booleans()) else None,
         size=size,
         grid=grid,
         residual=residual,
@@ -146,6 +150,21 @@ def test_reference_is_the_convolution() -> None:
     latent, weight, bias = torch.randn(2, 4, 8, 6), torch.randn(12, 4, 2, 2), torch.randn(12)
     expected = torch.nn.functional.conv2d(latent, weight, bias, stride=2).flatten(2).transpose(1, 2)
     torch.testing.assert_close(ops.patch_embed(latent, weight, bias, 2, backend="torch"), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", [1, 2])
+def test_vectors_may_lie_anyhow_in_memory(layout: int) -> None:
+    latent, weight = torch.randn(3, 2, 4, 4, device=DEVICE), torch.randn(8, 2, 2, 2, device=DEVICE)
+    bias, size_embedding, scale = (vector(torch.rand(n, device=DEVICE) + 0.5, layout) for n in (8, 8, 3))
+    given = {"size_embedding": size_embedding, "scale": scale}
+    tokens, wanted = (ops.patch_embed(latent, weight, bias, 2, **given, backend=b) for b in ("triton", "torch"))
+    torch.testing.assert_close(tokens, wanted, rtol=1e-5, atol=1e-5)
+    rows = torch.randn(8, 8, device=DEVICE)
+    back, wanted = (
+        ops.patch_deembed(tokens, rows, bias, 2, (2, 2), scale=scale, backend=b) for b in ("triton", "torch")
+    )
+    torch.testing.assert_close(back, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

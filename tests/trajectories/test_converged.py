@@ -13,6 +13,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
 )
+from specimens import SPECIMENS
 from tiny import flux, flux_inputs, latents_of, picture, wan, wan_inputs
 
 import ddit_rt
@@ -68,16 +69,43 @@ def test_solvers_agree_once_they_have_steps_enough(make: Any) -> None:
     assert off(solved(pipe, inputs, EULER, 16)) < 0.4 * off(plain)
 
 
-def test_a_run_from_a_picture_begins_where_the_plain_one_does() -> None:
-    pipe, inputs = flux("image"), flux_inputs(height=32, width=32, steps=10, image=picture(32, 32), strength=0.6)
-    assert torch.equal(solved(pipe, inputs, EULER), latents_of(pipe, inputs))
-    begun: list[float] = []
-    forward = pipe.transformer.forward
-    pipe.transformer.forward = lambda *args, **kwargs: begun.append(float(kwargs["timestep"][0])) or forward(**kwargs)
+FROM_PICTURES = ["chroma-image", "qwen-image-to-image", "sd3-inpaint", "wan-video", "z-image-from-image"]
+
+
+@pytest.mark.parametrize("kind", ["flux-image", *FROM_PICTURES])
+@pytest.mark.parametrize("strength", [0.6, 0.55, 0.95])
+def test_a_run_from_a_picture_begins_where_the_plain_one_does(kind: str, strength: float) -> None:
+    """Also where the strength is no whole number of steps: of finer ones it may be, and of Wan's it is another."""
+    if kind == "flux-image":
+        pipe, inputs = flux("image"), flux_inputs(height=32, width=32, steps=10, image=picture(32, 32))
+    else:
+        specimen = SPECIMENS[kind]
+        height, width = specimen.size
+        pipe, inputs = specimen.make(), specimen.call(height=height, width=width, steps=10)
+    inputs = {**inputs, "strength": strength}
+    if kind != "wan-video":  # whose own solver is another
+        assert torch.equal(solved(pipe, inputs, EULER), latents_of(pipe, inputs))
+    levels: list[float] = []
+
+    def see(module: Any, args: Any, kwargs: Any) -> None:
+        told = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        levels.append(float(told.flatten()[0]))
+
+    pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
     latents_of(pipe, inputs)
-    first, begun[:] = begun[0], []
-    solved(pipe, inputs, UNIPC, 4)
-    assert begun[0] == first and len(begun) == 4 * 6
+    plain, levels[:] = levels[:], []
+    calls = len(plain) // len(set(plain))  # guidance
+    for solver, factor in ((UNIPC, 4), (HEUN, 1)):
+        solved(pipe, inputs, solver, factor)
+        assert levels[0] == pytest.approx(plain[0], rel=2e-3 if kind == "wan-video" else 0)  # UniPC's are rounded
+        assert len(levels) == calls * solver.evaluations(factor * len(set(plain)))
+        levels.clear()
+    assert "get_timesteps" not in vars(pipe)
+
+
+def test_a_strength_that_leaves_no_step_is_refused_by_the_pipeline() -> None:
+    with pytest.raises(ValueError, match="strength parameter: 0"):
+        generate_converged(flux("image"), 0, **call(10), image=picture(32, 32), strength=0.0)
 
 
 def test_the_converged_picture_is_nearer_to_that_of_twice_the_steps_than_the_plain_one_is() -> None:
@@ -87,7 +115,10 @@ def test_the_converged_picture_is_nearer_to_that_of_twice_the_steps_than_the_pla
     assert psnr(found, twice) > max(45, psnr(plain, twice) + 10)
 
 
-@pytest.mark.parametrize("kind, more", [("text", {}), ("image", {"image": picture(32, 32), "strength": 0.6})])
+@pytest.mark.parametrize(
+    "kind, more",
+    [("text", {})] + [("image", {"image": picture(32, 32), "strength": strength}) for strength in (0.6, 0.55)],
+)
 def test_it_begins_at_the_plain_runs_noise_and_goes_denser_where_there_is_most(kind: str, more: dict[str, Any]) -> None:
     pipe, seen = flux(kind), []
     forward = pipe.transformer.forward
