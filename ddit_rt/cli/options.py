@@ -23,7 +23,8 @@ Adapter = Annotated[str | None, typer.Option(help="Trained adapter for coarse st
 Quantize = Annotated[
     str | None, typer.Option(help="Blocks in few bits: fp8, int8, int4, fp8-weights, int8-weights, or auto.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+# torch takes 64 bits; half of them are left to the seeds counted on from it
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)]
 
 # -- one call of the pipeline; None leaves the value to the model ---------------------------------------------------
 
