@@ -120,7 +120,7 @@ def read_shard(text: str) -> tuple[int, int]:
         ConfigError: something else is written there, or i is not below n.
     """
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts) or not int(parts[0]) < int(parts[1]):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
         raise ConfigError(f"shard={text!r}: write i/n with i < n, as in 0/2.")
     return int(parts[0]), int(parts[1])
 
@@ -133,7 +133,7 @@ def read_object(text: str, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{name}={text!r} is no JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{name}={text!r}: give an object, as in '{{\"guidance_scale\": 2}}'.")
