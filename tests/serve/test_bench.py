@@ -411,6 +411,8 @@ def test_the_command_ends_with_1_where_requests_are_lost(tmp_path: Path) -> None
         (["http://a", "--rate", "x"], "rate='x'"),
         (["http://a", "--speedups", "0"], "speedups=(0.0,)"),
         (["http://a", "--prompts", "none.txt"], "none.txt"),
+        (["http://a", "--api-key", "kéy"], "api-key holds 'é'"),
+        (["http://a", "--api-key", "key\n"], r"api-key holds '\n'"),
     ],
 )
 def test_bad_words_are_refused_and_leave_nothing(
