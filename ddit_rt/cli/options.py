@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..files import check_output
 
 # -- the model and where it runs ------------------------------------------------------------------------------------
 
@@ -78,8 +79,19 @@ Tau = Annotated[float | None, typer.Option(help="τ; by default the one that --s
 
 # -- what is written ------------------------------------------------------------------------------------------------
 
+
+def _checked(folder: Path) -> Path:
+    check_output(folder, folder=True)
+    return folder
+
+
+def folder_option(text: str) -> Any:
+    """``--output``, a folder that is refused before anything runs where nothing could be written into it."""
+    return typer.Option("--output", help=text, callback=_checked)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-TableFolder = Annotated[Path, typer.Option("--output", help="Folder for tables and figures.")]
+TableFolder = Annotated[Path, folder_option("Folder for tables and figures.")]
 
 # -- data of a distillation -----------------------------------------------------------------------------------------
 
