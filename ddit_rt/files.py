@@ -3,8 +3,38 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from pathlib import Path
+
+from .errors import ConfigError
+
+
+def check_output(path: Path, folder: bool = False) -> None:
+    """Refuses an output that could not be written, before the work that it is for; makes nothing.
+
+    Args:
+        path: A file, or a folder of several; neither it nor the folders above it need be there.
+        folder: Which of them.
+
+    Raises:
+        ConfigError: naming the output and what is in its way.
+    """
+    given = f"output={str(path)!r}"
+    if not folder and path.is_dir():
+        raise ConfigError(f"{given} is a folder, a file is wanted: name one in it.")
+    if not folder and path.exists():
+        if not os.access(path, os.W_OK):
+            raise ConfigError(f"{given} is there and cannot be written to: name another file.")
+        return
+    wanted = path if folder else path.parent
+    there = next(place for place in (wanted, *wanted.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(f"{given}: {there} is a file, a folder is wanted.")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ConfigError(f"{given}: {there} cannot be written into ({error.strerror}); choose another.") from None
 
 
 def to_disk(path: Path) -> None:

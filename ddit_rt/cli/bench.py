@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import ConfigError
-from .options import Seed, StepsOfModel, read_integers, read_numbers
+from .options import Seed, StepsOfModel, folder_option, read_integers, read_numbers
 from .terminal import activity, console, note, print_error, print_line
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def serve(
         str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="For servers that ask for one.")
     ] = None,
     seed: Seed = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the numbers and the plot.")] = Path("bench-out"),
+    output: Annotated[Path, folder_option("Folder for the numbers and the plot.")] = Path("bench-out"),
 ) -> None:
     """Drives a server and draws latency against throughput, plain against accelerated.
 
@@ -78,9 +78,8 @@ def serve(
     with activity("asking for models") as show:
         load, blocks = run_load(url, load, api_key, show)
     summaries = summarize(blocks)
-    paths = write_load(url, load, summaries, output)
-    _print(load.mode, summaries)
-    print_line(" ".join(map(str, paths)))
+    _print(load.mode, summaries)  # before anything is written: a full disk must not cost the numbers
+    print_line(" ".join(map(str, write_load(url, load, summaries, output))))
     lost = sum(summary.lost for summary in summaries)
     if lost:
         print_error(f"{lost} requests ended neither in a picture nor in an error object")

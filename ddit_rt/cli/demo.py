@@ -9,12 +9,12 @@ import typer
 
 from ..errors import ConfigError
 from .models import load
-from .options import Device, Json, Seed, StepsOfModel
+from .options import Device, Json, Seed, StepsOfModel, folder_option
 from .terminal import console, importing, print_json
 
 
 def command(
-    output: Annotated[Path, typer.Option(help="Folder for pictures, plots and the page.")] = Path("demo-out"),
+    output: Annotated[Path, folder_option("Folder for pictures, plots and the page.")] = Path("demo-out"),
     video: Annotated[bool, typer.Option("--video", help="Show the video model instead.")] = False,
     steps: StepsOfModel = None,
     threshold: Annotated[

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import ConfigError
+from ..files import check_output
 from .export import Export, kinds_to_export, write_export
 from .models import load, load_prompts
 from .options import (
@@ -111,6 +112,9 @@ def command(
         write_export(export, FittedSchedule.load(schedule), output, None, as_json)
         return
     assert model is not None
+    if output.is_dir():
+        output /= "schedule.json"
+    check_output(output)
     further = read_object(call, "call")
     ratios = None if cost_ratios is None else read_ratios(cost_ratios, "cost-ratios")
     multiples = None if kinds is None else read_integers(kinds, "kinds", least=0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..files import check_output
 from .batch import generate_all
 from .models import load
 from .options import (
@@ -103,9 +104,11 @@ def command(
         raise ConfigError("give either a prompt or --prompts FILE.")
     if prompts is not None and baseline:
         raise ConfigError("--baseline is for one prompt: `ddit-rt eval` compares over many.")
-    picture = output or Path("out.png")
+    picture, folder = output or Path("out.png"), output or Path("out")
     if prompts is None:
-        _check_output(picture)
+        _check_picture(picture)
+    else:
+        check_output(folder, folder=True)
 
     with importing():
         from ..granularity import load_adapter
@@ -117,7 +120,6 @@ def command(
     words = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance}
     call = call_arguments(model, height, width, frames, steps, words)
     if prompts is not None:
-        folder = output or Path("out")
         generate_all(model, prompts, folder, call, settings, adapter, quantize, seed, device, dtype, as_json)
         return
     if adapter is not None:
@@ -153,7 +155,7 @@ def command(
         )
 
 
-def _check_output(path: Path) -> None:
+def _check_picture(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in (*_PICTURES, *_VIDEOS):
         raise ConfigError(f"output={str(path)!r}: name a file that ends in {', '.join((*_PICTURES, *_VIDEOS))}.")
@@ -161,6 +163,7 @@ def _check_output(path: Path) -> None:
         raise ConfigError(
             f"output={str(path)!r}: .mp4 needs imageio with ffmpeg: pip install 'ddit-rt[eval]', or write a .gif."
         )
+    check_output(path)
 
 
 def _with_bar(text: str, pipe: Any, run: Callable[[], Outcome]) -> Outcome:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..files import check_output
 
 # -- the model and where it runs ------------------------------------------------------------------------------------
 
@@ -23,7 +24,8 @@ Adapter = Annotated[str | None, typer.Option(help="Trained adapter for coarse st
 Quantize = Annotated[
     str | None, typer.Option(help="Blocks in few bits: fp8, int8, int4, fp8-weights, int8-weights, or auto.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+# torch takes 64 bits; half of them are left to the seeds counted on from it
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)]
 
 # -- one call of the pipeline; None leaves the value to the model ---------------------------------------------------
 
@@ -77,8 +79,19 @@ Tau = Annotated[float | None, typer.Option(help="τ; by default the one that --s
 
 # -- what is written ------------------------------------------------------------------------------------------------
 
+
+def _checked(folder: Path) -> Path:
+    check_output(folder, folder=True)
+    return folder
+
+
+def folder_option(text: str) -> Any:
+    """``--output``, a folder that is refused before anything runs where nothing could be written into it."""
+    return typer.Option("--output", help=text, callback=_checked)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-TableFolder = Annotated[Path, typer.Option("--output", help="Folder for tables and figures.")]
+TableFolder = Annotated[Path, folder_option("Folder for tables and figures.")]
 
 # -- data of a distillation -----------------------------------------------------------------------------------------
 
@@ -119,7 +132,7 @@ def read_shard(text: str) -> tuple[int, int]:
         ConfigError: something else is written there, or i is not below n.
     """
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts) or not int(parts[0]) < int(parts[1]):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
         raise ConfigError(f"shard={text!r}: write i/n with i < n, as in 0/2.")
     return int(parts[0]), int(parts[1])
 
@@ -132,7 +145,7 @@ def read_object(text: str, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{name}={text!r} is no JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{name}={text!r}: give an object, as in '{{\"guidance_scale\": 2}}'.")

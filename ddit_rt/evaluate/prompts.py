@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..pipeline import DEMO, DEMO_256, SHIPPED
+from ..settings import shown
 
 BENCHMARKS = {
     "drawbench": ("sayakpaul/drawbench", "train", "Prompts"),
@@ -68,30 +69,49 @@ def own_prompts(model: str, count: int | None = None) -> list[str]:
 
 
 def _from_file(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    name = f"prompts={str(path)!r}"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is no text in UTF-8 ({error}): save it as such.") from None
     match path.suffix:
         case ".csv" | ".tsv":
             rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
-            return _column(rows, path.name)
+            return _column(rows, name)
         case ".jsonl":
-            return _column([json.loads(line) for line in text.splitlines() if line.strip()], path.name)
+            lines = enumerate(text.splitlines(), 1)
+            return _column([_json(line, f"{name}, line {number}") for number, line in lines if line.strip()], name)
         case ".json":
-            content = json.loads(text)
+            content = _json(text, name)
             if isinstance(content, dict):  # COCO: {"annotations": [{"caption": ...}, ...]}
                 content = content.get("annotations", [])
-            return _column(content, path.name)
+            if not isinstance(content, list):
+                raise ConfigError(f"{name} holds {shown(content)}: write a list of prompts, or COCO's annotations.")
+            return _column(content, name)
         case _:
             return text.splitlines()
 
 
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is no JSON ({error}).") from None
+
+
 def _column(rows: Iterable[Any], source: str, column: str | None = None) -> list[str]:
     entries = list(rows)
-    if all(isinstance(entry, str) for entry in entries):
-        return entries
-    names = [column] if column else [name for name in _COLUMNS if entries and name in entries[0]]
-    if not names:
-        raise ConfigError(f"{source} has no prompt column; it has {', '.join(map(str, entries[0]))}.")
-    return [str(entry[names[0]]) for entry in entries]
+    columns = [column] if column else _COLUMNS
+    first = next((entry for entry in entries if isinstance(entry, dict)), {})
+    name = next((name for name in columns if name in first), None)
+    if first and name is None:
+        raise ConfigError(f"{source} has no prompt column; it has {', '.join(map(str, first))}.")
+    prompts: list[Any] = [entry.get(name) if isinstance(entry, dict) else entry for entry in entries]
+    for number, (entry, prompt) in enumerate(zip(entries, prompts, strict=True), 1):
+        if not isinstance(prompt, str):
+            wanted = f"a text as {name!r}" if name else "a text, or an object with a prompt"
+            raise ConfigError(f"{source}, entry {number}: {shown(entry)} is no prompt: write {wanted}.")
+    return prompts
 
 
 def _from_hub(source: str, limit: int | None) -> list[str]:

@@ -64,14 +64,14 @@ def read_methods(path: str | Path) -> list[Method]:
     """Methods from a JSON file: a list of the fields of :class:`Method`.
 
     Raises:
-        ConfigError: the file is missing, or an entry lacks a field or has one too many.
+        ConfigError: the file is missing or no JSON, or an entry lacks a field or has one too many.
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
         return check_methods([Method(**entry) for entry in entries])
     except FileNotFoundError:
         raise ConfigError(f"methods={str(path)!r}: there is no such file.") from None
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"methods={str(path)!r}: {error}.") from None
 
 

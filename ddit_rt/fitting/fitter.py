@@ -259,6 +259,8 @@ def check_target(
     if kinds is None:
         return
     check_kinds(kinds)
+    if 1 not in kinds:
+        raise ConfigError(f"kinds={list(kinds)}: a run begins with full steps; allow 1 among the kinds.")
     if (reference == "converged" or quality is not None) and SKIP not in kinds:
         raise ConfigError(f"kinds={list(kinds)}: this target is reached by skipped steps; allow 0 among the kinds.")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ..errors import ConfigError
 from ..families import family_of
+from ..settings import is_whole, shown
 from .quantization import check_scheme, quantize
 
 DEMO, DEMO_256, DEMO_VIDEO = "demo", "demo-256", "demo-video"
@@ -25,6 +27,12 @@ SHIPPED: Mapping[str, Path] = MappingProxyType(
 )
 """Name of a model inside the package -> its folder in diffusers format, whose demo.json says how to call it."""
 
+_OURS = ("generator", "output_type", "return_dict")
+"""Arguments of a call that whoever makes it sets, or reads the answer by."""
+_COUNTS = (
+    *("height", "width", "num_frames", "num_inference_steps"),
+    *("num_images_per_prompt", "num_videos_per_prompt", "max_sequence_length"),
+)
 _SETTINGS = "demo.json"
 _FRAME_RATE = 16  # of Wan's videos
 
@@ -175,20 +183,24 @@ def call_arguments(
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Refuses arguments that the pipeline does not know, and sizes that it would silently change.
+    """Refuses arguments that the pipeline does not know or are set here, values that are not the numbers that it
+    takes, and sizes that it would silently change.
 
     Args:
         pipe: A supported pipeline.
         call: Arguments by the pipeline's own names; height and width in pixels.
 
     Raises:
-        ConfigError: names the nearest sizes that work.
+        ConfigError: names the argument, and the nearest sizes that work.
     """
-    unknown = [name for name in call if name not in inspect.signature(type(pipe).__call__).parameters]
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    unknown = [name for name in call if name not in parameters]
     if "num_frames" in unknown:
         raise ConfigError(f"frames={call['num_frames']}: {type(pipe).__name__} makes pictures; leave it out.")
     if unknown:
         raise ConfigError(f"{type(pipe).__name__} takes no argument {' or '.join(map(repr, unknown))}.")
+    for name, value in call.items():
+        _check_argument(name, value, parameters[name])
     geometry = family_of(pipe).geometry(pipe, 1024, 1024)
     side = 1024 // (geometry.height // geometry.patch)
     for name in ("height", "width"):
@@ -204,6 +216,20 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"frames={frames}: this model takes 1 more than a multiple of {span}, as in {below} or {below + span}."
         )
+
+
+def _check_argument(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    if name in _OURS:
+        raise ConfigError(f"{name}={shown(value)}: it is set for every call; leave it out.")
+    kind = parameter.annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and (parameter.default is None or NoneType in kinds):
+        return
+    if name in _COUNTS and not (is_whole(value) and value >= 1):
+        raise ConfigError(f"{name}={shown(value)}: a whole number from 1 on.")
+    is_finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if not is_finite and all(kind in (int, float, NoneType) for kind in kinds):
+        raise ConfigError(f"{name}={shown(value)}: a finite number.")
 
 
 def _check_device(device: str) -> None:

@@ -44,10 +44,13 @@ def connect(url: str, api_key: str | None) -> httpx.AsyncClient:
     """A client without limits of its own: neither on connections nor on time.
 
     Raises:
-        ConfigError: the URL is none, or httpx is missing.
+        ConfigError: the URL is none, the key no header can hold, or httpx is missing.
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"url={shown(url)}: write it with http:// or https://, as in http://127.0.0.1:8000.")
+    strange = next((letter for letter in api_key or "" if not "!" <= letter <= "~"), None)
+    if strange is not None:  # named alone: a key is not for a log
+        raise ConfigError(f"api-key holds {strange!r}: a key is ASCII without spaces; copy it again.")
     try:
         import httpx
     except ImportError:

@@ -25,6 +25,7 @@ from .generation import save
 MANIFEST = "manifest.jsonl"
 _RUN, _RECORDS, _PARTS = "run.json", "records", ".parts"
 _SLUG = 48  # letters of a prompt in a file's name
+_MAX_SEED = 2**63 - 1  # as of the command's --seed
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_items(path: Path, seed: int) -> list[Item]:
 def _entry(written: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(written)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # that of a number of thousands of digits is no JSONDecodeError
         raise ConfigError(f"{where} is no JSON: {error}.") from None
     form = 'write {"prompt": "...", "seed": 3}, the seed if it is to have its own'
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
@@ -86,8 +87,8 @@ def _entry(written: str, where: str) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"{where}: {unknown[0]!r} is not understood; {form}.")
     seed = entry.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"{where}: seed={seed!r} is no whole number from 0 on.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= _MAX_SEED:
+        raise ConfigError(f"{where}: seed={seed!r} is no whole number from 0 to {_MAX_SEED}.")
     return entry
 
 

@@ -179,6 +179,7 @@ def test_bad_values_and_missing_files_leave_nothing_behind(
     ("arguments", "names"),
     [
         (["calibrate", "demo", "--trials", "0"], "--trials"),
+        (["generate", "demo", "a", "--seed", "9" * 23], "--seed"),
         (["eval", "demo", "--methods", "none.json"], "none.json"),
         (["distill", "train", "demo"], "--out"),
         (["generat", "demo"], "generat"),

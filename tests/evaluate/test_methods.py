@@ -96,5 +96,8 @@ def test_methods_file(tmp_path):
     path.write_text(json.dumps([{"name": "base"}]))
     with pytest.raises(ConfigError, match="methods="):
         read_methods(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"methods=.*utf-8"):
+        read_methods(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_methods(tmp_path / "none.json")

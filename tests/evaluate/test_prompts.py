@@ -17,12 +17,14 @@ from ddit_rt.evaluate.prompts import load_prompts, own_prompts
         ("a.tsv", "Prompt\tCategory\none\tx\ntwo\ty\n"),
         ("a.json", json.dumps(["one", "two"])),
         ("a.jsonl", '{"caption": "one"}\n{"caption": "two"}\n'),
+        ("mixed.json", json.dumps(["one", {"text": "two"}])),
+        ("marked.jsonl", '\ufeff{"prompt": "one"}\n{"prompt": "two"}\n'),
         ("coco.json", json.dumps({"annotations": [{"caption": "one"}, {"caption": "two"}]})),
     ],
 )
 def test_files(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert load_prompts(str(path)) == ["one", "two"]
     assert load_prompts(str(path), 1) == ["one"]
 
@@ -52,5 +54,20 @@ def test_errors(tmp_path):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="no prompt column"):
         load_prompts(str(tmp_path / "bad.csv"))
+    for name, content, told in (
+        ("latin1.txt", "Löwe".encode("latin-1"), r"latin1\.txt' is no text in UTF-8"),
+        ("none.json", b"a star", "is no JSON"),
+        ("deep.json", b"[" * 100_000, "is no JSON"),
+        ("lines.jsonl", b'{"prompt": "a"}\n\n{"prompt"}\n', "line 3 is no JSON"),
+        ("lacking.jsonl", b'{"prompt": "a"}\n{"seed": 1}\n', r"entry 2: \{'seed': 1\} is no prompt: .* as 'prompt'"),
+        ("null.jsonl", b'{"prompt": null}\n', "entry 1"),
+        ("mixed.json", b'["a", 2]', "entry 2: 2 is no prompt"),
+        ("text.json", b'"a star"', "holds 'a star': write a list"),
+        ("coco.json", b'{"annotations": 3}', "holds 3"),
+        ("short.csv", b"id,prompt\n1,a\n2\n", "entry 2"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=told):
+            load_prompts(str(tmp_path / name))
     with pytest.raises(ConfigError, match="drawbench"):
         load_prompts("unknown")

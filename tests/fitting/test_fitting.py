@@ -230,6 +230,7 @@ def test_bad_targets_are_refused_before_anything_runs(monkeypatch: pytest.Monkey
         ({"quality": -1}, "quality=-1"),
         ({"reference": "best"}, "reference='best'"),
         ({"reference": "converged", "kinds": (1, 2)}, "kinds="),
+        ({"kinds": (2, 0)}, r"kinds=\[2, 0\]: a run begins with full steps; allow 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             fit_schedule(pipe, ["a"], **settings, **call)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -82,11 +84,27 @@ def test_sizes_below_one_are_refused(sizes: dict[str, int]) -> None:
         ({"height": 33}, r"height=33: this model takes multiples of \d+ pixels"),
         ({"num_frames": 5}, "frames=5: FluxPipeline makes pictures"),
         ({"true_cfg": 2, "lora": 1}, "FluxPipeline takes no argument 'true_cfg' or 'lora'"),
+        ({"output_type": "latent"}, "output_type='latent': it is set for every call"),
+        ({"generator": 3}, "generator=3: it is set for every call"),
+        ({"num_inference_steps": "x"}, "num_inference_steps='x': a whole number from 1 on"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5: a whole number from 1 on"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: a whole number from 1 on"),
+        ({"height": "64"}, "height='64': a whole number from 1 on"),
+        ({"true_cfg_scale": "x"}, "true_cfg_scale='x': a finite number"),
+        ({"true_cfg_scale": None}, "true_cfg_scale=None: a finite number"),
+        ({"guidance_scale": math.nan}, "guidance_scale=nan: a finite number"),
+        ({"guidance_scale": True}, "guidance_scale=True: a finite number"),
     ],
 )
-def test_calls_that_a_picture_pipeline_does_not_take(call: dict[str, int], match: str) -> None:
+def test_calls_that_a_picture_pipeline_does_not_take(call: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         check_call(tiny.flux(), call)
+
+
+def test_calls_that_a_picture_pipeline_takes() -> None:
+    numbers = {"num_inference_steps": 4, "guidance_scale": 10**400, "true_cfg_scale": 1, "height": None}
+    check_call(tiny.flux(), {**numbers, "sigmas": [1.0, 0.5], "prompt": "a", "joint_attention_kwargs": {}})
+    check_call(tiny.wan(), {"guidance_scale_2": None, "num_frames": 5})
 
 
 def test_frames_that_a_video_pipeline_would_change() -> None:

@@ -390,6 +390,17 @@ def test_the_command_writes_numbers_and_a_plot_and_prints_a_table(tmp_path: Path
     assert done.stdout.splitlines()[-1] == f"{out / 'load.json'} {out / 'latency-throughput.png'}"
 
 
+def test_the_numbers_are_printed_where_they_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ddit_rt.serve.write_load", full)
+    with running() as double:
+        words = ["bench", "serve", double.url, "--requests", "2", "--rounds", "1", "--warmup", "0", "--speedups", "1"]
+        done = RUNNER.invoke(app, [*words, "--concurrency", "1", "--output", str(tmp_path)])
+    assert isinstance(done.exception, OSError) and " 2/2 " in done.stdout
+
+
 def test_the_command_ends_with_1_where_requests_are_lost(tmp_path: Path) -> None:
     with running(answers={1: "no object", 2: "queue_full"}) as double:
         words = ["bench", "serve", double.url, "--requests", "4", "--rounds", "1", "--warmup", "0", "--rate", "50"]
@@ -411,6 +422,8 @@ def test_the_command_ends_with_1_where_requests_are_lost(tmp_path: Path) -> None
         (["http://a", "--rate", "x"], "rate='x'"),
         (["http://a", "--speedups", "0"], "speedups=(0.0,)"),
         (["http://a", "--prompts", "none.txt"], "none.txt"),
+        (["http://a", "--api-key", "kéy"], "api-key holds 'é'"),
+        (["http://a", "--api-key", "key\n"], r"api-key holds '\n'"),
     ],
 )
 def test_bad_words_are_refused_and_leave_nothing(

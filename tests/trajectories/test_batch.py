@@ -38,6 +38,7 @@ def test_lines_of_json_may_have_seeds_of_their_own(tmp_path: Path) -> None:
         ('{"seed": 3}', "line 2.*has no prompt"),
         ('{"prompt": "a star", "size": 3}', "line 2: 'size' is not understood"),
         ('{"prompt": "a star", "seed": -1}', "line 2: seed=-1 is no whole number"),
+        (f'{{"prompt": "a star", "seed": {2**63}}}', f"line 2: seed={2**63} is no whole number from 0 to {2**63 - 1}"),
     ],
 )
 def test_a_line_that_is_not_understood_is_named(line: str, told: str, tmp_path: Path) -> None:
