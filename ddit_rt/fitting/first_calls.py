@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..multiples import SKIP, SUPPORTED_MULTIPLES
-from ..pipeline import AcceleratedPipeline, EndedCall, own_bar_off
+from ..pipeline import AcceleratedPipeline, EndedCall, has_own_levels, own_bar_off
 from ..runtime import is_parallel
 from ..schedule import CallKey, FittedSchedule
 from .fitter import fit_schedule
@@ -38,8 +38,6 @@ _LEFT_OUT = frozenset(
     }
 )
 _COPIES = ("num_images_per_prompt", "num_videos_per_prompt")
-# noise levels of a call's own are no part of what schedules are kept under
-_OWN_LEVELS = ("sigmas", "timesteps", "mu")
 
 _Target = tuple[CallKey, float | None, float | None]
 """What a schedule is found again for: a size class and a target."""
@@ -72,7 +70,7 @@ class FirstCalls:
         target = (call.key, call.config.speedup, call.config.quality)
         if target in self._settled or not (call.config.chosen_target or SKIP in call.report.schedule):
             return  # nobody asked for a run of so few steps to be any faster
-        if any(call.arguments.get(name) is not None for name in _OWN_LEVELS):
+        if has_own_levels(call.arguments):
             call.report.fit = "not recorded: it has noise levels of its own"
             return
         if not self._lock.acquire(blocking=False):

@@ -27,7 +27,7 @@ FASTER = 1.15
 """A kept schedule may be so many times faster than the rule is at what was asked for; beyond that the rule ends
 nearer."""
 
-OWN_LEVELS = ("sigmas", "timesteps")
+OWN_LEVELS = ("sigmas", "timesteps", "mu")
 """Arguments that give a call noise levels of its own; some pipelines put their defaults there before the first step."""
 
 FITTED_HERE = "fitted by this process"
