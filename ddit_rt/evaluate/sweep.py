@@ -21,7 +21,7 @@ from .baselines import find_library
 from .columns import FRAMES, MEASURED
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
+from .metrics import PAIRED, TO_CONVERGED
 from .references import ConvergedPictures
 from .settings import check_methods, run_settings
 from .video_metrics import CLIP, psnr_of_frames
@@ -310,10 +310,7 @@ def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm
 
 
 def _score(scorers: Mapping[str, Any], frames: torch.Tensor, base: torch.Tensor) -> dict[str, float]:
-    values = {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
-    if "psnr" in values:
-        values["psnr"] = min(values["psnr"], PSNR_LIMIT)
-    return values
+    return {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
 
 
 def picture_path(folder: Path, prompt: str, index: int, seed: int, video: bool) -> Path:
