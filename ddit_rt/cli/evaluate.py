@@ -113,8 +113,8 @@ def command(
             given = read_methods(methods)
             joined = [one for one in plan.methods if "adapter" in (one.settings or {}) and one not in given]
             plan = replace(plan, methods=[*given, *joined], prompts=more)
-            plan.write(output)
         pipe = load(model, dtype, device)
+        plan.write(output, pipe)
         if adapter is not None:
             others = [
                 prompt
@@ -123,7 +123,7 @@ def command(
             ]
             with activity("fitting") as show:
                 plan = with_adapter(plan, adapter, pipe, others[:APART] or plan.prompts[:APART], show)
-            plan.write(output)
+            plan.write(output, pipe)
         note(
             f"continuing {output}: the plan in it is kept; --methods and --adapter add to it, with --methods a larger "
             "--count, too; other options that would change it are not looked at"
@@ -145,7 +145,7 @@ def command(
                 fit_baselines=is_own(model), apart=chosen[wanted:], methods_file=methods,
                 adapter=None if adapter is None else Path(adapter), converged=converged, progress=show,
             )  # fmt: skip
-        plan.write(output)
+        plan.write(output, pipe)
     if plan_only:
         print_line(f"{output / PLAN}: {len(plan.methods)} methods, {len(plan.prompts)} prompts")
         return

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
+from ..families import denoisers, family_of
 from ..pipeline import frame_rate, makes_videos
 from ..trajectories import Outcome, can_encode, check_deterministic_flow, save
 from .baselines import find_library
@@ -82,17 +83,22 @@ class Plan:
         """What :meth:`to_dict` gave, here or in a version that knew no converged picture."""
         return cls(**{**_BEFORE, **values, "methods": [Method(**method) for method in values["methods"]]})
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, pipe: Any = None) -> None:
         """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
 
         A plan with further methods, or further prompts after the same ones, replaces the folder's.
 
+        Args:
+            folder: Is made if it is not there.
+            pipe: What runs the plan; its dtype is recorded, or compared with what the folder has, if it has one.
+
         Raises:
-            ConfigError: the folder holds another evaluation.
+            ConfigError: the folder holds another evaluation, or one in another dtype.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PLAN
-        content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine()}
+        dtype = {} if pipe is None else {"dtype": dtype_of(pipe)}
+        content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine() | dtype}
         if not path.exists():
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
             return
@@ -106,6 +112,12 @@ class Plan:
         if changed:
             raise ConfigError(
                 f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
+            )
+        begun = known["machine"].get("dtype")
+        if begun is not None and dtype.get("dtype", begun) != begun:
+            raise ConfigError(
+                f"{folder} holds an evaluation in {begun}, this pipeline is in {dtype['dtype']}: go on with "
+                f"--dtype {begun}, or choose another output folder."
             )
         if any(before[name] != known["plan"][name] for name in ("methods", "prompts")):
             path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
@@ -126,6 +138,12 @@ def machine() -> dict[str, Any]:
         "ddit_rt": __version__,
         "python": platform.python_version(),
     }
+
+
+def dtype_of(pipe: Any) -> str:
+    """That of the pipeline's transformers, as ``--dtype`` names it."""
+    found = {str(module.dtype).removeprefix("torch.") for module in denoisers(pipe, family_of(pipe)).values()}
+    return ", ".join(sorted(found))
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -199,8 +217,9 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation, a library that the plan names is not installed, the
-            pipeline's pictures have no converged one, or metrics of clips are asked for of a pipeline that makes none.
+        ConfigError: the folder holds another evaluation or one in another dtype, a library that the plan names is not
+            installed, the pipeline's pictures have no converged one, or metrics of clips are asked for of a pipeline
+            that makes none.
     """
     of_clips = [name for name in plan.metrics if name in CLIP]
     if of_clips and not makes_videos(pipe):
@@ -211,7 +230,7 @@ def run_sweep(
         if method.other_library is not None:
             library, options = find_library(method.name, method.other_library)
             library.require(method.name, options)
-    plan.write(folder)
+    plan.write(folder, pipe)
     index, count = shard
     writer = RowWriter(folder / (f"rows-{index}-of-{count}.jsonl" if count > 1 else "rows.jsonl"))
     done = {(row["method"], row["prompt"], row["seed"]) for row in read_rows(folder) if "seconds" in row}

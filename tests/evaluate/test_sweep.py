@@ -150,6 +150,20 @@ def test_another_plan_is_refused(pipe, tmp_path):
         plan(metrics=["beauty"])
 
 
+def test_a_folder_goes_on_in_its_own_dtype(tmp_path):
+    half = prompted()
+    half.transformer.to(torch.bfloat16)
+    plan().write(tmp_path, prompted())
+    with pytest.raises(ConfigError, match="in float32, this pipeline is in bfloat16: go on with --dtype float32, or"):
+        run_sweep(half, plan(), tmp_path, progress=False)
+    assert not read_rows(tmp_path)
+    plan(prompts=("a b", "c d", "e f", "g h")).write(tmp_path, prompted())
+    content = json.loads((tmp_path / PLAN).read_text())
+    assert content["machine"].pop("dtype") == "float32" and len(content["plan"]["prompts"]) == 4
+    (tmp_path / PLAN).write_text(json.dumps(content))
+    plan(prompts=("a b", "c d", "e f", "g h")).write(tmp_path, half)  # one of an earlier version
+
+
 def test_flops_are_what_the_families_say(pipe):
     from ddit_rt import accelerated, report
 
