@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import ConfigError
 from ..families import denoisers, family_of
+from ..files import write_text_whole
 from ..pipeline import frame_rate, makes_videos
 from ..trajectories import Outcome, can_encode, check_deterministic_flow, save
 from .baselines import find_library
@@ -100,7 +101,8 @@ class Plan:
         dtype = {} if pipe is None else {"dtype": dtype_of(pipe)}
         content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine() | dtype}
         if not path.exists():
-            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            # shards may begin at once, and each reads what another has written
+            write_text_whole(path, json.dumps(content, indent=1))
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         before = {**_BEFORE, **known["plan"]}
@@ -120,7 +122,7 @@ class Plan:
                 f"--dtype {begun}, or choose another output folder."
             )
         if any(before[name] != known["plan"][name] for name in ("methods", "prompts")):
-            path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
+            write_text_whole(path, json.dumps({**known, "plan": before}, indent=1))
 
 
 _BEFORE = {"converged": False}
