@@ -245,6 +245,7 @@ def run_sweep(
     clip_scorers = {name: CLIP[name]() for name in of_clips}
     fps = frame_rate(plan.model)
     converged = ConvergedPictures(folder, pipe) if plan.converged else None
+    names = video_names(plan.prompts)
     with tqdm(total=missing, disable=not progress, unit="run") as bar:
         for method in plan.methods[index::count]:
             if method.name not in counted:
@@ -277,7 +278,7 @@ def run_sweep(
                     row |= {TO_CONVERGED[name]: value for name, value in found.items()}
                 if pictures:
                     kept = folder / "pictures" / method.name
-                    _keep(outcome.frames, kept, plan.prompts[prompt], prompt, seed, fps)
+                    _keep(outcome.frames, kept, names[prompt], prompt, seed, fps)
                 writer.add(row)
                 bar.update()
     return read_rows(folder)
@@ -334,16 +335,35 @@ def _score(scorers: Mapping[str, Any], frames: torch.Tensor, base: torch.Tensor)
     return {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
 
 
-def picture_path(folder: Path, prompt: str, index: int, seed: int, video: bool) -> Path:
-    """Where a picture or video lies; videos are named as VBench reads them, by prompt."""
-    if video:
-        return folder / f"{prompt.replace('/', ' ')[:180]}-{seed}.mp4"
-    return folder / f"{index:04d}-{seed}.png"
+def video_names(prompts: Sequence[str]) -> list[str]:
+    """What the videos of each prompt are called, before ``-SEED``: the prompt itself, as VBench reads it.
+
+    One that is too long for a file system is cut. That, and one that has the name of an earlier prompt, ends in its
+    number; further prompts of a plan change no name.
+    """
+    names: dict[str, None] = {}
+    for index, prompt in enumerate(prompts):
+        name = prompt.replace("/", " ")
+        cut = name.encode()[:_LONGEST].decode(errors="ignore")
+        if cut != name or name in names:
+            name = f"{cut}-{index:04d}"
+        while name in names:  # an earlier prompt that ends in this very number
+            name += "-"
+        names[name] = None
+    return list(names)
 
 
-def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int, fps: int) -> None:
+_LONGEST = 200  # bytes of a prompt in a name: file systems take 255, number, seed and ending among them
+
+
+def picture_path(folder: Path, name: str, index: int, seed: int, video: bool) -> Path:
+    """Where a picture or video lies; ``name`` is the prompt's of :func:`video_names`."""
+    return folder / (f"{name}-{seed}.mp4" if video else f"{index:04d}-{seed}.png")
+
+
+def _keep(frames: torch.Tensor, folder: Path, name: str, index: int, seed: int, fps: int) -> None:
     video = frames.ndim == 5
-    path = picture_path(folder, prompt, index, seed, video)
+    path = picture_path(folder, name, index, seed, video)
     if not video or can_encode():
         save(frames, path, fps)
     else:
@@ -360,10 +380,10 @@ def holds_videos(plan: Plan, folder: Path) -> bool:
 def pictures_of(folder: Path, plan: Plan, method: Method) -> Iterator[tuple[int, int, Path]]:
     """(prompt index, seed, path) of the pictures that are there: a picture, a video, or the folder of its frames."""
     kept = folder / "pictures" / method.name
-    for index, prompt in enumerate(plan.prompts):
+    for index, name in enumerate(video_names(plan.prompts)):
         for seed in plan.seeds:
-            video = picture_path(kept, prompt, index, seed, True)
-            places = (picture_path(kept, prompt, index, seed, False), video, video.with_suffix(""))
+            video = picture_path(kept, name, index, seed, True)
+            places = (picture_path(kept, name, index, seed, False), video, video.with_suffix(""))
             found = next((path for path in places if path.exists()), None)
             if found is not None:
                 yield index, seed, found
