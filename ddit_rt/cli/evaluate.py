@@ -15,7 +15,6 @@ from .models import load, load_prompts
 from .options import (
     Adapter,
     CallArguments,
-    Count,
     Device,
     Dtype,
     Frames,
@@ -30,6 +29,9 @@ from .options import (
 from .quiet import hide_loading_bars
 from .terminal import activity, console, importing, note, print_line
 
+_COUNT = 64
+"""Prompts, where no number is given."""
+
 
 def command(
     model: Model,
@@ -37,7 +39,9 @@ def command(
         Path, typer.Option(help="Folder for rows, results, curves and gallery; continued if begun.")
     ] = Path("eval-out"),
     prompts: PromptSource = None,
-    count: Count = 64,
+    count: Annotated[
+        int | None, typer.Option(help="How many of the prompts.", min=1, show_default="64, or all if there are fewer")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds per prompt.", min=1)] = 1,
     steps: Annotated[str, typer.Option(help="Plain step counts; the first gets every method, others a few.")] = "50,28",
     methods: Annotated[
@@ -103,29 +107,32 @@ def command(
             raise ConfigError(f"{output} holds an evaluation of {plan.model}: choose another --output.")
         if methods is not None:
             # what is fitted to a model is fitted to the prompts after those of the plan: only given methods take more
-            more = load_prompts(prompts, count, model) if count > len(plan.prompts) else plan.prompts
+            more = plan.prompts
+            if count is not None and count > len(more):
+                more = load_prompts(prompts, count, model)
             given = read_methods(methods)
             joined = [one for one in plan.methods if "adapter" in (one.settings or {}) and one not in given]
             plan = replace(plan, methods=[*given, *joined], prompts=more)
-            plan.write(output)
         pipe = load(model, dtype, device)
+        plan.write(output, pipe)
         if adapter is not None:
             others = [
                 prompt
-                for prompt in load_prompts(prompts, len(plan.prompts) + APART, model)
+                for prompt in load_prompts(prompts, len(plan.prompts) + APART, model, required=1)
                 if prompt not in plan.prompts
             ]
             with activity("fitting") as show:
                 plan = with_adapter(plan, adapter, pipe, others[:APART] or plan.prompts[:APART], show)
-            plan.write(output)
+            plan.write(output, pipe)
         note(
             f"continuing {output}: the plan in it is kept; --methods and --adapter add to it, with --methods a larger "
             "--count, too; other options that would change it are not looked at"
         )
     else:
-        chosen = load_prompts(prompts, count + APART, model)
-        if len(chosen) <= count:
-            note("every prompt is evaluated: thresholds and schedules are fitted to the first of them")
+        wanted = _COUNT if count is None else count
+        chosen = load_prompts(prompts, wanted + APART, model, required=count or 1)
+        if len(chosen) <= wanted:
+            note(f"all {len(chosen)} prompts are evaluated: thresholds and schedules are fitted to the first of them")
         arguments = call_arguments(model, height, width, frames, further=further)
         pipe = load(model, dtype, device, arguments)
         videos = makes_videos(pipe)
@@ -134,11 +141,11 @@ def command(
         usable = _usable(paired, videos)
         with activity("calibrating") as show:
             plan = standard_plan(
-                pipe, model, chosen[:count], step_counts, list(range(seeds)), arguments, usable,
-                fit_baselines=is_own(model), apart=chosen[count:], methods_file=methods,
+                pipe, model, chosen[:wanted], step_counts, list(range(seeds)), arguments, usable,
+                fit_baselines=is_own(model), apart=chosen[wanted:], methods_file=methods,
                 adapter=None if adapter is None else Path(adapter), converged=converged, progress=show,
             )  # fmt: skip
-        plan.write(output)
+        plan.write(output, pipe)
     if plan_only:
         print_line(f"{output / PLAN}: {len(plan.methods)} methods, {len(plan.prompts)} prompts")
         return

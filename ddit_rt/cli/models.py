@@ -34,18 +34,19 @@ def load(
     return pipe
 
 
-def load_prompts(source: str | None, count: int, model: str) -> list[str]:
+def load_prompts(source: str | None, count: int, model: str, required: int | None = None) -> list[str]:
     """The first ``count`` prompts of ``--prompts``; by default captions of a shipped model's own world, or the demo's.
 
     Args:
         source: As for :func:`ddit_rt.evaluate.load_prompts`, or None.
         count: How many.
         model: That they are for.
+        required: As for :func:`ddit_rt.evaluate.load_prompts`.
     """
     from ..evaluate import load_prompts as read
     from ..pipeline import DEMO, SHIPPED
 
-    return read(source or (model if model in SHIPPED else DEMO), count)
+    return read(source or (model if model in SHIPPED else DEMO), count, required)
 
 
 def shipped_prompts(model: str, missing: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import nn
 from ..families import Family
 from ..granularity import Adapter
 from ..schedule import one_in
-from ..trajectories import generate, psnr
+from ..trajectories import generate, limited_psnr
 from .config import DistillConfig
 from .objective import Student
 from .recordings import Library
@@ -154,7 +154,7 @@ def pictures(
         row = [base]
         for name, settings in ways:
             frames = generate(pipe, settings, _SEED + index, prompt=caption, **call).frames
-            values[name].append(psnr(frames, base))
+            values[name].append(limited_psnr(frames, base))
             row.append(frames)
         rows.append(torch.cat([_still(frames) for frames in row], dim=2))
     sheet = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0).numpy()

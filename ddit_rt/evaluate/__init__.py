@@ -1,5 +1,6 @@
 """Speed and quality, always together and against the same two pictures: the plain one and the converged one."""
 
+from ..schedule import PSNR_LIMIT
 from .adherence import adherence_note
 from .analyses import Analysis, Misses, plot_sigma, write_lines, write_misses, write_schedules
 from .baselines import BASELINES, Baseline, Library, Listing, OtherSolver, StepCache, runs_twice
@@ -11,7 +12,7 @@ from .gallery import write_gallery
 from .judges import JUDGES
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
+from .metrics import PAIRED, TO_CONVERGED
 from .news import CoarseNews, coarse_news, write_news
 from .prompts import load_prompts
 from .settings import read_methods

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from ..errors import ConfigError
 from ..fitting import calibrate
 from ..schedule import COLOURS, Report, TargetPolicy, plot_reports
-from ..trajectories import Outcome, psnr, ssim
+from ..trajectories import Outcome, limited_psnr, ssim
 from .measurement import generate
 
 Progress = Callable[[str], None]
@@ -33,7 +33,7 @@ class Line:
         speedup: Median over prompts of plain seconds over these.
         flops_speedup: Mean FLOP of full runs over FLOP spent, by the report.
         tokens: Mean image tokens per step.
-        psnr, ssim: Mean, to the plain output; None where that is the plain output itself.
+        psnr, ssim: Mean, to the plain output; a picture that is the plain output itself counts as 100 dB.
     """
 
     label: str
@@ -96,7 +96,7 @@ class Analysis:
             speedup=statistics.median(base.seconds / fast.seconds for fast, base in pairs),
             flops_speedup=statistics.fmean(report.speedup_estimate for report in reports),
             tokens=statistics.fmean(step.tokens for step in steps),
-            psnr=min(100.0, statistics.fmean(psnr(fast.frames, base.frames) for fast, base in pairs)),
+            psnr=statistics.fmean(limited_psnr(fast.frames, base.frames) for fast, base in pairs),
             ssim=statistics.fmean(ssim(fast.frames, base.frames) for fast, base in pairs),
         )
 
@@ -171,7 +171,7 @@ class Misses:
     @staticmethod
     def of(speedup: float, plain: Sequence[Outcome], outcomes: Sequence[Outcome]) -> Misses:
         """From runs of a target, and the plain runs beside them."""
-        decibels = [psnr(fast.frames, base.frames) for fast, base in zip(outcomes, plain)]
+        decibels = [limited_psnr(fast.frames, base.frames) for fast, base in zip(outcomes, plain)]
         missed = [_missed(_report(outcome)) for outcome in outcomes]
         found = spearmanr(missed, decibels)
         low, high = min(decibels), max(decibels)

@@ -28,7 +28,7 @@ class Comparison:
     Attributes:
         runs: Pictures that both made.
         difference: Mean of the first's value less the second's.
-        low, high: 95 % interval of that mean.
+        low, high: 95 % interval of that mean, by Student's t.
         p: Of Wilcoxon's signed-rank test, two-sided: how often chance alone would part methods that are alike so far.
         better: Pictures on which the first is the better one.
     """
@@ -64,10 +64,10 @@ def compare(rows: Sequence[Row], first: str, second: str, metric: str) -> Compar
 
 
 def _comparison(first: str, second: str, metric: str, differences: Sequence[float]) -> Comparison:
-    from scipy.stats import wilcoxon  # half a second to import, which reading results need not pay
+    from scipy.stats import t, wilcoxon  # half a second to import, which reading results need not pay
 
     mean, count = statistics.fmean(differences), len(differences)
-    half = 1.96 * statistics.stdev(differences) / count**0.5
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return Comparison(
         first,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..schedule import PSNR_LIMIT
 from .columns import METRIC_NAMES
-from .metrics import PSNR_LIMIT, TO_CONVERGED
+from .metrics import TO_CONVERGED
 from .summary import Summary
 
 _MARKERS = "osD^v<>Pp*Xh8d"

@@ -8,15 +8,11 @@ from pathlib import Path
 import torch
 
 from ..trajectories import frames_of_all as _flat
-from ..trajectories import psnr, ssim
+from ..trajectories import limited_psnr, ssim
 from .unavailable import unavailable
 
 Judge = Callable[[Sequence[Path], Sequence[Path], Sequence[str]], list[float]]
 """(pictures, base pictures, prompts), in the same order -> a value per picture that has one, or one for the set."""
-
-
-PSNR_LIMIT = 100.0
-"""dB of the very same picture: infinity has no place in JSON nor in a mean."""
 
 
 def lpips() -> Callable[[torch.Tensor, torch.Tensor], float]:
@@ -38,7 +34,7 @@ def lpips() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 
 PAIRED: dict[str, Callable[[], Callable[[torch.Tensor, torch.Tensor], float]]] = {
-    "psnr": lambda: psnr,
+    "psnr": lambda: limited_psnr,
     "ssim": lambda: ssim,
     "lpips": lpips,
 }

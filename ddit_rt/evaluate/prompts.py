@@ -26,7 +26,7 @@ OWN = {name: Path(__file__).parent / f"{_LISTS.get(name, name).replace('-', '_')
 _COLUMNS = ("prompt", "prompts", "caption", "text", "Prompt", "Prompts", "Caption")
 
 
-def load_prompts(source: str, limit: int | None = None) -> list[str]:
+def load_prompts(source: str, limit: int | None = None, required: int | None = None) -> list[str]:
     """Reads prompts.
 
     Args:
@@ -35,13 +35,14 @@ def load_prompts(source: str, limit: int | None = None) -> list[str]:
             ``owner/name:split`` or ``owner/name:split:column``; or a file: .txt (one a line), .csv or .tsv with a
             prompt column, .json or .jsonl (strings, objects with a prompt or caption, or COCO's annotation file).
         limit: Take the first so many; None for all (64 of a shipped model's).
+        required: Of a shipped model's, so few are enough where there are fewer than ``limit``; None requires those.
 
     Raises:
         ConfigError: no such file, no prompt in it, or the hub cannot be reached.
     """
     path = Path(source)
     if source in OWN:
-        prompts = own_prompts(source, limit)
+        prompts = own_prompts(source, limit, required)
     elif path.is_file():
         prompts = _from_file(path)
     elif path.suffix in (".txt", ".csv", ".tsv", ".json", ".jsonl"):
@@ -54,17 +55,23 @@ def load_prompts(source: str, limit: int | None = None) -> list[str]:
     return prompts
 
 
-def own_prompts(model: str, count: int | None = None) -> list[str]:
-    """``count`` different captions of a shipped model's grammar, always the same ones; None takes 64, or all.
+def own_prompts(model: str, count: int | None = None, required: int | None = None) -> list[str]:
+    """Different captions of a shipped model's grammar, always the same ones.
+
+    Args:
+        model: Its name.
+        count: How many; None takes 64, or all.
+        required: So few are enough where there are fewer than ``count``; None requires those.
 
     Raises:
-        ConfigError: more than there are, or the model's are not in this installation.
+        ConfigError: more are required than there are, or the model's are not in this installation.
     """
     if not OWN[model].is_file():
         raise ConfigError(f"prompts={model!r}: this installation has no {OWN[model].name}; give a file of prompts.")
     prompts = OWN[model].read_text(encoding="utf-8").splitlines()
-    if count is not None and count > len(prompts):
-        raise ConfigError(f"count={count}: there are {len(prompts)} {model} prompts; ask for fewer, or give a file.")
+    required = required or count or 0
+    if required > len(prompts):
+        raise ConfigError(f"count={required}: there are {len(prompts)} {model} prompts; ask for fewer, or give a file.")
     return prompts[: count or 64]
 
 

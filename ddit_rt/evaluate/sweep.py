@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import ConfigError
+from ..families import denoisers, family_of
+from ..files import write_text_whole
 from ..pipeline import frame_rate, makes_videos
 from ..trajectories import Outcome, can_encode, check_deterministic_flow, save
 from .baselines import find_library
 from .columns import FRAMES, MEASURED
 from .measurement import generate
 from .methods import Method
-from .metrics import PAIRED, PSNR_LIMIT, TO_CONVERGED
+from .metrics import PAIRED, TO_CONVERGED
 from .references import ConvergedPictures
 from .settings import check_methods, run_settings
 from .video_metrics import CLIP, psnr_of_frames
@@ -82,19 +84,25 @@ class Plan:
         """What :meth:`to_dict` gave, here or in a version that knew no converged picture."""
         return cls(**{**_BEFORE, **values, "methods": [Method(**method) for method in values["methods"]]})
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, pipe: Any = None) -> None:
         """Writes the plan with machine and versions, or checks that the folder belongs to this plan.
 
         A plan with further methods, or further prompts after the same ones, replaces the folder's.
 
+        Args:
+            folder: Is made if it is not there.
+            pipe: What runs the plan; its dtype is recorded, or compared with what the folder has, if it has one.
+
         Raises:
-            ConfigError: the folder holds another evaluation.
+            ConfigError: the folder holds another evaluation, or one in another dtype.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PLAN
-        content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine()}
+        dtype = {} if pipe is None else {"dtype": dtype_of(pipe)}
+        content = {"plan": json.loads(json.dumps(self.to_dict())), "machine": machine() | dtype}
         if not path.exists():
-            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            # shards may begin at once, and each reads what another has written
+            write_text_whole(path, json.dumps(content, indent=1))
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         before = {**_BEFORE, **known["plan"]}
@@ -107,8 +115,14 @@ class Plan:
             raise ConfigError(
                 f"{folder} holds an evaluation with other {', '.join(changed)}: choose another output folder."
             )
+        begun = known["machine"].get("dtype")
+        if begun is not None and dtype.get("dtype", begun) != begun:
+            raise ConfigError(
+                f"{folder} holds an evaluation in {begun}, this pipeline is in {dtype['dtype']}: go on with "
+                f"--dtype {begun}, or choose another output folder."
+            )
         if any(before[name] != known["plan"][name] for name in ("methods", "prompts")):
-            path.write_text(json.dumps({**known, "plan": before}, indent=1), encoding="utf-8")
+            write_text_whole(path, json.dumps({**known, "plan": before}, indent=1))
 
 
 _BEFORE = {"converged": False}
@@ -126,6 +140,12 @@ def machine() -> dict[str, Any]:
         "ddit_rt": __version__,
         "python": platform.python_version(),
     }
+
+
+def dtype_of(pipe: Any) -> str:
+    """That of the pipeline's transformers, as ``--dtype`` names it."""
+    found = {str(module.dtype).removeprefix("torch.") for module in denoisers(pipe, family_of(pipe)).values()}
+    return ", ".join(sorted(found))
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -199,8 +219,9 @@ def run_sweep(
         All rows of the folder.
 
     Raises:
-        ConfigError: the folder holds another evaluation, a library that the plan names is not installed, the
-            pipeline's pictures have no converged one, or metrics of clips are asked for of a pipeline that makes none.
+        ConfigError: the folder holds another evaluation or one in another dtype, a library that the plan names is not
+            installed, the pipeline's pictures have no converged one, or metrics of clips are asked for of a pipeline
+            that makes none.
     """
     of_clips = [name for name in plan.metrics if name in CLIP]
     if of_clips and not makes_videos(pipe):
@@ -211,7 +232,7 @@ def run_sweep(
         if method.other_library is not None:
             library, options = find_library(method.name, method.other_library)
             library.require(method.name, options)
-    plan.write(folder)
+    plan.write(folder, pipe)
     index, count = shard
     writer = RowWriter(folder / (f"rows-{index}-of-{count}.jsonl" if count > 1 else "rows.jsonl"))
     done = {(row["method"], row["prompt"], row["seed"]) for row in read_rows(folder) if "seconds" in row}
@@ -224,6 +245,7 @@ def run_sweep(
     clip_scorers = {name: CLIP[name]() for name in of_clips}
     fps = frame_rate(plan.model)
     converged = ConvergedPictures(folder, pipe) if plan.converged else None
+    names = video_names(plan.prompts)
     with tqdm(total=missing, disable=not progress, unit="run") as bar:
         for method in plan.methods[index::count]:
             if method.name not in counted:
@@ -256,7 +278,7 @@ def run_sweep(
                     row |= {TO_CONVERGED[name]: value for name, value in found.items()}
                 if pictures:
                     kept = folder / "pictures" / method.name
-                    _keep(outcome.frames, kept, plan.prompts[prompt], prompt, seed, fps)
+                    _keep(outcome.frames, kept, names[prompt], prompt, seed, fps)
                 writer.add(row)
                 bar.update()
     return read_rows(folder)
@@ -310,22 +332,38 @@ def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm
 
 
 def _score(scorers: Mapping[str, Any], frames: torch.Tensor, base: torch.Tensor) -> dict[str, float]:
-    values = {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
-    if "psnr" in values:
-        values["psnr"] = min(values["psnr"], PSNR_LIMIT)
-    return values
+    return {name: float(scorer(frames, base)) for name, scorer in scorers.items()}
 
 
-def picture_path(folder: Path, prompt: str, index: int, seed: int, video: bool) -> Path:
-    """Where a picture or video lies; videos are named as VBench reads them, by prompt."""
-    if video:
-        return folder / f"{prompt.replace('/', ' ')[:180]}-{seed}.mp4"
-    return folder / f"{index:04d}-{seed}.png"
+def video_names(prompts: Sequence[str]) -> list[str]:
+    """What the videos of each prompt are called, before ``-SEED``: the prompt itself, as VBench reads it.
+
+    One that is too long for a file system is cut. That, and one that has the name of an earlier prompt, ends in its
+    number; further prompts of a plan change no name.
+    """
+    names: dict[str, None] = {}
+    for index, prompt in enumerate(prompts):
+        name = prompt.replace("/", " ")
+        cut = name.encode()[:_LONGEST].decode(errors="ignore")
+        if cut != name or name in names:
+            name = f"{cut}-{index:04d}"
+        while name in names:  # an earlier prompt that ends in this very number
+            name += "-"
+        names[name] = None
+    return list(names)
 
 
-def _keep(frames: torch.Tensor, folder: Path, prompt: str, index: int, seed: int, fps: int) -> None:
+_LONGEST = 200  # bytes of a prompt in a name: file systems take 255, number, seed and ending among them
+
+
+def picture_path(folder: Path, name: str, index: int, seed: int, video: bool) -> Path:
+    """Where a picture or video lies; ``name`` is the prompt's of :func:`video_names`."""
+    return folder / (f"{name}-{seed}.mp4" if video else f"{index:04d}-{seed}.png")
+
+
+def _keep(frames: torch.Tensor, folder: Path, name: str, index: int, seed: int, fps: int) -> None:
     video = frames.ndim == 5
-    path = picture_path(folder, prompt, index, seed, video)
+    path = picture_path(folder, name, index, seed, video)
     if not video or can_encode():
         save(frames, path, fps)
     else:
@@ -342,10 +380,10 @@ def holds_videos(plan: Plan, folder: Path) -> bool:
 def pictures_of(folder: Path, plan: Plan, method: Method) -> Iterator[tuple[int, int, Path]]:
     """(prompt index, seed, path) of the pictures that are there: a picture, a video, or the folder of its frames."""
     kept = folder / "pictures" / method.name
-    for index, prompt in enumerate(plan.prompts):
+    for index, name in enumerate(video_names(plan.prompts)):
         for seed in plan.seeds:
-            video = picture_path(kept, prompt, index, seed, True)
-            places = (picture_path(kept, prompt, index, seed, False), video, video.with_suffix(""))
+            video = picture_path(kept, name, index, seed, True)
+            places = (picture_path(kept, name, index, seed, False), video, video.with_suffix(""))
             found = next((path for path in places if path.exists()), None)
             if found is not None:
                 yield index, seed, found

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ..errors import ConfigError
+from ..schedule import PSNR_LIMIT
 from .adherence import SIDE, load_reader
-from .metrics import PSNR_LIMIT
 from .optical_flow import Motion, find_flow, warp
 
 ClipMetric = Callable[[Tensor, Tensor], float]

@@ -18,6 +18,7 @@ from ..granularity import Adapter, load_adapter
 from ..multiples import SKIP, SUPPORTED_MULTIPLES
 from ..pipeline import has_own_levels, identity_of, key_of_call
 from ..schedule import (
+    PSNR_LIMIT,
     WARP,
     FittedSchedule,
     ScheduleStore,
@@ -74,7 +75,7 @@ def fit_schedule(
         seed: Of the first prompt's noise; the i-th prompt takes seed + i.
         progress: Called with a line of text before every run.
         adapter: What coarse steps run, as for :func:`ddit_rt.accelerate`; None fits untrained ones.
-        quality: Wanted mean PSNR to the reference, in dB, instead of ``speedup``.
+        quality: Wanted mean PSNR to the reference, in dB, instead of ``speedup``; 100, or more, is an equal picture.
         reference: ``"plain"``, the pipeline's own picture, or ``"converged"``, the one that infinitely many steps would
             give; the second takes full and skipped steps only, and moves the noise levels.
         keep: Also put it into the user's cache directory (:func:`ddit_rt.schedule.cache_directory`), where
@@ -349,7 +350,7 @@ def _of_quality(
         middle = (low + high) // 2
         found = runs.best(*_skipping(error_model, runs.reference, steps, middle, boundaries))
         reached = max(reached, runs.quality_of(found))
-        if runs.quality_of(found) >= quality:
+        if runs.quality_of(found) >= min(quality, PSNR_LIMIT):
             best, high = found, middle - 1
         else:
             low = middle + 1

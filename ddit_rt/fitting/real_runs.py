@@ -11,7 +11,7 @@ import numpy as np
 
 from ..pipeline import OWN_LEVELS, arguments_seen
 from ..schedule import FittedSchedule
-from ..trajectories import Prompt, call_with, generate, generate_converged, name_of, psnr
+from ..trajectories import Prompt, call_with, generate, generate_converged, limited_psnr, name_of
 from .measurement import Progress
 
 
@@ -86,9 +86,9 @@ class RealRuns:
             fast = generate(self._pipe, {"schedule": fitted, **self._settings}, self._seed + i, **arguments)
             assert fast.report is not None
             speedups.append(fast.report.speedup_estimate)
-            decibels.append(psnr(fast.frames, self._plain[i]))
+            decibels.append(limited_psnr(fast.frames, self._plain[i]))
             if self._converged:
-                to_converged.append(psnr(fast.frames, self._converged[i]))
+                to_converged.append(limited_psnr(fast.frames, self._converged[i]))
         measured = replace(
             fitted,
             speedup=float(np.mean(speedups)),

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import DDiTConfig
 from ..errors import ConfigError, OutOfReachError
 from ..schedule import Report, check_speedup, choices_along, make_policy
-from ..trajectories import Outcome, Prompt, call_with, generate, name_of, psnr
+from ..trajectories import Outcome, Prompt, call_with, generate, limited_psnr, name_of
 
 _NEAR = 0.98  # of the wanted speed-up is near enough
 _ALL = 1e6  # a τ that everything lies below
@@ -100,7 +100,7 @@ def calibrate(
         threshold = math.sqrt(low * high)
         outcomes = run(settings, threshold)
         mean_speedup = sum(_report(o).speedup_estimate for o in outcomes) / len(outcomes)
-        mean_psnr = sum(psnr(o.frames, b.frames) for o, b in zip(outcomes, base)) / len(outcomes)
+        mean_psnr = sum(limited_psnr(o.frames, b.frames) for o, b in zip(outcomes, base)) / len(outcomes)
         found.append(Trial(threshold, mean_speedup, mean_psnr))
         if abs(mean_speedup / speedup - 1) < 1 - _NEAR:
             break

@@ -1,6 +1,6 @@
 """When to be coarse: policies, the evolution of the latent, schedules, and the report of every step."""
 
-from .bounds import check_quality, check_speedup
+from .bounds import PSNR_LIMIT, check_quality, check_speedup
 from .call_key import CallKey, describe_machine, describe_scheduler
 from .evolution import (
     EvolutionHistory,
@@ -55,6 +55,7 @@ from .unipc import without_waiting
 
 __all__ = [
     "COLOURS",
+    "PSNR_LIMIT",
     "WARP",
     "CallKey",
     "CallableSchedule",

@@ -6,6 +6,9 @@ import math
 
 from ..errors import ConfigError
 
+PSNR_LIMIT = 100.0
+"""dB of the very same picture: infinity has no place in JSON nor in a mean."""
+
 
 def check_speedup(speedup: float) -> None:
     """Refuses a wanted speed-up that is none.

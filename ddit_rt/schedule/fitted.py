@@ -27,7 +27,8 @@ class FittedSchedule:
     Attributes:
         schedule: One multiple per denoising step, 0 for no model call.
         speedup: Ratio of FLOP in real runs.
-        psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit; infinite where they are equal.
+        psnr: Mean, in dB, of real runs to the plain ones, on the prompts of the fit; 100 for an equal picture.
+            In files of earlier versions it may be infinite.
         prompts: How many.
         sensitivity: One number per step, by how much the rest of the run multiplies an error made there; empty if the
             schedule was not fitted.

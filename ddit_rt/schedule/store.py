@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..settings import read_text
-from .bounds import check_quality, check_speedup
+from .bounds import PSNR_LIMIT, check_quality, check_speedup
 from .call_key import CallKey
 from .fitted import FittedSchedule
 
@@ -146,7 +146,7 @@ class ScheduleStore:
         else:
             assert quality is not None
             check_quality(quality)
-            near = [found for found in entries if found[0].quality >= quality - _WORSE]
+            near = [found for found in entries if found[0].quality >= min(quality, PSNR_LIMIT) - _WORSE]
             best = max(near, key=lambda found: (found[0].speedup, found[0].quality), default=None)
         return None if best is None else Located(best[0].fitted, best[1])
 

@@ -2,7 +2,7 @@
 
 from .batch import MANIFEST, Item, PictureFolder, read_items
 from .converged import UNIPC, generate_converged
-from .fidelity import frames_of_all, psnr, ssim
+from .fidelity import frames_of_all, limited_psnr, psnr, ssim
 from .generation import Outcome, can_encode, denoise, generate, save, timed_call
 from .prompts import Prompt, call_with, name_of
 from .recorder import Recorder, Step, StreamCall
@@ -37,6 +37,7 @@ __all__ = [
     "generate",
     "generate_converged",
     "last_latent_with_error",
+    "limited_psnr",
     "name_of",
     "psnr",
     "read_items",

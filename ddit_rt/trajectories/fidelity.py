@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from ..schedule import PSNR_LIMIT
+
 
 def psnr(images: torch.Tensor, base: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB, from the mean squared error over all values.
@@ -16,6 +18,11 @@ def psnr(images: torch.Tensor, base: torch.Tensor) -> float:
         dB; infinity for equal pictures.
     """
     return float(peak_signal_noise_ratio(images, base, data_range=1.0))
+
+
+def limited_psnr(images: torch.Tensor, base: torch.Tensor) -> float:
+    """:func:`psnr`, at most :data:`PSNR_LIMIT`: what means are taken of."""
+    return min(psnr(images, base), PSNR_LIMIT)
 
 
 def ssim(images: torch.Tensor, base: torch.Tensor) -> float:

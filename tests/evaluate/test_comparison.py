@@ -1,6 +1,7 @@
 """Paired comparisons: by hand, against both references, and between methods that cost the same."""
 
 import csv
+import statistics
 
 import pytest
 
@@ -33,6 +34,9 @@ def test_a_comparison_by_hand():
     assert (found.runs, found.better) == (8, 8)
     assert found.difference == pytest.approx(2.35)
     assert (found.low + found.high) / 2 == pytest.approx(2.35) and found.low > 2
+    # 2.365: the 0.975 quantile of Student's t with 7 degrees of freedom
+    spread = statistics.stdev(2 + 0.1 * prompt for prompt in range(8))
+    assert found.high - found.difference == pytest.approx(2.365 * spread / 8**0.5, rel=1e-3)
     assert found.p == pytest.approx(2 / 2**8), "all eight signs agree"
     back = compare(rows(), "b", "a", "psnr")
     assert (back.difference, back.better, back.p) == (-found.difference, 0, found.p)

@@ -114,6 +114,39 @@ def test_eval_with_given_methods_keeps_those_of_an_adapter_that_joined(run, tmp_
     assert Plan.read(tmp_path / "out") == joined
 
 
+def test_eval_goes_on_in_its_own_dtype_alone(run, tmp_path, monkeypatch):
+    methods = [{"name": "base", "kind": "base", "steps": 5, "reference": 5}]
+    (tmp_path / "few.json").write_text(json.dumps(methods))
+    more = [*methods, {"name": "fewer", "kind": "fewer steps", "steps": 3, "reference": 5}]
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    out = tmp_path / "out"
+    given = ["eval", "tiny", "--output", out, "--prompts", "demo", "--count", 1, "--no-converged", "--plan"]
+    run(*given, "--methods", tmp_path / "few.json")
+    begun = Plan.read(out)
+    half = prompted()
+    half.transformer.to(torch.bfloat16)
+    monkeypatch.setattr("ddit_rt.pipeline.load_any", lambda *_: half)
+    with pytest.raises(ConfigError, match="in float32, this pipeline is in bfloat16"):
+        run(*given, "--methods", tmp_path / "more.json")
+    assert Plan.read(out) == begun
+
+
+@pytest.mark.parametrize(
+    ("count", "evaluated"), [([], 40), (["--count", 40], 40), (["--count", 38], 38), (["--count", 8], 8)]
+)
+def test_eval_of_the_demo_video_takes_what_captions_there_are(run, tmp_path, count, evaluated):
+    (tmp_path / "methods.json").write_text(json.dumps([{"name": "base", "kind": "base", "steps": 5, "reference": 5}]))
+    given = ["eval", "demo-video", "--output", tmp_path / "out", "--methods", tmp_path / "methods.json", "--plan"]
+    text = " ".join(run(*given, "--metrics", "psnr", *count).split())
+    assert ("all 40 prompts are evaluated" in text) == (evaluated == 40)
+    assert len(Plan.read(tmp_path / "out").prompts) == evaluated
+    run(*given, "--metrics", "psnr")  # going on asks for no more than that
+    assert len(Plan.read(tmp_path / "out").prompts) == evaluated
+    for folder in ("out", "new"):
+        with pytest.raises(ConfigError, match="count=41: there are 40 demo-video prompts"):
+            run(*given, "--metrics", "psnr", "--count", 41, "--output", tmp_path / folder)
+
+
 def test_adherence_is_read_from_the_saved_pictures_of_the_demo(run, tmp_path):
     methods = [
         {"name": "base", "kind": "base", "steps": 2, "reference": 2},

@@ -40,9 +40,13 @@ def test_a_model_whose_captions_are_not_here_asks_for_a_file(tmp_path, monkeypat
     with pytest.raises(ConfigError, match=r"no demo_video_prompts\.txt; give a file"):
         load_prompts("demo-video", 2)
     (tmp_path / "demo_video_prompts.txt").write_text("a ball rolls\na star turns\n")
-    assert load_prompts("demo-video") == ["a ball rolls", "a star turns"] and len(load_prompts("demo-video", 1)) == 1
+    prompts = ["a ball rolls", "a star turns"]
+    assert load_prompts("demo-video") == prompts and len(load_prompts("demo-video", 1)) == 1
     with pytest.raises(ConfigError, match="count=3: there are 2 demo-video prompts"):
         load_prompts("demo-video", 3)
+    assert load_prompts("demo-video", 3, required=1) == load_prompts("demo-video", 3, required=2) == prompts
+    with pytest.raises(ConfigError, match="count=3: there are 2 demo-video prompts"):
+        load_prompts("demo-video", 9, required=3)
 
 
 def test_errors(tmp_path):

@@ -1,6 +1,7 @@
 """Sweeps: fair turns, resumed after a kill, shared between shards, and summed up rightly."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,34 @@ def test_another_plan_is_refused(pipe, tmp_path):
         Plan.read(tmp_path / "none")
     with pytest.raises(ConfigError, match="metrics"):
         plan(metrics=["beauty"])
+
+
+def test_a_folder_goes_on_in_its_own_dtype(tmp_path):
+    half = prompted()
+    half.transformer.to(torch.bfloat16)
+    plan().write(tmp_path, prompted())
+    with pytest.raises(ConfigError, match="in float32, this pipeline is in bfloat16: go on with --dtype float32, or"):
+        run_sweep(half, plan(), tmp_path, progress=False)
+    assert not read_rows(tmp_path)
+    plan(prompts=("a b", "c d", "e f", "g h")).write(tmp_path, prompted())
+    content = json.loads((tmp_path / PLAN).read_text())
+    assert content["machine"].pop("dtype") == "float32" and len(content["plan"]["prompts"]) == 4
+    (tmp_path / PLAN).write_text(json.dumps(content))
+    plan(prompts=("a b", "c d", "e f", "g h")).write(tmp_path, half)  # one of an earlier version
+
+
+def test_a_plan_is_whole_or_absent(tmp_path, monkeypatch):
+    found = []
+    replaced = os.replace
+
+    def watched(part, path):
+        found.append((path.exists(), json.loads(part.read_text())["plan"]["model"]))
+        replaced(part, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    plan().write(tmp_path)
+    plan(prompts=("a b", "c d", "e f", "g h")).write(tmp_path)
+    assert found == [(False, "tiny"), (True, "tiny")] and [path.name for path in tmp_path.iterdir()] == [PLAN]
 
 
 def test_flops_are_what_the_families_say(pipe):

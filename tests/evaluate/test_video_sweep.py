@@ -126,6 +126,26 @@ def test_clips_that_nothing_can_encode_are_kept_frame_by_frame(folder, tmp_path,
     assert path.name == "a ball. It rolls 1.5-0" and read_clip(path).shape == (9, 64, 64, 3)
 
 
+def test_videos_are_named_by_prompts_as_far_as_those_are_short_and_different():
+    chinese = "猫" * 84
+    prompts = ["a cat", "cats/dogs", "cats dogs", "x" * 201, chinese, chinese[:-1] + "狗", "a cat-0007", "a cat"]
+    names = sweep.video_names(prompts)
+    assert names[:3] == ["a cat", "cats dogs", "cats dogs-0002"] and names[3] == "x" * 200 + "-0003"
+    assert names[4:6] == ["猫" * 66 + "-0004", "猫" * 66 + "-0005"], "whole letters of three bytes"
+    assert names[6:] == ["a cat-0007", "a cat-0007-"] and len(set(names)) == len(names)
+    assert max(len(f"{name}-12345.mp4".encode()) for name in names) <= 255
+    assert sweep.video_names(prompts[:4]) == names[:4], "more prompts rename none"
+
+
+def test_clips_of_long_and_of_like_prompts_are_kept_and_found(folder, tmp_path):
+    call = {name: value for name, value in CALL.items() if name != "num_inference_steps"}
+    prompts = ["猫" * 100, "cats/dogs", "cats dogs"]
+    plan = Plan(str(folder), read_methods_of(tmp_path)[:1], prompts, call=call, metrics=["psnr"], converged=False)
+    run_sweep(load_any(str(folder)), plan, tmp_path / "out", progress=False)
+    found = {path.name: index for index, _, path in pictures_of(tmp_path / "out", plan, plan.methods[0])}
+    assert list(found.values()) == [0, 1, 2] and {"cats dogs-0.mp4", "cats dogs-0002-0.mp4"} <= set(found)
+
+
 def test_every_kind_of_method_of_the_standard_plan_runs_on_videos(folder, tmp_path):
     """All that the table of pictures has: solvers, caches, coarse paths, the policy, fits, an adapter."""
     from adapters import trained
