@@ -172,13 +172,16 @@ def call_arguments(
         further: Arguments by the pipeline's own names.
 
     Raises:
-        ConfigError: a size or number of steps below 1.
+        ConfigError: a size or number of steps below 1, or in ``further``, too.
     """
     for name, value in {"height": height, "width": width, "frames": frames, "steps": steps}.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: at least 1.")
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    given = {name: value for name, value in {**further, **sizes}.items() if value is not None}
+    for name, value in sizes.items():
+        if value is not None and name in further:
+            raise ConfigError(f"{name}={shown(further[name])}: an option of its own says {value}; leave it out here.")
+    given = {name: value for name, value in {**sizes, **further}.items() if value is not None}
     return {**call_defaults(model), **given}
 
 

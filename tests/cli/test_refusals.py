@@ -55,6 +55,8 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: py
         (["generate", "demo", "--prompts", "seeds.jsonl"], "seed=99999999999999999999999 is no whole number"),
         (["eval", "demo", "--shard", "²/3"], "shard='²/3'"),
         (["fit", "demo", "--kinds", "0"], "kinds=[0]"),
+        (["fit", "demo", "--call", '{"num_inference_steps": "x"}'], "num_inference_steps='x'"),
+        (["fit", "demo", "--call", '{"num_inference_steps": 2.5}'], "num_inference_steps=2.5"),
         (["fit", "demo", "--call", f'{{"seed": {"9" * 5000}}}'], "is no JSON"),
         (["generate", "demo", "a", "--output", "dir.png"], "output='dir.png' is a folder, a file is wanted"),
         (["generate", "demo", "a", "--output", "afile/x.png"], "afile is a file, a folder is wanted"),
@@ -82,6 +84,7 @@ def test_bad_files_and_values_are_one_line_before_a_model_is_loaded(
         (["fit", "demo", "--call", '{"generator": 3}'], "generator=3"),
         (["fit", "demo", "--call", '{"true_cfg_scale": "x"}'], "true_cfg_scale='x'"),
         (["eval", "demo", "--call", '{"guidance_scale": NaN}'], "guidance_scale=nan"),
+        (["eval", "demo", "--call", '{"num_inference_steps": 2.5}'], "num_inference_steps=2.5"),
     ],
 )
 def test_what_only_the_pipeline_tells_is_one_line_before_it_runs(

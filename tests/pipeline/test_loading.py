@@ -78,6 +78,12 @@ def test_sizes_below_one_are_refused(sizes: dict[str, int]) -> None:
         call_arguments("owner/model", **sizes)
 
 
+def test_a_size_or_steps_given_twice_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_inference_steps='x': an option of its own says 50"):
+        call_arguments("owner/model", steps=50, further={"num_inference_steps": "x"})
+    assert call_arguments("owner/model", further={"height": 64, "guidance_scale": None}) == {"height": 64}
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
