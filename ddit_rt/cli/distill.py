@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..settings import is_whole, shown
 from .models import load
 from .options import (
     BadData,
@@ -32,6 +33,7 @@ from .options import (
     SamplingSteps,
     Seed,
     Width,
+    folder_option,
     read_integers,
     read_object,
 )
@@ -45,7 +47,7 @@ group = typer.Typer(help="Trains an adapter: coarse steps as good as full ones."
 @group.command("train")
 def train(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, adapter, log, pictures.")],
+    out: Annotated[Path, folder_option("Folder of the run: checkpoint, adapter, log, pictures.", "--out")],
     prompts: PromptFile = None,
     pictures: Pictures = None,
     dataset: Dataset = None,
@@ -220,8 +222,13 @@ def _calls(
 
     shared = call_arguments(model, height, width, frames, steps, {"guidance_scale": guidance})
     calls = [{**shared, **read_object(text, "call")} for text in further]
-    if any(int(call.get("num_inference_steps", 50)) < 4 for call in calls):
-        raise ConfigError("at least 4 denoising steps: a trajectory has to hold a step and two before it.")
+    for call in calls:
+        steps = call.get("num_inference_steps", 50)
+        if not is_whole(steps) or steps < 4:
+            raise ConfigError(
+                f"num_inference_steps={shown(steps)}: at least 4 denoising steps, a whole number. A trajectory has to "
+                "hold a step and two before it."
+            )
     return calls
 
 

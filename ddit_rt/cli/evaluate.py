@@ -22,6 +22,7 @@ from .options import (
     Model,
     PromptSource,
     Width,
+    folder_option,
     read_integers,
     read_object,
     read_shard,
@@ -35,9 +36,9 @@ _COUNT = 64
 
 def command(
     model: Model,
-    output: Annotated[
-        Path, typer.Option(help="Folder for rows, results, curves and gallery; continued if begun.")
-    ] = Path("eval-out"),
+    output: Annotated[Path, folder_option("Folder for rows, results, curves and gallery; continued if begun.")] = Path(
+        "eval-out"
+    ),
     prompts: PromptSource = None,
     count: Annotated[
         int | None, typer.Option(help="How many of the prompts.", min=1, show_default="64, or all if there are fewer")

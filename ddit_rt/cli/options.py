@@ -85,9 +85,9 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def folder_option(text: str) -> Any:
-    """``--output``, a folder that is refused before anything runs where nothing could be written into it."""
-    return typer.Option("--output", help=text, callback=_checked)
+def folder_option(text: str, name: str = "--output") -> Any:
+    """A folder that is refused before anything runs where nothing could be written into it."""
+    return typer.Option(name, help=text, callback=_checked)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

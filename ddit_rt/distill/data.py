@@ -264,7 +264,7 @@ def _arguments(call: Mapping[str, Any], captions: list[str], items: Sequence[int
 
 
 def _mix(seed: int, item: int) -> int:
-    return seed * 1_000_003 + item
+    return (seed * 1_000_003 + item) % 2**63  # of what torch takes
 
 
 def _digest(texts: Sequence[str]) -> str:

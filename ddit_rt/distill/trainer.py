@@ -132,7 +132,7 @@ class Trainer:
         number = (
             step * self.config.accumulate + micro
         ) * self.accelerator.num_processes + self.accelerator.process_index
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number + 1)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + number + 1) % 2**63)
         patch = self.adapter.spec.patch
         drawn = draw(self.recorded, self.available(step), self.family, patch, self.config, generator)
         return drawn.to(self.accelerator.device, next(self.transformer.parameters()).dtype)

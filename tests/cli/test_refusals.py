@@ -65,6 +65,8 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: py
         (["analyse", "order", "demo", "--output", "afile"], "afile is a file, a folder is wanted"),
         (["demo", "--output", "afile/new"], "afile is a file, a folder is wanted"),
         (["bench", "serve", "http://127.0.0.1:9", "--output", "afile"], "afile is a file, a folder is wanted"),
+        (["eval", "demo", "--output", "afile"], "afile is a file, a folder is wanted"),
+        (["distill", "train", "demo", "--out", "afile"], "afile is a file, a folder is wanted"),
         (["bench", "serve", "http://127.0.0.1:9", "--api-key", "kéy"], "api-key holds 'é'"),
     ],
 )

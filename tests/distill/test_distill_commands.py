@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from distill_models import CALL, PROMPTS, pipeline
 from PIL import Image
 from typer.testing import CliRunner
@@ -76,6 +77,7 @@ def test_items_of_a_folder_of_pictures(model, tmp_path):
         (["--prompts", "a", "--steps", "0"], "steps=0"),
         (["--prompts", "a", "--sampling-steps", "3"], "at least 4 denoising steps"),
         (["--prompts", "a", "--call", "{}", "--call", '{"num_inference_steps": 3}'], "at least 4 denoising steps"),
+        (["--prompts", "a", "--call", '{"num_inference_steps": "x"}'], "num_inference_steps='x': at least 4"),
         (["--prompts", "a", "--call", "guidance_scale=2"], "is no JSON"),
     ],
 )
@@ -92,3 +94,11 @@ def test_estimate_scales_with_the_run():
     assert found.parameters > 0 and found.adapter_bytes == 2 * found.parameters
     assert found.recording_bytes > 12 * 8 * 256 * 2 * 2  # items x steps x values x 2 bytes x (latent, prediction)
     assert found.memory_bytes > 1e7 and found.hours > 0
+
+
+def test_any_seed_of_the_command_line_gives_noise():
+    from ddit_rt.distill.data import _mix
+
+    generator = torch.Generator()
+    assert _mix(3, 5) == 3 * 1_000_003 + 5
+    generator.manual_seed(_mix(2**63 - 1, 7))
