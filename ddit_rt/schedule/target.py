@@ -60,11 +60,8 @@ class TargetPolicy:
         """
         if self.evaluations(steps) < min(self.least, steps):
             shared = ", two of each transformer" if self.boundaries else ""
-            way_out = (
-                f"ask for {steps / self.least:g} at most, or for more steps"
-                if steps > self.least
-                else ("make more steps, or give no target")
-            )
+            reachable = f"ask for {steps / self.least:g} at most, or for more steps"
+            way_out = reachable if steps > self.least else "make more steps, or give no target"
             raise ScheduleError(
                 f"speedup={self.speedup:g}: a run of {steps} steps has to keep {self.least}{shared}; {way_out}."
             )
