@@ -97,6 +97,7 @@ class Variants:
             created=int(time.time()),
             strength=any("strength" in _arguments(self._pipes[kind]) for kind in EDITS if kind in self._pipes),
             images=MAX_IMAGES if self._shown and any(word in type(self.pipe).__name__ for word in _SEVERAL) else 1,
+            needs_image=self.needs_image,
         )
 
     def _own_size(self, side: int) -> str:

@@ -67,6 +67,8 @@ def router(workers: VideoWorkers) -> APIRouter:
                 raise invalid("input_reference", f"{facts.name} starts from no picture.", "unsupported")
             picture = await asyncio.to_thread(read_picture, uploads[0], limits.upload_pixels, "input_reference")
             work = replace(work, images=(fitted(picture, (work.width, work.height)),))
+        elif facts.needs_image:
+            raise invalid("input_reference", f"{facts.name} starts from a picture: upload one.", "missing_image")
         try:
             job = await asyncio.to_thread(workers.add, work, facts.name, f"{work.frames / work.fps:g}", body.timeout)
         except QueueFullError as error:

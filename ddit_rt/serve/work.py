@@ -112,6 +112,7 @@ class ModelFacts:
         created: Time.
         images: Pictures that an edit may be shown.
         strength: An edit starts from its picture, noised, and runs a part of the steps.
+        needs_image: Nothing can be made without a picture.
     """
 
     name: str
@@ -132,3 +133,4 @@ class ModelFacts:
     created: int
     images: int = 1
     strength: bool = False
+    needs_image: bool = False

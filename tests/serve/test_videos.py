@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from helpers.served import LocalServer
 from PIL import Image
 
 from ddit_rt.serve import ModelConfig, ServeConfig
+from ddit_rt.serve.state import Server
 
 CALL = {"num_frames": 5, "num_inference_steps": 4, "max_sequence_length": 24}
 
@@ -126,6 +128,16 @@ def test_a_picture_to_start_from_needs_a_model_that_takes_one(server: LocalServe
     files = {"input_reference": ("a.png", picture.getvalue())}
     answer = httpx.post(f"{server.url}/v1/videos", data={"prompt": "x", "seconds": "1"}, files=files)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "input_reference"
+
+
+def test_a_model_that_starts_from_a_picture_queues_nothing_without_one(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Server.model
+    monkeypatch.setattr(Server, "model", lambda *asked: replace(own(*asked), needs_image=True))
+    answer = httpx.post(f"{server.url}/v1/videos", json={"prompt": "x"})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and (error["param"], error["code"]) == ("input_reference", "missing_image")
 
 
 def test_ids_from_outside_reach_no_file(server: LocalServer) -> None:
