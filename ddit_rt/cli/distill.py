@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ..settings import is_whole, shown
 from .models import load
 from .options import (
     BadData,
@@ -219,6 +218,7 @@ def _calls(
     further: Sequence[str],
 ) -> list[dict[str, Any]]:
     from ..pipeline import call_arguments
+    from ..settings import is_whole, shown
 
     shared = call_arguments(model, height, width, frames, steps, {"guidance_scale": guidance})
     calls = [{**shared, **read_object(text, "call")} for text in further]

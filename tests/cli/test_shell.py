@@ -45,10 +45,11 @@ print("heavy:", sorted({{"torch", "diffusers", "transformers", "matplotlib"}} & 
 """
 
 UNTOUCHED = """
-import os, warnings
+import os, sys, warnings
 before = dict(os.environ), list(warnings.filters)
 import ddit_rt.cli
 assert (dict(os.environ), list(warnings.filters)) == before
+assert not {"pydantic", "yaml", "torch"} & set(sys.modules)
 """
 
 
