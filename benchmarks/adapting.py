@@ -31,6 +31,7 @@ from evaluations import Evaluation
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from ddit_rt.evaluate import noise_seed
 from ddit_rt.evaluate.summary import worst_tenth
 from ddit_rt.fitting import ErrorModel, find_evaluations
 from ddit_rt.pipeline import load_any
@@ -59,7 +60,7 @@ def record(evaluation: Evaluation, steps: int, runs: Path) -> None:
     full, floor, responses = [], [], []
     for index, prompt in enumerate(plan.prompts):
         call = {**plan.call, "prompt": prompt, "num_inference_steps": steps}
-        trajectory = record_trajectory(pipe, plan.seeds[0] + 1000 * index, **call)  # as the evaluation draws its noise
+        trajectory = record_trajectory(pipe, noise_seed(plan.seeds[0], index), **call)
         full.append(np.stack([sketch(output.numpy().ravel()) for output in trajectory.outputs]))
         floor.append(1e-6 * float(trajectory.latents[-1].float().square().mean()))
         responses.append(response(pipe, trajectory, round(PROBE_AT * steps)))

@@ -11,7 +11,7 @@ from evaluations import Evaluation, read_reports
 from matplotlib.figure import Figure
 
 from ddit_rt.demo import FITTED, load_pipeline
-from ddit_rt.evaluate import TO_CONVERGED, Method, generate, plot_curves, plot_sigma
+from ddit_rt.evaluate import TO_CONVERGED, Method, generate, noise_seed, plot_curves, plot_sigma
 from ddit_rt.evaluate.analyses import Line, plot_lines
 from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.schedule import COLOURS, FittedSchedule, StepView, TargetPolicy, plot_reports
@@ -160,7 +160,7 @@ def pictures(
         for name in columns:
             progress(f"{name}: {plan.prompts[prompt]}")
             call = {**plan.call, "prompt": plan.prompts[prompt], "num_inference_steps": methods[name].steps}
-            seed = plan.seeds[0] + 1000 * prompt
+            seed = noise_seed(plan.seeds[0], prompt)
             frames[name, prompt] = generate(pipe, run_settings(methods[name]), seed, **call).frames
     base = next(iter(columns))
     return {

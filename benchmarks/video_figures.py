@@ -9,7 +9,7 @@ from typing import Any
 from evaluations import Evaluation
 from readme_figures import schedule_of_settings
 
-from ddit_rt.evaluate import Clip, beside, contact_sheet, generate, plot_curves, plot_frames, to_clip, webp
+from ddit_rt.evaluate import Clip, beside, contact_sheet, generate, noise_seed, plot_curves, plot_frames, to_clip, webp
 from ddit_rt.evaluate.settings import run_settings
 from ddit_rt.pipeline import frame_rate, load_any
 from ddit_rt.trajectories import psnr
@@ -69,7 +69,8 @@ def clips(evaluation: Evaluation, folder: Path, progress: Callable[[str], None])
         for name in shown:
             progress(f"{name}: {prompt}")
             call = {**plan.call, "prompt": prompt, "num_inference_steps": methods[name].steps}
-            frames[name] = generate(pipe, run_settings(methods[name]), plan.seeds[0] + 1000 * index, **call).frames
+            seed = noise_seed(plan.seeds[0], index)
+            frames[name] = generate(pipe, run_settings(methods[name]), seed, **call).frames
         base = frames[next(iter(shown))]
         titles = {
             name: title if frames[name] is base else f"{title}, {psnr(frames[name], base):.0f} dB"

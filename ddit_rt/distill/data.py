@@ -145,7 +145,7 @@ class Pictures:
         max_steps: int | None = None,
     ) -> Recording:
         total = int(call.get("num_inference_steps", 50))
-        generator = torch.Generator().manual_seed(_mix(seed, items[0]))
+        generator = torch.Generator().manual_seed(mixed_seed(seed, items[0]))
         # enough steps left for a piece; strength 1 would be pure noise
         strength = float(torch.empty(()).uniform_(min(0.95, (self._steps + 1) / total), 1.0, generator=generator))
         captions = [self.captions[item] for item in items]
@@ -257,14 +257,15 @@ def _problem(path: Path, size: tuple[int, int]) -> str:
 def _arguments(call: Mapping[str, Any], captions: list[str], items: Sequence[int], seed: int) -> dict[str, Any]:
     """Of a pipeline call for a group; a generator per item, so that its noise does not depend on its group."""
     arguments = {**call, "prompt": captions, "output_type": "latent"}
-    arguments["generator"] = [torch.Generator().manual_seed(_mix(seed, item)) for item in items]
+    arguments["generator"] = [torch.Generator().manual_seed(mixed_seed(seed, item)) for item in items]
     if isinstance(call.get("negative_prompt"), str):
         arguments["negative_prompt"] = [call["negative_prompt"]] * len(captions)
     return arguments
 
 
-def _mix(seed: int, item: int) -> int:
-    return (seed * 1_000_003 + item) % 2**63  # of what torch takes
+def mixed_seed(seed: int, item: int) -> int:
+    """Of what is drawn for an item or a batch of a run with this seed; within what torch takes."""
+    return (seed * 1_000_003 + item) % 2**63
 
 
 def _digest(texts: Sequence[str]) -> str:

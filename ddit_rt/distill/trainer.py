@@ -23,7 +23,7 @@ from ..granularity import Adapter, save_adapter
 from ..trajectories import sole_transformer
 from .checkpoint import Checkpoints
 from .config import DistillConfig
-from .data import Source
+from .data import Source, mixed_seed
 from .objective import Student
 from .optimization import build_optimizer, build_schedule, moving_average
 from .recordings import open_library
@@ -132,7 +132,7 @@ class Trainer:
         number = (
             step * self.config.accumulate + micro
         ) * self.accelerator.num_processes + self.accelerator.process_index
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + number + 1) % 2**63)
+        generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, number + 1))
         patch = self.adapter.spec.patch
         drawn = draw(self.recorded, self.available(step), self.family, patch, self.config, generator)
         return drawn.to(self.accelerator.device, next(self.transformer.parameters()).dtype)

@@ -18,7 +18,7 @@ from .prompts import load_prompts
 from .settings import read_methods
 from .standard import APART, standard_plan, with_adapter
 from .summary import Summary, judge_pictures, summarise, table, write_results
-from .sweep import PLAN, Plan, holds_videos, read_rows, run_sweep
+from .sweep import PLAN, Plan, holds_videos, noise_seed, read_rows, run_sweep
 from .unavailable import MetricUnavailableError
 from .video_metrics import CLIP, CLIP_PAIRED, error_growth, flicker, growth_of, psnr_of_frames, warping
 
@@ -62,6 +62,7 @@ __all__ = [
     "holds_videos",
     "judge_pictures",
     "load_prompts",
+    "noise_seed",
     "plot_curves",
     "plot_frames",
     "plot_sigma",

@@ -260,7 +260,7 @@ def run_sweep(
             limit = None
             if converged is not None and todo:
                 bar.set_description(f"{'converged':<28.28} prompt {prompt}")
-                limit = converged.get(prompt, seed, _noise(seed, prompt), _call(plan, _longest(plan), prompt))
+                limit = converged.get(prompt, seed, noise_seed(seed, prompt), _call(plan, _longest(plan), prompt))
             for method in turns([*again, *todo], turn):
                 bar.set_description(f"{method.name:<28.28} prompt {prompt}")
                 row, outcome = _measure(pipe, method, plan, prompt, seed, warmup_runs)
@@ -302,12 +302,13 @@ def _require_converged(pipe: Any) -> None:
         ) from None
 
 
-def _noise(seed: int, prompt: int) -> int:
+def noise_seed(seed: int, prompt: int) -> int:
+    """Of the noise that a plan's prompt of this number begins from."""
     return seed + 1000 * prompt
 
 
 def _count(pipe: Any, method: Method, plan: Plan) -> float | None:
-    noise = _noise(plan.seeds[0], 0)
+    noise = noise_seed(plan.seeds[0], 0)
     return generate(pipe, run_settings(method), noise, count_flops=True, **_call(plan, method, 0)).flops
 
 
@@ -315,7 +316,7 @@ def _measure(pipe: Any, method: Method, plan: Plan, prompt: int, seed: int, warm
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     outcome = generate(
-        pipe, run_settings(method), _noise(seed, prompt), warmup_runs=warmup_runs, **_call(plan, method, prompt)
+        pipe, run_settings(method), noise_seed(seed, prompt), warmup_runs=warmup_runs, **_call(plan, method, prompt)
     )
     row: Row = {"method": method.name, "prompt": prompt, "seed": seed, "seconds": outcome.seconds}
     if torch.cuda.is_available():

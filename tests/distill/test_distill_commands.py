@@ -97,8 +97,8 @@ def test_estimate_scales_with_the_run():
 
 
 def test_any_seed_of_the_command_line_gives_noise():
-    from ddit_rt.distill.data import _mix
+    from ddit_rt.distill.data import mixed_seed
 
     generator = torch.Generator()
-    assert _mix(3, 5) == 3 * 1_000_003 + 5
-    generator.manual_seed(_mix(2**63 - 1, 7))
+    assert mixed_seed(3, 5) == 3 * 1_000_003 + 5
+    generator.manual_seed(mixed_seed(2**63 - 1, 7))
