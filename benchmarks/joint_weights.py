@@ -25,6 +25,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy.stats import wilcoxon
 from tqdm import tqdm
 
+from ddit_rt.evaluate import noise_seed
 from ddit_rt.evaluate.prompts import own_prompts
 from ddit_rt.evaluate.summary import worst_tenth
 from ddit_rt.pipeline import DEMO, call_defaults, load_any
@@ -65,7 +66,7 @@ class Weights:
         return len(self.levels)
 
     def latent(self, noise: torch.Tensor, predictions: Sequence[torch.Tensor], after: int) -> torch.Tensor:
-        """The latent after evaluation ``after``, from those up to it."""
+        """The latent after evaluation ``after``, from those up to it; after -1 it is the noise."""
         return noise + sum(float(self.table[after, j]) * predictions[j] for j in range(after + 1))
 
 
@@ -93,7 +94,7 @@ class DemoModel:
         channels = pipe.transformer.config.in_channels // 4
         drawn = [
             pipe.prepare_latents(
-                1, channels, *self._size, torch.float32, "cpu", torch.Generator().manual_seed(seed + 1000 * i)
+                1, channels, *self._size, torch.float32, "cpu", torch.Generator().manual_seed(noise_seed(seed, i))
             )
             for i in range(len(prompts))
         ]
@@ -169,24 +170,18 @@ def of_solver(sigmas: Sequence[float], evaluations: int, reference: str) -> Weig
     return Weights(levels, torch.cat([*(latent for _, latent in seen[1:]), last]).double())
 
 
-def run(
-    model: Any, weights: Weights, known: Sequence[torch.Tensor] = (), latent: torch.Tensor | None = None
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def run(model: Any, weights: Weights, known: Sequence[torch.Tensor] = ()) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Predictions and last latent of a run.
 
     Args:
         model: A :class:`DemoModel`, or what has its ``noise`` and ``velocity``.
         weights: Of it.
         known: Predictions of its first evaluations, which are not made again.
-        latent: That the next one sees; None for the one that the weights make.
     """
     predictions = list(known)
-    while len(predictions) < weights.evaluations:
-        if latent is None:
-            made = len(predictions)
-            latent = model.noise if made == 0 else weights.latent(model.noise, predictions, made - 1)
-        predictions.append(model.velocity(latent, float(weights.levels[len(predictions)])))
-        latent = None
+    for made in range(len(predictions), weights.evaluations):
+        latent = weights.latent(model.noise, predictions, made - 1)
+        predictions.append(model.velocity(latent, float(weights.levels[made])))
     return predictions, weights.latent(model.noise, predictions, weights.evaluations - 1)
 
 
@@ -255,9 +250,8 @@ def changed(weights: Weights, changes: Sequence[Change], sizes: torch.Tensor) ->
 
 def target_of(model: DemoModel, sigmas: Sequence[float], reference: str) -> torch.Tensor:
     """The last latent to reach, (N, tokens, channels)."""
-    if reference == "converged":
-        return run(model, of_solver(sigmas, NEAR_THE_LIMIT, reference))[1]
-    return run(model, of_solver(sigmas, len(sigmas) - 1, reference))[1]
+    evaluations = NEAR_THE_LIMIT if reference == "converged" else len(sigmas) - 1
+    return run(model, of_solver(sigmas, evaluations, reference))[1]
 
 
 def decibels(model: DemoModel, last: torch.Tensor, target: torch.Tensor) -> list[float]:

@@ -51,17 +51,17 @@ class CoarseWeights:
         key, stamp = (id(base), multiple), self._family.stamp(base)
         # a copy made in inference mode could not be renewed outside it
         with torch.inference_mode(False), torch.no_grad():
-            if key not in self._embeddings:
-                made = self._family.patch_embedding(base, multiple).requires_grad_(False)
-                self._embeddings[key] = made.to(like.device, like.dtype)
-            elif self._first_time(*key) or self._stamps[key] != stamp:
+            is_new = key not in self._embeddings
+            if is_new:
+                self._embeddings[key] = self._family.patch_embedding(base, multiple).requires_grad_(False)
+            found = self._embeddings[key].to(like.device, like.dtype)
+            if not is_new and (self._first_time(*key) or self._stamps[key] != stamp):
                 # a fused LoRA or another dtype changes what was resized, and may leave no trace of it; captured graphs
                 # read the copy where it is
-                kept = self._embeddings[key].to(like.device, like.dtype)
-                kept.renew(self._family.patch_embedding(base, multiple))
+                found.renew(self._family.patch_embedding(base, multiple))
             self._stamps[key] = stamp
             self._renewed.add(key)
-            return self._embeddings[key].to(like.device, like.dtype)
+            return found
 
     def lora(self, base: nn.Module, multiple: int) -> AbstractContextManager[None]:
         """Context in which the transformer's layers have the adapter's LoRA beside them, or merged."""
