@@ -140,7 +140,7 @@ def by_solver(
     converged = reference == "converged"
     levels = moved_levels(sigmas, evaluations, WARP[reference]) if converged else list(sigmas)
     full = evaluation_steps(len(levels) - 1, evaluations, WARP[reference])
-    solver = FlowSolver(FlowMatchEulerDiscreteScheduler(), levels, converged)
+    solver = FlowSolver(FlowMatchEulerDiscreteScheduler(), levels, float(converged))
     output = torch.zeros_like(latent)
     for index, (high, low) in enumerate(pairwise(levels)):
         if index in full:

@@ -23,8 +23,8 @@ DEFAULT_SPEEDUP = 2.0
 # settings that leave the choice of steps to the default target
 _NEUTRAL = frozenset(
     {
-        *("reference", "costs", "fit", "corrector", "backend", "fused_full", "cuda_graphs", "max_graphs"),
-        *("modulation", "trim_text", "batch_guidance", "attention"),
+        *("reference", "toward_converged", "costs", "fit", "corrector", "backend", "fused_full", "cuda_graphs"),
+        *("max_graphs", "modulation", "trim_text", "batch_guidance", "attention"),
     }
 )
 _SCHEDULE_SCHEMA = {
@@ -200,6 +200,11 @@ class DDiTConfig(Settings):
     """What a run aims at: ``"plain"``, the picture that the pipeline's own steps would give, or ``"converged"``, the
     one that infinitely many steps would give from the same noise. For the second the latent is integrated by a solver
     of second order, and ``speedup`` places its evaluations at noise levels of its own."""
+    toward_converged: Annotated[float, Field(ge=0, le=1), Expected("a share of the way, a number from 0 to 1.")] = 0.0
+    """With ``reference="plain"`` and Euler's steps, the share of the way from the plain picture to the converged one at
+    which a run aims. At 0.3 it is still 40 dB and more from the plain picture where that is its converged one's by 35,
+    and nearer to the converged one than the plain pipeline; see docs/targets.md. Full and skipped steps and noise
+    levels stay those of 0, full steps are then not the scheduler's own."""
     costs: Literal["flops", "seconds"] = "flops"
     """What ``speedup`` is a ratio of in fitted schedules: ``"flops"``, the same on every machine, or ``"seconds"`` of
     the steps, as a fit timed them on this one: small matrices keep coarse steps from being as fast as their FLOP say,
@@ -265,8 +270,23 @@ class DDiTConfig(Settings):
         if not set(values) - _NEUTRAL:
             # not through the frozen setter; it stays out of the fields that were set
             self.__dict__["speedup"] = DEFAULT_SPEEDUP
+        self._check_aim()
         if self.fit is not None and not self.has_target:
             raise ConfigError(f"fit={self.fit!r}: a schedule is fitted to a target; give speedup= or quality= too.")
+
+    def _check_aim(self) -> None:
+        """Refuses a share of the way to the converged picture beside what leaves none, or cannot go it."""
+        if not self.toward_converged:
+            return
+        reason = ""
+        if getattr(self.schedule, "reference", self.reference) == "converged":
+            reason = "reference='converged' aims at the converged picture itself"
+        elif self.quality is not None:
+            reason = f"quality={self.quality:g} is told by the distance to plain of runs that aim there; give speedup="
+        elif not self.corrector:
+            reason = "it is part of what corrector=False turns off"
+        if reason:
+            raise ConfigError(f"toward_converged={self.toward_converged:g}: {reason}. Leave out one of them.")
 
     def _take_in_spanning(self) -> None:
         """Adds the sizes of the schedule that span frames, which are none of the multiples unless they are given."""

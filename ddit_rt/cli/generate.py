@@ -33,6 +33,7 @@ from .options import (
     Reference,
     Seed,
     StepsOfModel,
+    TowardConverged,
     Width,
     read_schedule,
 )
@@ -69,6 +70,7 @@ def command(
     negative_prompt: Annotated[str | None, typer.Option(help="Turns on (true) classifier-free guidance.")] = None,
     speedup: OptionalSpeedup = None,
     reference: Reference = "plain",
+    toward_converged: TowardConverged = 0.0,
     costs: Costs = "flops",
     threshold: OptionalThreshold = None,
     quantile: OptionalQuantile = None,
@@ -95,6 +97,8 @@ def command(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if reference != "plain":
         settings["reference"] = reference
+    if toward_converged:
+        settings["toward_converged"] = toward_converged
     if costs != "flops":
         settings["costs"] = costs
     if schedule is not None:

@@ -66,6 +66,9 @@ OptionalSpeedup = Annotated[
 Reference = Annotated[
     str, typer.Option(help="What to aim at: 'plain', the pipeline's own picture, or 'converged', that of many steps.")
 ]
+TowardConverged = Annotated[
+    float, typer.Option(help="Share of the way from the plain to the converged picture to aim at; 0 is plain.")
+]
 Costs = Annotated[
     str, typer.Option(help="What a fitted speed-up is a ratio of: 'flops', or 'seconds' of the steps on this machine.")
 ]

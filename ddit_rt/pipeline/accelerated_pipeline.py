@@ -33,6 +33,7 @@ from ..schedule import (
     FlowSolver,
     Policy,
     Report,
+    aim_of,
     check_reference,
     follows_the_flow,
     make_policy,
@@ -111,7 +112,7 @@ class AcceleratedPipeline:
         self._policy = self.policy_of(self.config)
         self.kept = KeptSchedules(pipe, family, adapter, folders)
         self.listener = None if config.fit is None else Listener()
-        check_reference(self.config.reference, pipe.scheduler)
+        check_reference(self.config.reference, pipe.scheduler, self.config.toward_converged)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
             graphs = make_runner(config.cuda_graphs, config.max_graphs)
@@ -305,7 +306,7 @@ class AcceleratedPipeline:
             ConfigError: it has no converged picture, and the settings aim at that.
             UnsupportedPipelineError: its steps are of no known process, or it belongs to another pipeline.
         """
-        check_reference(self.config.reference, self.pipe.scheduler)
+        check_reference(self.config.reference, self.pipe.scheduler, self.config.toward_converged)
         self._attachment.follow_scheduler()
 
     def _on_set_timesteps(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -501,8 +502,7 @@ class AcceleratedPipeline:
             return None
         if call.obstacle or not follows_the_flow(self._attachment.scheduler):
             return None
-        reference = getattr(call.policy, "reference", self.config.reference)
-        return FlowSolver(self._attachment.scheduler, call.sigmas, reference == "converged")
+        return FlowSolver(self._attachment.scheduler, call.sigmas, aim_of(call.policy, self.config))
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._current_call(calling_pipeline())

@@ -27,6 +27,7 @@ POLICY_SETTINGS = frozenset(
         "skip_below",
         "speedup",
         "threshold",
+        "toward_converged",
     }
 )
 """Settings that say when to be coarse, and not how a step is executed."""
@@ -83,11 +84,19 @@ def settings_of_call(config: DDiTConfig, settings: Mapping[str, Any]) -> DDiTCon
                 "accelerate()'s."
             )
     chosen = dict(settings)
-    if settings.keys() - {"reference", "costs", "corrector"}:
+    if settings.keys() - {"reference", "toward_converged", "costs", "corrector"}:
         chosen = {**dict.fromkeys(("speedup", "quality", "schedule")), **chosen}
         if chosen["speedup"] is None and chosen["quality"] is None:
             chosen["fit"] = None  # there is no target to fit to
+    if _leaves_no_way_between(chosen):
+        chosen.setdefault("toward_converged", 0.0)
     return config.replace(**chosen) if chosen else config
+
+
+def _leaves_no_way_between(settings: Mapping[str, Any]) -> bool:
+    """Whether a call asks for what the pipeline's own share of the way to the converged picture cannot stand beside."""
+    aims = (settings.get("reference"), getattr(settings.get("schedule"), "reference", None))
+    return "converged" in aims or settings.get("quality") is not None or settings.get("corrector") is False
 
 
 def _accelerated(pipe: Any) -> AcceleratedPipeline:

@@ -33,7 +33,7 @@ from .placement import (
     takeovers_of,
 )
 from .plots import COLOURS, plot_reports
-from .policies import make_policy, origin_of
+from .policies import aim_of, make_policy, origin_of
 from .policy import (
     CallableSchedule,
     Evolution,
@@ -78,6 +78,7 @@ __all__ = [
     "StoredSchedule",
     "TargetPolicy",
     "ThresholdPolicy",
+    "aim_of",
     "cache_directory",
     "check_process",
     "check_quality",

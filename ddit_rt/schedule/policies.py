@@ -15,6 +15,16 @@ def origin_of(config: DDiTConfig) -> str:
     return "rule" if config.has_target else "threshold"
 
 
+def aim_of(policy: Policy, config: DDiTConfig) -> float:
+    """How far from the plain picture, 0, to the converged one, 1, a run aims; as :class:`FlowSolver` takes it.
+
+    Args:
+        policy: Of the call; a fitted schedule knows what it was fitted to.
+        config: Settings.
+    """
+    return 1.0 if getattr(policy, "reference", config.reference) == "converged" else config.toward_converged
+
+
 def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None, boundaries: tuple[float, ...] = ()) -> Policy:
     """The policy of ``config``: its ``schedule``, its ``speedup``, or the paper's threshold rule.
 

@@ -13,7 +13,9 @@ the last prediction. So slope and bend count by a share that falls with the way 
 
 What a gap is integrated to depends on the reference. *Plain*: to the sum that the scheduler's own Euler steps would
 make, so that the run ends where the plain pipeline ends. *Converged*: to the integral, so that it ends where infinitely
-many steps would.
+many steps would. *Between* them: Euler's steps read a prediction at their beginning, the integral of a line reads it in
+their middle, and a run that reads it a share of the way there ends, to first order, that share of the way from the
+plain to the converged picture.
 """
 
 from __future__ import annotations
@@ -99,18 +101,31 @@ def follows_the_flow(scheduler: Any) -> bool:
     return bool((steps == config.num_train_timesteps // scheduler.num_inference_steps).all())
 
 
-def check_reference(reference: str, scheduler: Any) -> None:
-    """Refuses to aim at the converged picture where a run has none.
+def check_reference(reference: str, scheduler: Any, toward_converged: float = 0.0) -> None:
+    """Refuses to aim at the converged picture, or nearer to it, where a run has none or is there already.
+
+    Args:
+        reference, toward_converged: Settings of :class:`~ddit_rt.DDiTConfig`.
+        scheduler: Of the pipeline.
 
     Raises:
-        ConfigError: with the schedulers that have one.
+        ConfigError: with the schedulers that can.
     """
+    name = type(scheduler).__name__
     if reference == "converged" and not solves_the_flow(scheduler):
         raise ConfigError(
-            f"reference='converged': {type(scheduler).__name__} adds noise, predicts no flow or is unknown: no "
-            f"converged picture is known. Use one of {', '.join(_SOLVERS_OF_THE_FLOW)} with a model that predicts a "
-            "flow, or reference='plain'."
+            f"reference='converged': {name} adds noise, predicts no flow or is unknown: no converged picture is known. "
+            f"Use one of {', '.join(_SOLVERS_OF_THE_FLOW)} with a model that predicts a flow, or reference='plain'."
         )
+    if toward_converged and not (solves_the_flow(scheduler) and _makes_eulers_steps(scheduler)):
+        raise ConfigError(
+            f"toward_converged={toward_converged:g}: {name} makes no Euler steps of a flow, whose error this takes a "
+            "share of away. Use FlowMatchEulerDiscreteScheduler, or leave it 0."
+        )
+
+
+def _makes_eulers_steps(scheduler: Any) -> bool:
+    return isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, DDIMScheduler))
 
 
 class _Run(NamedTuple):
@@ -125,27 +140,28 @@ class _Run(NamedTuple):
 class FlowSolver:
     """The latent's way through one pipeline call.
 
-    Euler steps that aim at the plain picture and have a prediction stay the scheduler's own, bit for bit, until a gap
-    has been closed, and again between gaps. Any other solver of diffusers' keeps a history of predictions that it
+    Euler steps that aim at the plain picture itself and have a prediction stay the scheduler's own, bit for bit, until
+    a gap has been closed, and again between gaps. Any other solver of diffusers' keeps a history of predictions that it
     assumes to be true, so from the first skipped step on its steps are taken over by ours, of second order too; its
     counters go on.
 
     Args:
         scheduler: Of the pipeline; :func:`follows_the_flow`.
         sigmas: Noise levels of the call's S steps and the one after them.
-        converged: Aim at the converged picture instead of the scheduler's own.
+        toward: Where to aim: 0 is the scheduler's own picture, 1 the converged one, and what lies between them can be
+            had of Euler's steps. Other solvers' own picture is taken for the converged one.
 
     Attributes:
         missed: What the forecast for the last step missed, if a gap ended there: root mean square of the difference
             over that of the prediction, the largest of the batch, a 0-dim float32 tensor where the latents are.
     """
 
-    def __init__(self, scheduler: Any, sigmas: Sequence[float], converged: bool) -> None:
+    def __init__(self, scheduler: Any, sigmas: Sequence[float], toward: float) -> None:
         self.missed: torch.Tensor | None = None
         self._sigmas = sigmas
-        self._euler = isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, DDIMScheduler))
-        self._exact = converged or not self._euler
-        self._ours = converged
+        self._euler = _makes_eulers_steps(scheduler)
+        self._toward = toward if self._euler else 1.0
+        self._ours = toward > 0
         self._runs: list[_Run] = []  # the last two, oldest first
         self._source: Hashable = None
         # since the last of them: increments made; Σ h, Σ h·x and Σ h·x², x = σ - σ_run where they looked; skipped?
@@ -195,7 +211,7 @@ class FlowSolver:
             self._skipped = True
             self._ours |= not self._euler
         h = following - sigma
-        part = 0.5 if self._exact else 0.0  # where in the step its prediction is read
+        part = self._toward / 2  # where in the step its prediction is read
         place = sigma + part * h
         if self._ours or ran is Ran.SKIPPED:
             # the scheduler counts on; where its own step leads is not used
@@ -215,7 +231,8 @@ class FlowSolver:
         return result, increment
 
     def _add_moments(self, h: float, x: float) -> None:
-        spread = h**3 / 12 if self._exact else 0.0  # of x² over the step
+        # of x² over the step: what lies so far between its value at the beginning and its mean has more than at x
+        spread = h**3 * (self._toward / 3 - self._toward**2 / 4)
         zeroth, first, second = self._moments
         self._moments = (zeroth + h, first + h * x, second + h * x * x + spread)
 

@@ -65,6 +65,8 @@ class _Request(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """τ of the threshold rule instead."""
     reference: Literal["plain", "converged"] | None = None
+    toward_converged: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the way from the plain to the converged picture to aim at."""
     lora: Text | None = None
     """Name of a LoRA that the server has loaded."""
     timeout: Annotated[float, Field(gt=0)] | None = None
@@ -92,6 +94,8 @@ class _Request(BaseModel):
             found["threshold"] = self.threshold
         if self.reference is not None:
             found["reference"] = self.reference
+        if self.toward_converged is not None:
+            found["toward_converged"] = self.toward_converged
         return tuple(sorted(found.items()))
 
 

@@ -57,6 +57,12 @@ def test_generate_takes_a_schedule(tmp_path: Path) -> None:
     assert [step["tokens"] for step in steps] == [64, 64, 16, 4, 64, 16, 16, 64]
 
 
+def test_generate_takes_what_to_aim_at(tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    text = run("generate", "demo", "a ring", "--output", str(out), "--toward-converged", "0.3", "--json", *SMALL)
+    assert json.loads(text)["report"]["config"]["toward_converged"] == 0.3
+
+
 def test_inspect_reads_the_configuration() -> None:
     found = json.loads(run("inspect", "demo", "--height", "128", "--width", "128", "--text-tokens", "24", "--json"))
     assert found["family"] == "flux"

@@ -81,6 +81,10 @@ def test_the_converged_target_is_nearer_to_many_steps_than_plain_is(pipe: Any, p
         fast = generate(pipe, {"speedup": 2, "reference": "converged"}, 0, **call)
         assert fast.report is not None and fast.report.speedup_estimate >= 2
         assert psnr(fast.frames, converged) > psnr(plain[name, 0], converged) + 3, name
+        between = generate(pipe, {"speedup": 3, "toward_converged": 0.3}, 0, **call)
+        assert between.report is not None and between.report.speedup_estimate >= 3
+        assert psnr(between.frames, converged) > psnr(plain[name, 0], converged) + 1, name
+        assert psnr(between.frames, plain[name, 0]) > 40, name
 
 
 def test_the_adapter_gains_in_the_schedule_fitted_to_it(pipe: Any, plain: Frames) -> None:

@@ -124,7 +124,7 @@ def test_corrected_gaps_are_foretold_as_the_solver_makes_them(schedule: str) -> 
     )
     kinds = [int(kind) for kind in schedule]
     scheduler = FlowMatchEulerDiscreteScheduler()
-    solver = FlowSolver(scheduler, sigmas.tolist(), False)
+    solver = FlowSolver(scheduler, sigmas.tolist(), 0.0)
     history, latent = PredictionHistory(), torch.zeros(1, 5)
     for t, kind in enumerate(kinds):
         if kind:

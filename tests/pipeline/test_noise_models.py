@@ -51,7 +51,7 @@ def moved(scheduler, field, schedule, dtype=torch.float32, corrector=True):
     """The latent after a run that asks ``field`` at the steps of ``schedule`` that are not 0."""
     scheduler.set_timesteps(STEPS)
     levels, process = levels_of(scheduler), process_of(scheduler)
-    solver = FlowSolver(scheduler, levels, False)
+    solver = FlowSolver(scheduler, levels, 0.0)
     latent, velocity = noise(dtype), None
     for index, timestep in enumerate(scheduler.timesteps):
         state = process.state(latent.float(), levels[index])

@@ -213,6 +213,23 @@ def test_both_targets_and_unknown_references_are_refused():
     assert "_ddit_pipeline" not in pipe.__dict__
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"speedup": 3, "toward_converged": 1.5}, "a number from 0 to 1"),
+        ({"quality": 40, "toward_converged": 0.3}, "quality=40.*give speedup="),
+        ({"reference": "converged", "toward_converged": 0.3}, "converged picture itself"),
+        ({"schedule": FittedSchedule([1] * 8, 1.0, 40.0, 4, reference="converged"), "toward_converged": 1}, "itself"),
+        ({"corrector": False, "toward_converged": 0.3}, "corrector=False"),
+    ],
+)
+def test_a_share_of_no_way_is_refused(settings, why):
+    pipe = flux()
+    with pytest.raises(ConfigError, match=rf"toward_converged=.*{why}"):
+        ddit_rt.accelerate(pipe, **settings)
+    assert "_ddit_pipeline" not in pipe.__dict__
+
+
 def test_half_a_policy_is_refused_before_any_step():
     class Half:
         def choose(self, step):
@@ -220,6 +237,29 @@ def test_half_a_policy_is_refused_before_any_step():
 
     with pytest.raises(ScheduleError, match="no start"):
         ddit_rt.accelerate(flux(), schedule=Half())
+
+
+@pytest.mark.parametrize("wanted", [{"speedup": 1.5}, {"schedule": [1, 1, 1, *[0, 2, 1] * 7]}, {}])
+def test_a_run_between_ends_so_far_from_where_it_aims_at_plain(wanted):
+    pipe, inputs = smooth(flux()), flux_inputs(steps=STEPS)
+    plain, between, converged = (run(pipe, inputs, **wanted, toward_converged=share) for share in (0, 0.3, 1))
+    assert plain[1].schedule == between[1].schedule == converged[1].schedule
+    assert torch.equal(plain[0], run(pipe, inputs, **wanted)[0])
+    way = error(plain[0], converged[0])
+    assert error(between[0], torch.lerp(plain[0], converged[0], 0.3)) < way / 1000 < way
+
+
+def test_a_run_between_is_nearer_to_the_converged_picture_than_the_plain_pipeline():
+    pipe, inputs = smooth(flux()), flux_inputs(steps=STEPS)
+    plain, converged = latents_of(pipe, inputs), latents_of(pipe, flux_inputs(steps=600))
+    own, between = (run(pipe, inputs, speedup=1.5, toward_converged=share)[0] for share in (0, 0.3))
+    assert error(between, converged) < error(own, converged)
+    assert max(error(between, converged), error(between, plain)) < error(plain, converged)
+
+
+def test_full_steps_alone_stay_the_pipelines_own_on_no_way():
+    pipe, inputs = flux(), flux_inputs(steps=8)
+    assert torch.equal(run(pipe, inputs, toward_converged=0.3, threshold=0)[0], latents_of(pipe, inputs))
 
 
 def test_a_policy_can_be_given_by_itself():

@@ -10,6 +10,7 @@ from helpers import tiny
 
 import ddit_rt
 from ddit_rt.pipeline import Progress, configured, find_accelerated, watched
+from ddit_rt.schedule import FittedSchedule
 
 
 def _run(pipe: Any, **more: Any) -> torch.Tensor:
@@ -93,6 +94,25 @@ def test_what_one_call_cannot_change_is_refused(settings: dict[str, Any], text: 
         pass
     with pytest.raises(ddit_rt.DDiTError, match="not accelerated"), configured(tiny.flux(), {}):
         pass
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"reference": "converged"},
+        {"quality": 40},
+        {"corrector": False},
+        {"schedule": FittedSchedule([1, 1, 0, 0, 1, 0, 0, 1], 2.0, 40.0, 4, reference="converged")},
+    ],
+)
+def test_a_calls_own_aim_takes_the_place_of_the_pipelines_share_of_the_way(asked: dict[str, Any]) -> None:
+    plain, between = (ddit_rt.accelerate(tiny.flux(), speedup=2, toward_converged=share) for share in (0.0, 0.3))
+    own, runs = _run(between), []
+    for pipe in (plain, between):
+        with configured(pipe, asked):
+            runs.append(_run(pipe))
+    assert torch.equal(*runs) and not torch.equal(runs[0], own)
+    assert torch.equal(_run(between), own)
 
 
 @pytest.mark.parametrize("settings", [{}, {"corrector": False}, {"reference": "converged"}, {"costs": "seconds"}])

@@ -49,14 +49,14 @@ def plain(scheduler, field, latent=None, steps=STEPS):
     return latent
 
 
-def solved(scheduler, field, kinds, converged=False, latent=None, sources=None):
+def solved(scheduler, field, kinds, toward=0.0, latent=None, sources=None):
     """A run with a prediction at the steps that ``kinds`` says, and the last one again at the others.
 
     Another source has a prediction of its own at once, also at a skipped step.
     """
     scheduler.set_timesteps(len(kinds) if scheduler.order == 1 else STEPS)
     sigmas = scheduler.sigmas.tolist()
-    moved = FlowSolver(scheduler, sigmas, converged)
+    moved = FlowSolver(scheduler, sigmas, toward)
     latent = noise() if latent is None else latent
     output = None
     for index, timestep in enumerate(scheduler.timesteps):
@@ -101,9 +101,18 @@ def test_gaps_come_to_the_sum_of_the_schedulers_own_steps():
 def test_gaps_come_to_the_integral_where_the_converged_picture_is_meant():
     """0.3 + 1.7 σ integrates exactly over every gap but the last, which nothing corrects; Euler's steps miss it."""
     scheduler, field, last = SCHEDULERS["euler"](), polynomial(0.3, 1.7), noise() - (0.3 + 1.7 / 2)
-    found, _ = solved(scheduler, field, ONE_IN_THREE, converged=True)
+    found, _ = solved(scheduler, field, ONE_IN_THREE, toward=1.0)
     left = 1.7 / 2 * float(scheduler.sigmas[-2]) ** 2  # over the last step, if the slope did not count at all
     assert (found - last).abs().max() < left < 0.02 < (plain(SCHEDULERS["euler"](), field) - last).abs().max()
+
+
+@pytest.mark.parametrize("toward", [0.25, 0.6])
+@pytest.mark.parametrize("kinds", [ONE_IN_THREE, [Ran.FULL] * STEPS], ids=["skipping", "full"])
+def test_a_run_between_the_two_ends_so_far_from_each(kinds, toward):
+    field = polynomial(0.3, 1.7, -0.9)
+    plain_end, between, converged_end = (solved(SCHEDULERS["euler"](), field, kinds, aim)[0] for aim in (0, toward, 1))
+    assert (plain_end - converged_end).abs().min() > 0.01
+    torch.testing.assert_close(between, torch.lerp(plain_end, converged_end, toward), rtol=0, atol=1e-4)
 
 
 def steps_of(count, one_in):
@@ -114,10 +123,10 @@ def steps_of(count, one_in):
 @pytest.mark.parametrize(("one_in", "order"), [(1, 2.7), (2, 2.2), (3, 2.2)])
 def test_a_converged_run_keeps_its_order(one_in, order):
     """Third where every gap is corrected, second over the last gap; slopes that count for less cost none of it."""
-    exact, _ = solved(SCHEDULERS["euler"](), bent, [Ran.FULL] * 1500, converged=True)
+    exact, _ = solved(SCHEDULERS["euler"](), bent, [Ran.FULL] * 1500, toward=1.0)
     errors = []
     for count in (24, 48, 96):
-        found, _ = solved(SCHEDULERS["euler"](), bent, steps_of(count, one_in), converged=True)
+        found, _ = solved(SCHEDULERS["euler"](), bent, steps_of(count, one_in), toward=1.0)
         errors.append(float((found - exact).square().mean().sqrt()))
     assert math.log2(errors[0] / errors[2]) / 2 > order
 
@@ -143,7 +152,7 @@ def test_with_few_evaluations_slopes_count_for_less(converged, monkeypatch):
     for span in (solver.SPAN, 1e9):
         monkeypatch.setattr(solver, "SPAN", span)
         kinds = kinds_of(schedule_of(STEPS, 6, 1.5))
-        found, _ = solved(SCHEDULERS["euler"](), rough, kinds, converged=converged)
+        found, _ = solved(SCHEDULERS["euler"](), rough, kinds, toward=float(converged))
         wanted = plain(SCHEDULERS["euler"](), rough, steps=4000 if converged else STEPS)
         errors.append(float((found - wanted).square().mean()))
     assert errors[0] < errors[1] / 2
@@ -161,7 +170,7 @@ def test_a_converged_run_ends_nearer_to_many_steps_than_the_schedulers_own(name)
     exact = plain(SCHEDULERS["euler"](), bent, steps=4000)
     scheduler = SCHEDULERS[name]()
     scheduler.set_timesteps(STEPS)
-    found, _ = solved(scheduler, bent, [Ran.FULL] * len(scheduler.timesteps), converged=True)
+    found, _ = solved(scheduler, bent, [Ran.FULL] * len(scheduler.timesteps), toward=1.0)
     euler = (plain(SCHEDULERS["euler"](), bent) - exact).square().mean()
     assert (found - exact).square().mean() < euler / 100
 
@@ -224,7 +233,7 @@ def test_a_source_may_change_on_a_skipped_step(name, converged):
     kinds = [Ran.SKIPPED if switch - 3 < i < switch + 3 else Ran.FULL for i in range(STEPS)]
     levels = scheduler.sigmas.tolist()
     wanted = noise() + sum((b - a) * (1.0 if a > 0.6 else 7.0) for a, b in pairwise(levels))
-    latent, _ = solved(scheduler, field, kinds, converged, sources=sources)
+    latent, _ = solved(scheduler, field, kinds, float(converged), sources=sources)
     torch.testing.assert_close(latent, wanted, rtol=0, atol=1e-4)
 
 
@@ -233,7 +242,7 @@ def test_what_rounding_leaves_is_kept(dtype):
     """In half precision many small steps would each be rounded; the remainder rides along."""
     field = polynomial(0.3, 1.7)
     start = noise(dtype)
-    found, _ = solved(SCHEDULERS["euler"](), field, ONE_IN_THREE, converged=True, latent=start)
+    found, _ = solved(SCHEDULERS["euler"](), field, ONE_IN_THREE, toward=1.0, latent=start)
     assert found.dtype == dtype
     exact = start.float() - (0.3 + 1.7 / 2)
     # one rounding of the last latent, and the predictions' own
@@ -261,6 +270,15 @@ def test_schedulers_that_add_noise_have_no_converged_picture():
         with pytest.raises(ConfigError, match=r"reference='converged': FlowMatch.*reference='plain'"):
             check_reference("converged", scheduler)
     assert not solves_the_flow(stochastic) and not solves_the_flow(FlowMatchLCMScheduler())
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpm", "heun"])
+def test_only_eulers_steps_leave_a_way_to_the_converged_picture(name):
+    check_reference("plain", SCHEDULERS["euler"](), 0.3)
+    for scheduler in (SCHEDULERS[name](), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)):
+        with pytest.raises(ConfigError, match=r"toward_converged=0.3: \w+ makes no Euler steps.*or leave it 0"):
+            check_reference("plain", scheduler, 0.3)
+        check_reference("plain", scheduler)
 
 
 def test_the_rule_for_full_steps_puts_more_of_them_at_high_noise():

@@ -73,6 +73,12 @@ def test_a_format_that_holds_no_such_side_is_refused(format: str, size: str, tak
     assert (caught.value.status, caught.value.param) == (400, "size")
 
 
+def test_what_a_request_aims_at_reaches_the_run() -> None:
+    request = ImageRequest(prompt="x", speedup=3, reference="plain", toward_converged=0.3)
+    (work,) = works_of(request, ModelFacts(kind="image", **FACTS), Limits(), "req", "")
+    assert dict(work.settings) == {"speedup": 3, "reference": "plain", "toward_converged": 0.3}
+
+
 @pytest.mark.parametrize(
     "fields, speedup, word",
     [

@@ -49,12 +49,12 @@ class EulerSteps:
 
     Args:
         levels: Noise levels of the steps and the one after them.
-        converged: See :class:`FlowSolver`.
+        toward: See :class:`FlowSolver`.
     """
 
-    def __init__(self, levels: Sequence[float], converged: bool) -> None:
+    def __init__(self, levels: Sequence[float], toward: float) -> None:
         self._levels = levels
-        self._solver = FlowSolver(FlowMatchEulerDiscreteScheduler(), levels, converged)
+        self._solver = FlowSolver(FlowMatchEulerDiscreteScheduler(), levels, toward)
 
     @property
     def missed(self) -> torch.Tensor | None:
