@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddit_rt.config import SKIP
+from ddit_rt.multiples import SKIP
 from ddit_rt.schedule import WARP, schedule_of
 
 PAPER_SPEEDUP = 2.18  # fewer FLOP, DDiT on FLUX.1-dev

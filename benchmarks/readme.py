@@ -73,6 +73,7 @@ def contents() -> dict[str, str]:
         "few-steps-table": few_steps.few_steps_table(
             json.loads((RESULTS / "demo-few" / "few-steps.json").read_text(encoding="utf-8"))
         ),
+        "between-table": target_tables.between_table(targets["targets-table"], 50),
         "targets-all-table": tables.evaluation_table(targets["targets-table"], 50),
         "longer-paper-table": paper_longer.table(
             json.loads((RESULTS / "on-paper" / "longer.json").read_text(encoding="utf-8"))

@@ -52,6 +52,48 @@ def targets_table(evaluation: Evaluation, steps: int) -> str:
     return "\n".join(parts)
 
 
+def between_table(evaluation: Evaluation, steps: int) -> str:
+    """Runs that aim between the plain and the converged picture, beside those that aim at either.
+
+    Args:
+        evaluation, steps: As for :func:`targets_table`.
+    """
+    rows = {row.method: row for row in evaluation.summaries(steps)}
+    plain = next(row for row in rows.values() if row.kind == "base")
+    lines: dict[str, list[tuple[str, str, Summary]]] = {}  # asked -> by, what it aims at, and the run
+    for method in evaluation.plan.methods:
+        share = (method.settings or {}).get("toward_converged")
+        if share is None or method.name not in rows:
+            continue
+        own = method.name.removeprefix(f"toward-{share:g}-")  # named after the method that aims at plain
+        name, _, asked = own.split("@")[0].rpartition("-")
+        by, found = REFERENCES["psnr"][1][name], lines.setdefault(asked, [])
+        if (by, "0", rows[own]) not in found:
+            found.append((by, "0", rows[own]))
+        found.append((by, f"{share:g}", rows[method.name]))
+    parts = [
+        "| asked | by | `toward_converged` | dB to plain | dB to converged | nearer to converged than plain is |",
+        "|---|---|---|---|---|---|",
+        f"| plain pipeline | | | | {_decibels(plain, CONVERGED)} | |",
+    ]
+    for asked, found in sorted(lines.items()):
+        aims_at_converged = ("rule", '`reference="converged"`', rows[f"converged-{asked}@{steps}"])
+        for by, aim, row in [*sorted(found, key=lambda line: line[:2]), aims_at_converged]:
+            cells = [asked, by, aim, _decibels(row, "psnr"), _decibels(row, CONVERGED)]
+            parts.append(f"| {' | '.join(cells)} | {_nearer(evaluation, row.method, plain.method)} |")
+    return "\n".join(parts)
+
+
+def _nearer(evaluation: Evaluation, own: str, plain: str) -> str:
+    """On how many prompts a method ends nearer to the converged picture than the plain pipeline."""
+    ends: dict[str, dict[tuple[int, int], float]] = {own: {}, plain: {}}
+    for row in evaluation.rows:
+        if row["method"] in ends and CONVERGED in row:
+            ends[row["method"]][row["prompt"], row["seed"]] = row[CONVERGED]
+    pairs = [(ends[own][key], ends[plain][key]) for key in ends[plain]]
+    return f"{sum(a > b for a, b in pairs)} of {len(pairs)}"
+
+
 def _line(evaluation: Evaluation, rows: Sequence[Summary], own: Summary, metric: str, asked: str, by: str) -> str:
     assert own.flops is not None
     others = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +13,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 
 from .cache_config import CACHE_SCHEMA, TeaCacheConfig, checked_cache
 from .errors import ConfigError, DDiTError, ScheduleError
-from .multiples import ALL_MULTIPLES, SKIP, SUPPORTED_MULTIPLES, TEMPORAL_MULTIPLES, read_multiple, volume
-from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, is_whole, read_json, read_yaml, shown
-
-ScheduleFn = Callable[[int, Mapping[int, float]], int]
+from .multiples import SKIP, TEMPORAL_MULTIPLES, volume
+from .schedule_config import SCHEDULE_SCHEMA, ScheduleFn, checked_multiples, checked_schedule, no_multiple
+from .settings import JSON_ENDING, YAML_ENDINGS, Expected, Settings, read_json, read_yaml, shown
 
 DEFAULT_SPEEDUP = 2.0
 """What ``accelerate(pipe)`` aims at."""
@@ -27,24 +26,6 @@ _NEUTRAL = frozenset(
         *("max_graphs", "modulation", "trim_text", "batch_guidance", "attention"),
     }
 )
-_SCHEDULE_SCHEMA = {
-    "anyOf": [
-        {"type": "array", "items": {"enum": [SKIP, *ALL_MULTIPLES]}},
-        {"type": "string", "pattern": r"\.json$"},
-        {"type": "null"},
-    ]
-}
-
-
-def _checked_multiples(multiples: Any) -> tuple[int, ...]:
-    values = tuple(map(read_multiple, multiples)) if isinstance(multiples, Iterable) else ()
-    known = all(is_whole(k) and k in ALL_MULTIPLES for k in values)
-    if not known or 1 not in values or len(set(values)) < len(values):
-        raise ConfigError(
-            f"multiples={shown(multiples)}: take distinct values from {SUPPORTED_MULTIPLES}, 1 among them; for video "
-            "also (2, 1) and (2, 2), which span two latent frames."
-        )
-    return tuple(sorted((int(k) for k in values), key=volume))
 
 
 def _coarse_names() -> tuple[str, ...]:
@@ -67,49 +48,6 @@ def _checked_initial(steps: float) -> float:
     return steps
 
 
-def _checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | ScheduleFn | None:
-    if callable(getattr(schedule, "choose", None)) and not callable(getattr(schedule, "start", None)):
-        raise ScheduleError(
-            f"schedule={shown(schedule)}: a policy has start(steps) and choose(step), this one no start."
-        )
-    if schedule is None or callable(schedule) or hasattr(schedule, "choose"):
-        return schedule
-    multiples = info.data.get("multiples", SUPPORTED_MULTIPLES)
-    if isinstance(schedule, Path) or (isinstance(schedule, str) and schedule.endswith(JSON_ENDING)):
-        path = Path(schedule)
-        values = read_json(path, "schedule")
-        if not isinstance(values, dict) or "schedule" not in values:
-            raise ConfigError(
-                f"schedule={str(path)!r} is not what `ddit-rt fit` writes: it has no entry 'schedule'. Write "
-                '{"schedule": [1, 1, 2, ...]}.'
-            )
-        if values.get("reference", "plain") != "plain":  # it has noise levels of its own, which a tuple cannot hold
-            return importlib.import_module("ddit_rt.schedule").FittedSchedule.load(path)
-        return _multiple_per_step(values["schedule"], multiples, f"{path}: ")
-    return _multiple_per_step(schedule, multiples)
-
-
-def _multiple_per_step(schedule: Any, multiples: tuple[int, ...], place: str = "") -> tuple[int, ...]:
-    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
-        raise ScheduleError(
-            f"{place}schedule={shown(schedule)}: pass one multiple per step, as in [1, 1, 1, 2, 4], a callable "
-            "(step index, {multiple: sigma}) -> multiple, or the path of a .json file of `ddit-rt fit`."
-        )
-    schedule = tuple(map(read_multiple, schedule))
-    for index, multiple in enumerate(schedule):
-        # left out, the multiples take in those that span frames from the schedule
-        spans = multiple in TEMPORAL_MULTIPLES and multiples == SUPPORTED_MULTIPLES
-        if not is_whole(multiple) or (multiple != SKIP and multiple not in multiples and not spans):
-            raise _no_multiple(index, multiple, multiples, place)
-    return tuple(int(multiple) for multiple in schedule)
-
-
-def _no_multiple(index: int, multiple: Any, multiples: tuple[int, ...], place: str = "") -> ScheduleError:
-    return ScheduleError(
-        f"{place}schedule[{index}]={shown(multiple)} is not among multiples={multiples}, nor {SKIP} for no model call."
-    )
-
-
 def _cache_beside(cache: Any, info: ValidationInfo) -> Any:
     return checked_cache(cache, one_size=info.data.get("multiples") == (1,))
 
@@ -125,7 +63,7 @@ class DDiTConfig(Settings):
         ScheduleError: ``schedule`` is neither a callable, nor a file, nor a sequence of the multiples above.
     """
 
-    multiples: Annotated[tuple[int, ...], BeforeValidator(_checked_multiples)] = (1, 2, 4)
+    multiples: Annotated[tuple[int, ...], BeforeValidator(checked_multiples)] = (1, 2, 4)
     """Patch sizes the policy may choose, as multiples of the model's own patch ``p``; holds 1. Left out, those of them
     that the model can work with. For video also pairs (latent frames, side): ``(2, 1)`` and ``(2, 2)``, which schedules
     and reports write 21 and 22."""
@@ -138,7 +76,7 @@ class DDiTConfig(Settings):
     order: Annotated[int, Field(ge=1, le=3), Expected("the finite difference has order 1, 2 or 3.")] = 3
     """n of the n-th finite difference of the latent, 1 to 3. The first ``order`` steps run at multiple 1."""
     schedule: Annotated[
-        Sequence[int] | ScheduleFn | None, PlainValidator(_checked_schedule), WithJsonSchema(_SCHEDULE_SCHEMA)
+        Sequence[int] | ScheduleFn | None, PlainValidator(checked_schedule), WithJsonSchema(SCHEDULE_SCHEMA)
     ] = None
     """Overrides the policy: a sequence of multiples, one per denoising step, a callable ``(step index, {multiple:
     sigma_k}) -> multiple``, a :class:`ddit_rt.FittedSchedule`, or the path of a ``.json`` file of ``ddit-rt fit`` that
@@ -295,7 +233,7 @@ class DDiTConfig(Settings):
             if multiple not in TEMPORAL_MULTIPLES or multiple in self.multiples:
                 continue
             if "multiples" in self.model_fields_set:
-                raise _no_multiple(index, multiple, self.multiples)
+                raise no_multiple(index, multiple, self.multiples)
             self.__dict__["multiples"] = tuple(sorted((*self.multiples, multiple), key=volume))
 
     def replace(self, **changes: Any) -> DDiTConfig:

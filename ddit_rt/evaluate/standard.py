@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import SKIP
 from ..errors import OutOfReachError
 from ..fitting import calibrate, find_schedule, measure
 from ..granularity import load_adapter
+from ..multiples import SKIP
 from ..schedule import initial_steps
 from .baselines import BASELINES, Listing, TeaCache
 from .methods import Method

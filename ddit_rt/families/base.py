@@ -18,7 +18,6 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..config import SUPPORTED_MULTIPLES
 from ..errors import ConfigError
 from ..granularity import (
     Geometry,
@@ -31,6 +30,7 @@ from ..granularity import (
     Scalar,
     is_fused,
 )
+from ..multiples import SUPPORTED_MULTIPLES
 from ..runtime import Trunk
 from .weights import own_weight
 

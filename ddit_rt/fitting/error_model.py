@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import SKIP
+from ..multiples import SKIP
 from ..schedule import trust, way
 
 Array = NDArray[np.float32]

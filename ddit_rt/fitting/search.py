@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from ..config import SKIP
 from ..errors import OutOfReachError
+from ..multiples import SKIP
 from ..schedule import check_speedup, schedule_of
 from .error_model import ErrorModel
 

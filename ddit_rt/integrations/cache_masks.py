@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..config import SKIP
 from ..errors import ScheduleError
+from ..multiples import SKIP
 
 if TYPE_CHECKING:
     from ..schedule import FittedSchedule

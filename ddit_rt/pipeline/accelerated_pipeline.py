@@ -14,10 +14,11 @@ import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from ..config import SKIP, DDiTConfig, ScheduleFn
+from ..config import DDiTConfig
 from ..errors import UnsupportedPipelineError
 from ..families import Family, NotCoarseError, denoisers
 from ..granularity import Adapter, CoarsePath, PathOptions, check_fit, default_path, make_path
+from ..multiples import SKIP
 from ..runtime import (
     CaptureBackend,
     GraphRunner,
@@ -43,6 +44,7 @@ from ..schedule import (
     step_with_increment,
     without_waiting,
 )
+from ..schedule_config import ScheduleFn
 from .attachment import Attachment
 from .caches import StepCaches
 from .call_state import CallBar, CallState

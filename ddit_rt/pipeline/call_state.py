@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import SKIP, DDiTConfig
+from ..config import DDiTConfig
 from ..errors import ScheduleError
 from ..families import Family, ModelInputs
 from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePreserving
-from ..multiples import side_of
+from ..multiples import SKIP, side_of
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
 from .guidance import BatchedGuidance

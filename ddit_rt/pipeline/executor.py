@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import SKIP
 from ..families import Family, ModelInputs
 from ..granularity import (
     Anchor,
@@ -28,6 +27,7 @@ from ..granularity import (
     Scalar,
     VariancePreserving,
 )
+from ..multiples import SKIP
 from ..runtime import GraphRunner
 from .coarse_weights import CoarseWeights
 from .fusing import Forwards, Fusing

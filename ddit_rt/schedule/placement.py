@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from ..config import SKIP
+from ..multiples import SKIP
 
 WARP = {"plain": 1.65, "converged": 1.65}
 """w, by what a run aims at: chosen for each, and found alike; docs/targets.md has what it gives."""

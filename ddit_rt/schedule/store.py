@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
-from ..config import SKIP, SUPPORTED_MULTIPLES
 from ..errors import ConfigError
+from ..multiples import SKIP, SUPPORTED_MULTIPLES
 from ..settings import read_text
 from .bounds import PSNR_LIMIT, check_quality, check_speedup
 from .call_key import CallKey

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import SKIP
 from ..errors import ScheduleError
+from ..multiples import SKIP
 from .placement import WARP, evaluation_steps, moved_levels, takeovers_of
 from .policy import StepView
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...config import SKIP
+from ...multiples import SKIP
 from ...schedule import one_in
 from ..methods import Method
 from .base import Baseline, Listing, fixed

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ...config import SKIP, DDiTConfig
+from ...config import DDiTConfig
 from ...errors import ConfigError, ScheduleError
 from ...granularity import CoarsePath, Models, PathOptions, PredictionHistory, Scalar, default_path, make_path
+from ...multiples import SKIP
 from ...schedule import (
     LatentEvolution,
     Policy,
