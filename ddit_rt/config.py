@@ -140,9 +140,9 @@ class DDiTConfig(Settings):
     of second order, and ``speedup`` places its evaluations at noise levels of its own."""
     toward_converged: Annotated[float, Field(ge=0, le=1), Expected("a share of the way, a number from 0 to 1.")] = 0.0
     """With ``reference="plain"`` and Euler's steps, the share of the way from the plain picture to the converged one at
-    which a run aims. At 0.3 it is still 40 dB and more from the plain picture where that is its converged one's by 35,
-    and nearer to the converged one than the plain pipeline; see docs/targets.md. Full and skipped steps and noise
-    levels stay those of 0, full steps are then not the scheduler's own."""
+    which a run aims. But for its own error, 0.3 ends 3 dB nearer to the converged picture than the plain pipeline, and
+    10 dB nearer to the plain picture than that. Steps and noise levels are those of 0; full steps are then no longer
+    the scheduler's own bit for bit."""
     costs: Literal["flops", "seconds"] = "flops"
     """What ``speedup`` is a ratio of in fitted schedules: ``"flops"``, the same on every machine, or ``"seconds"`` of
     the steps, as a fit timed them on this one: small matrices keep coarse steps from being as fast as their FLOP say,

@@ -21,7 +21,7 @@ SHOWN = ("plain", "detailed")
 TARGETS: dict[str, dict[str, Any]] = {
     "speedup=3": {"speedup": 3.0},
     "speedup=3, toward_converged=0.3": {"speedup": 3.0, "toward_converged": 0.3},
-    "speedup=4, reference='converged'": {"speedup": 4.0, "reference": "converged"},
+    "speedup=4, toward_converged=1": {"speedup": 4.0, "toward_converged": 1.0},
 }
 """Row -> arguments of ``accelerate``; the rows of the first table after the plain pipeline's."""
 
