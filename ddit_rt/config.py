@@ -217,7 +217,7 @@ class DDiTConfig(Settings):
         if not self.toward_converged:
             return
         reason = ""
-        if getattr(self.schedule, "reference", self.reference) == "converged":
+        if "converged" in (self.reference, getattr(self.schedule, "reference", "")):
             reason = "reference='converged' aims at the converged picture itself"
         elif self.quality is not None:
             reason = f"quality={self.quality:g} is told by the distance to plain of runs that aim there; give speedup="

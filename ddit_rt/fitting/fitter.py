@@ -29,6 +29,7 @@ from ..schedule import (
     schedule_of,
     steps_of_levels,
 )
+from ..settings import shown
 from ..trajectories import Prompt, call_with
 from .error_model import ErrorModel
 from .measurement import Progress, check_kinds, measure
@@ -148,6 +149,13 @@ class Fitter:
         if self._trained is not None:
             settings = {"coarse": "adapter", "adapter": self._trained, "multiples": (1, *coarse)}
         parameters = inspect.signature(pipe.__call__).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            for name in call:
+                if name not in parameters:
+                    raise ConfigError(
+                        f"{name}={shown(call[name])}: no argument of fit, nor of {type(pipe).__name__}; settings of "
+                        "runs belong to accelerate."
+                    )
         if "num_inference_steps" not in call:
             call["num_inference_steps"] = parameters["num_inference_steps"].default
         for prompt in prompts:

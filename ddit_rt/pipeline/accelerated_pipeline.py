@@ -35,7 +35,7 @@ from ..schedule import (
     Policy,
     Report,
     aim_of,
-    check_reference,
+    check_aim,
     follows_the_flow,
     make_policy,
     noise_of_call,
@@ -63,7 +63,7 @@ from .levels import place_levels
 from .modulation import ModulationAhead
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
-from .targets import OWN_LEVELS, KeptSchedules
+from .targets import OWN_LEVELS, KeptSchedules, has_own_levels
 from .transformer_call import StepResult, TransformerCall
 
 _FIRST_METHODS = ("check_inputs", "encode_prompt")
@@ -114,7 +114,6 @@ class AcceleratedPipeline:
         self._policy = self.policy_of(self.config)
         self.kept = KeptSchedules(pipe, family, adapter, folders)
         self.listener = None if config.fit is None else Listener()
-        check_reference(self.config.reference, pipe.scheduler, self.config.toward_converged)
         positions = self._path.positions if config.positions == "auto" else config.positions
         if capture is None:
             graphs = make_runner(config.cuda_graphs, config.max_graphs)
@@ -201,20 +200,24 @@ class AcceleratedPipeline:
         Args:
             config: Settings.
             limit: Longest run of coarse steps, None for no limit; "own" is that of the settings.
+
+        Raises:
+            ConfigError: the scheduler has no converged picture, and the settings aim at that.
         """
         kept = (self.config, self._policy)
-        self.config = config
-        self._policy = self.policy_of(config, limit)
+        policy = self.policy_of(config, limit)
+        self.config, self._policy = config, policy
         try:
             yield
         finally:
             self.config, self._policy = kept
 
     def policy_of(self, config: DDiTConfig, limit: int | Literal["own"] | None = "own") -> Policy:
-        """What a call with these settings follows on this pipeline; arguments as for :meth:`following_settings`.
+        """What a call with these settings follows on this pipeline; arguments and errors as :meth:`following_settings`.
 
         Its ``start`` tells beforehand whether a call of so many steps can be made.
         """
+        check_aim(config, self.pipe.scheduler)
         longest = self._limit_of(config) if limit == "own" else limit
         return make_policy(config, longest, self.family.boundaries(self.pipe))
 
@@ -308,7 +311,7 @@ class AcceleratedPipeline:
             ConfigError: it has no converged picture, and the settings aim at that.
             UnsupportedPipelineError: its steps are of no known process, or it belongs to another pipeline.
         """
-        check_reference(self.config.reference, self.pipe.scheduler, self.config.toward_converged)
+        check_aim(self.config, self.pipe.scheduler)
         self._attachment.follow_scheduler()
 
     def _on_set_timesteps(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -337,7 +340,7 @@ class AcceleratedPipeline:
         schedulers = [self._attachment.scheduler, *self._follow_companion(call)]
         if caller != NOBODY and not call.obstacle:
             for scheduler in schedulers:
-                place_levels(scheduler, call.policy, arguments)
+                place_levels(scheduler, call.policy, arguments, of == caller and has_own_levels(given))
         return result
 
     def _follow_companion(self, call: CallState) -> list[Any]:

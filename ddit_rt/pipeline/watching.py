@@ -88,15 +88,16 @@ def settings_of_call(config: DDiTConfig, settings: Mapping[str, Any]) -> DDiTCon
         chosen = {**dict.fromkeys(("speedup", "quality", "schedule")), **chosen}
         if chosen["speedup"] is None and chosen["quality"] is None:
             chosen["fit"] = None  # there is no target to fit to
-    if _leaves_no_way_between(chosen):
-        chosen.setdefault("toward_converged", 0.0)
+    own_share = config.toward_converged and "toward_converged" not in settings
+    if own_share and _leaves_no_way_between(DDiTConfig(**settings)):
+        chosen["toward_converged"] = 0.0
     return config.replace(**chosen) if chosen else config
 
 
-def _leaves_no_way_between(settings: Mapping[str, Any]) -> bool:
+def _leaves_no_way_between(asked: DDiTConfig) -> bool:
     """Whether a call asks for what the pipeline's own share of the way to the converged picture cannot stand beside."""
-    aims = (settings.get("reference"), getattr(settings.get("schedule"), "reference", None))
-    return "converged" in aims or settings.get("quality") is not None or settings.get("corrector") is False
+    aims = (asked.reference, getattr(asked.schedule, "reference", ""))
+    return "converged" in aims or asked.quality is not None or not asked.corrector
 
 
 def _accelerated(pipe: Any) -> AcceleratedPipeline:

@@ -33,7 +33,7 @@ from .placement import (
     takeovers_of,
 )
 from .plots import COLOURS, plot_reports
-from .policies import aim_of, make_policy, origin_of
+from .policies import aim_of, check_aim, make_policy, origin_of
 from .policy import (
     CallableSchedule,
     Evolution,
@@ -80,6 +80,7 @@ __all__ = [
     "ThresholdPolicy",
     "aim_of",
     "cache_directory",
+    "check_aim",
     "check_process",
     "check_quality",
     "check_reference",

@@ -28,7 +28,7 @@ _SCHEDULER_SETTINGS = frozenset(
         *("base_image_seq_len", "max_image_seq_len", "invert_sigmas", "sigma_min", "sigma_max", "final_sigmas_type"),
         *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas"),
         *("prediction_type", "algorithm_type", "solver_order", "solver_type", "predict_x0"),
-        *("lower_order_final", "euler_at_final", "stochastic_sampling"),
+        *("lower_order_final", "euler_at_final", "stochastic_sampling", "disable_corrector"),
     }
 )
 _HEX = re.compile(r"[0-9a-f]{8,64}")
@@ -168,7 +168,7 @@ def describe_scheduler(scheduler: Any) -> str:
     texts = [
         f"{name}={_plain(value)!r}"
         for name, value in sorted(chosen.items())
-        if value is not None and value is not False
+        if value is not None and value is not False and value != []
     ]
     return f"{type(scheduler).__name__}({', '.join(texts)})"
 

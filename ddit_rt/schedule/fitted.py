@@ -69,8 +69,8 @@ class FittedSchedule:
             raise ConfigError(f"speedup={shown(self.speedup)}: a ratio of FLOP, above 0.")
         if self.seconds_speedup is not None and not 0 < self.seconds_speedup < math.inf:
             raise ConfigError(f"seconds_speedup={shown(self.seconds_speedup)}: a ratio of seconds, above 0, or null.")
-        if math.isnan(self.psnr):
-            raise ConfigError("psnr=nan: a number of dB.")
+        if math.isnan(self.psnr) or self.psnr == -math.inf:
+            raise ConfigError(f"psnr={self.psnr}: a number of dB, or inf for an equal picture.")
         if not 0 <= self.prompts < 2**31:
             raise ConfigError(f"prompts={shown(self.prompts)}: a number of prompts, at least 0.")
         if self.sensitivity and len(self.sensitivity) != len(self.schedule):
@@ -100,6 +100,8 @@ class FittedSchedule:
         for index, level in enumerate(self.sigmas):
             if not 0 <= level <= (self.sigmas[index - 1] if index else 1.0):
                 raise ConfigError(f"sigmas[{index}]={shown(level)}: noise levels fall, from 1 at most to 0.")
+        if self.sigmas[0] == self.sigmas[-1]:
+            raise ConfigError(f"sigmas: all of them are {shown(self.sigmas[0])}, and nothing would be denoised.")
 
     # -- as a policy ----------------------------------------------------------------------------------------------
 

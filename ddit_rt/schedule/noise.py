@@ -16,6 +16,7 @@ from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -59,14 +60,17 @@ def noise_setting(scheduler: Any) -> str:
 
 
 def noise_of_call(scheduler: Any, call: Mapping[str, Any]) -> str:
-    """The argument by which a pipeline call has its scheduler add noise in every step; empty if none.
+    """What has a scheduler add noise in every step of a pipeline call: an argument, a setting or its kind; empty if
+    nothing does.
 
     Args:
         scheduler: Of the pipeline.
         call: Arguments of its call.
     """
     eta = call.get("eta") if isinstance(scheduler, DDIMScheduler) else None
-    return f"eta={eta:g}" if eta else ""
+    if eta:
+        return f"eta={eta:g}"
+    return "FlowMatchLCMScheduler" if isinstance(scheduler, FlowMatchLCMScheduler) else noise_setting(scheduler)
 
 
 def check_process(scheduler: Any, variance_preserving: bool) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import DDiTConfig
 from .policy import CallableSchedule, FixedSchedule, Policy
+from .solver import check_reference
 from .target import TargetPolicy
 from .threshold import ThresholdPolicy
 
@@ -20,9 +23,23 @@ def aim_of(policy: Policy, config: DDiTConfig) -> float:
 
     Args:
         policy: Of the call; a fitted schedule knows what it was fitted to.
-        config: Settings.
+        config: Settings; what they aim at holds for a schedule that was fitted to plain, too.
     """
-    return 1.0 if getattr(policy, "reference", config.reference) == "converged" else config.toward_converged
+    return 1.0 if "converged" in (config.reference, getattr(policy, "reference", "")) else config.toward_converged
+
+
+def check_aim(config: DDiTConfig, scheduler: Any) -> None:
+    """Refuses to aim where a scheduler's runs have nothing to aim at; see :func:`check_reference`.
+
+    Args:
+        config: Settings.
+        scheduler: Of the pipeline.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    converged = "converged" in (config.reference, getattr(config.schedule, "reference", ""))
+    check_reference("converged" if converged else "plain", scheduler, config.toward_converged)
 
 
 def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None, boundaries: tuple[float, ...] = ()) -> Policy:

@@ -281,6 +281,14 @@ def _read(path: Path) -> StoredSchedule | None:
     if path.parent.parts[-2:] != entry.key.directory.parts:
         _warn(path, f"{path} is skipped: its key belongs to {entry.key.directory}")
         return None
+    schedule, aim = entry.fitted.schedule, entry.fitted.reference
+    if len(schedule) != entry.key.steps or schedule[0] == SKIP or aim != entry.key.reference:
+        _warn(
+            path,
+            f"{path} is skipped: a schedule of {len(schedule)} steps that begins with {schedule[0]} and aims at {aim} "
+            f"serves no call of {entry.key.steps} steps that aims at {entry.key.reference}",
+        )
+        return None
     return entry
 
 

@@ -119,8 +119,9 @@ class Engine:
         try:
             # not by the pipeline's settings of the moment, which may be those of the batch that runs
             config = settings_of_call(self._settings, dict(work.settings))
+            policy = self._accelerated.policy_of(config)
             if self.variants.strength(work) in (None, 1.0):  # with less, its steps are the pipeline's to find
-                self._accelerated.policy_of(config).start(work.steps)
+                policy.start(work.steps)
         except DDiTError as error:
             param = "schedule" if "schedule" in dict(work.settings) else "speedup"
             raise ApiError(400, "invalid_value", str(error), param) from None

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    FluxImg2ImgPipeline,
+)
+from schedulers import FLOW
 from tiny import flux, flux_inputs, latents_of, negative, picture, smooth, wan, wan_inputs
 
 import ddit_rt
 from ddit_rt import ConfigError, DDiTConfig, ScheduleError
+from ddit_rt.pipeline import configured
 from ddit_rt.schedule import WARP, FittedSchedule, TargetPolicy, evaluation_steps, moved_levels, place_evaluations
 
 STEPS = 24
@@ -294,6 +301,49 @@ def test_an_exchanged_scheduler_without_a_converged_picture_is_refused_before_an
     assert ddit_rt.report(pipe).complete
 
 
+NOISY = {
+    "stochastic": lambda config: FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=True),
+    "lcm": FlowMatchLCMScheduler.from_config,
+    "sde": lambda config: DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", use_dynamic_shifting=True, **FLOW
+    ),
+}
+
+
+@pytest.mark.parametrize("noisy", NOISY)
+@pytest.mark.parametrize("settings", [{"speedup": 2}, {"schedule": [1, 1, 0, 2] * 3}, {"threshold": 1.0}])
+def test_runs_whose_steps_add_noise_stay_plain_and_say_why(noisy, settings):
+    pipe, inputs = flux(), flux_inputs(steps=12)
+    pipe.scheduler = NOISY[noisy](pipe.scheduler.config)
+
+    def noisily():
+        torch.manual_seed(3)  # some of them draw without the call's generator
+        return latents_of(pipe, inputs)
+
+    plain = noisily()
+    with ddit_rt.accelerated(pipe, **settings):
+        assert torch.equal(noisily(), plain)
+        steps = ddit_rt.report(pipe).steps
+    assert all(step.multiple == 1 and "adds noise in every step" in step.note for step in steps)
+
+
+CONVERGED = FittedSchedule([1, 1, 0, 1, 0, 1, 0, 0], 2.0, 40.0, 4, reference="converged")
+
+
+@pytest.mark.parametrize("settings", [{"reference": "converged"}, {"toward_converged": 0.3}, {"schedule": CONVERGED}])
+def test_where_a_scheduler_cannot_aim_is_refused_however_it_is_asked(settings):
+    pipe, inputs = flux(), flux_inputs(steps=8)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    with pytest.raises(ConfigError, match=r"converged.*FlowMatchEulerDiscreteScheduler"):
+        ddit_rt.accelerate(pipe, **settings)
+    ddit_rt.accelerate(pipe, speedup=2)
+    latents_of(pipe, inputs)
+    before = ddit_rt.report(pipe)
+    with pytest.raises(ConfigError, match="converged"), configured(pipe, settings):
+        latents_of(pipe, inputs)
+    assert ddit_rt.report(pipe) is before, "no step was made"
+
+
 def test_a_call_with_noise_levels_of_its_own_runs_no_kept_schedule(tmp_path, monkeypatch):
     monkeypatch.setenv("DDIT_RT_CACHE", str(tmp_path))
     pipe = flux()
@@ -304,6 +354,28 @@ def test_a_call_with_noise_levels_of_its_own_runs_no_kept_schedule(tmp_path, mon
     for own, kept in (({}, True), ({"sigmas": [1 - (i / 12) ** 1.5 for i in range(12)]}, False)):
         latents_of(pipe, {**flux_inputs(steps=12), **own})
         assert (ddit_rt.report(pipe).kept is not None) is kept
+
+
+LEVELS = [1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("last", "given", "why"),
+    [(0.0, {"sigmas": LEVELS[:1] + LEVELS[2:] + [0.05]}, "the call gives others"), (0.05, {}, "end at 0.05, .* at 0")],
+)
+def test_a_schedules_own_noise_levels_are_not_run_where_they_do_not_fit(last, given, why):
+    pipe, inputs = flux(), flux_inputs(steps=8)
+    own = FittedSchedule([1, 1, 0, 1, 0, 1, 0, 0], 2.0, 40.0, 4, sigmas=[*LEVELS, last], reference="converged")
+    ddit_rt.accelerate(pipe, schedule=own)
+    ran = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ScheduleError, match=why):
+        latents_of(pipe, {**inputs, **given})
+    hook.remove()
+    assert not ran
+    ddit_rt.restore(pipe)
+    ddit_rt.accelerate(pipe, schedule=own.schedule)
+    assert latents_of(pipe, {**inputs, **given}).isfinite().all()
 
 
 class Passing(FluxImg2ImgPipeline):

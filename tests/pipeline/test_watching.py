@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,17 @@ def test_what_one_call_cannot_change_is_refused(settings: dict[str, Any], text: 
         pass
     with pytest.raises(ddit_rt.DDiTError, match="not accelerated"), configured(tiny.flux(), {}):
         pass
+
+
+def test_the_file_of_a_schedule_is_that_schedule(tmp_path: Path) -> None:
+    """However it is given, what is aimed at is the same."""
+    for aim, beside in (("converged", {"toward_converged": 0.3}), ("plain", {"reference": "converged"})):
+        fitted = FittedSchedule([1, 1, 0, 0, 1, 0, 0, 1], 2.0, 40.0, 4, reference=aim)
+        pipe, runs = ddit_rt.accelerate(tiny.flux(), speedup=2, **beside), []
+        for given in (fitted, str(fitted.save(tmp_path / f"{aim}.json"))):
+            with configured(pipe, {"schedule": given}):
+                runs.append(_run(pipe))
+        assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,9 @@ def test_other_json(path, value):
         ({"sigmas": [1.0, 0.9, 0.7, 0.8, 0.3, 0.2, 0.0], "reference": "converged"}, ConfigError, r"sigmas\[3\]=0.8"),
         ({"sigmas": [1.5, 0.9, 0.8, 0.7, 0.3, 0.2, 0.0], "reference": "converged"}, ConfigError, r"sigmas\[0\]=1.5"),
         ({"sigmas": [1.0, 0.9, 0.8, 0.7, 0.3, 0.2, 0.0]}, ConfigError, "reference='plain'"),
+        ({"sigmas": [1.0] * 7, "reference": "converged"}, ConfigError, "all of them are 1.0"),
+        ({"sigmas": [0.0] * 7, "reference": "converged"}, ConfigError, "all of them are 0.0"),
+        ({"psnr": -math.inf}, ConfigError, "psnr=-inf"),
         ({"more": 1}, ConfigError, "more"),
     ],
 )

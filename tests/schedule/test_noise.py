@@ -10,6 +10,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     LCMScheduler,
     SASolverScheduler,
     UniPCMultistepScheduler,
@@ -133,3 +134,10 @@ def test_eta_is_noise():
     assert noise_of_call(DDIMScheduler(), {"eta": 0.5}) == "eta=0.5"
     assert not noise_of_call(DDIMScheduler(), {"eta": 0.0}) and not noise_of_call(DDIMScheduler(), {})
     assert not noise_of_call(DPMSolverMultistepScheduler(), {"eta": 0.5})  # it takes none
+
+
+def test_schedulers_of_a_flow_that_add_noise_are_told_by_name():
+    stochastic = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    assert noise_of_call(stochastic, {}) == "stochastic_sampling=True"
+    assert noise_of_call(FlowMatchLCMScheduler(), {}) == "FlowMatchLCMScheduler"
+    assert not noise_of_call(FlowMatchEulerDiscreteScheduler(), {})

@@ -21,7 +21,7 @@ from ddit_rt import ConfigError, FittedSchedule
 from ddit_rt.schedule import CallKey, ScheduleStore, StoredSchedule, cache_directory
 
 KEY = CallKey("0123456789abcdef", "Euler(shift=3)", 4, "none", 256, 1)
-OTHER = replace(KEY, steps=5)
+OTHER = replace(KEY, guidance="cfg")
 
 
 def fitted(speedup: float = 2.0, psnr: float = 40.0) -> FittedSchedule:
@@ -49,6 +49,23 @@ def test_what_was_saved_is_found_by_its_key_alone(store):
         {"frames": 2}, {"reference": "converged"}, {"adapter": "a" * 32},
     ]:  # fmt: skip
         assert store.find(replace(KEY, **changed), speedup=2.0) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        FittedSchedule([1, 1, 0], 2.0, 45.0, 4),
+        FittedSchedule([0, 1, 0, 1], 2.0, 45.0, 4),
+        FittedSchedule([1, 0, 0, 1], 2.0, 45.0, 4, reference="converged"),
+    ],
+    ids=["length", "begins", "aim"],
+)
+def test_what_serves_no_call_of_its_key_is_skipped(store, wrong, caplog):
+    store.save(KEY, wrong)
+    store.save(KEY, fitted())
+    assert store.find(KEY, speedup=2.0) == fitted()
+    (said,) = [record.message for record in caplog.records]
+    assert "serves no call of 4 steps that aims at plain" in said
 
 
 def test_schedules_of_sizes_that_a_call_has_not_are_left_aside(store):
@@ -303,6 +320,7 @@ def test_a_full_or_read_only_disk_leaves_no_half_file(store, caplog, monkeypatch
 
 SPAWN = multiprocessing.get_context("spawn")
 ROUNDS = 40
+LONG = replace(KEY, steps=9000)
 SHARED = FittedSchedule([1] * 9000, 1.5, 20.0, 4, [1.25] * 9000)  # long: a write that is not atomic takes a while
 
 
@@ -316,8 +334,8 @@ def write_and_read(root: Path, writer: int, start, failures) -> None:
     start.wait()
     for i in range(ROUNDS):
         store.save(KEY, fitted(2.0 + i, 30.0 + writer))
-        store.save(OTHER, SHARED)  # what the other process is reading or writing right now
-        if store.find(OTHER, speedup=1.5) != SHARED:
+        store.save(LONG, SHARED)  # what the other process is reading or writing right now
+        if store.find(LONG, speedup=1.5) != SHARED:
             failures.put(f"writer {writer} misses the shared schedule in round {i}")
         own = {entry.fitted.speedup for entry in store.entries(KEY) if entry.fitted.psnr == 30.0 + writer}
         if own != {2.0 + j for j in range(i + 1)}:
