@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -53,18 +53,6 @@ class ErrorModel:
     @property
     def steps(self) -> int:
         return len(self.full)
-
-    def every(self, stride: int) -> ErrorModel:
-        """Of runs that make one in ``stride`` of the steps, without coarse ones."""
-        return replace(
-            self,
-            sigmas=self.sigmas[::stride],
-            full=self.full[::stride],
-            coarse={},
-            sensitivity=self.sensitivity[::stride],
-            transformers=self.transformers[::stride],
-            adapter_residual={},
-        )
 
     @property
     def takeovers(self) -> tuple[int, ...]:

@@ -326,10 +326,10 @@ def _skipping(
 ) -> tuple[list[FittedSchedule], FittedSchedule]:
     """Schedules of so many evaluations, and which of them is the rule's.
 
-    The others are of three searches, one of which trusts the latents that the model looks at; for the converged picture
-    also of two among the call's own noise levels, which stay.
+    The others are of three searches, one of which trusts the latents that the model looks at.
     """
-    searched = _searched(error_model, evaluations)
+    trusting = replace(error_model, looks_aside=False)
+    searched = [find_evaluations(model, evaluations) for model in (error_model, trusting)]
     if evaluations < error_model.steps:
         counting = replace(error_model, shares={})  # evaluations, whatever a skipped step costs
         searched.append(find_schedule(counting, error_model.steps / evaluations, (1, SKIP)))
@@ -345,13 +345,7 @@ def _skipping(
         schedule = [1 if t in at else SKIP for t in range(steps)]
         sigmas = [float(f"{level:.6g}") for level in levels_of_steps(steps, at, levels, curve[-1], boundaries)]
         found.append(replace(unmeasured(schedule), sigmas=sigmas, reference="converged"))
-    own_levels = _searched(error_model.every(error_model.steps // steps), evaluations)
-    return [*(replace(unmeasured(s), reference="converged") for s in own_levels), *found], found[-1]
-
-
-def _searched(error_model: ErrorModel, evaluations: int) -> list[list[int]]:
-    """Two searches for so many evaluations, the second of which trusts the latents that the model looks at."""
-    return [find_evaluations(model, evaluations) for model in (error_model, replace(error_model, looks_aside=False))]
+    return found, found[-1]
 
 
 def _of_quality(
