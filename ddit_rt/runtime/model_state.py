@@ -127,12 +127,24 @@ def ambient() -> Hashable:
     return (
         _AttentionBackendRegistry.get_active_backend()[0],
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        torch.get_float32_matmul_precision(),
+        _precision(torch.backends),
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
         cuda.cudnn_sdp_enabled(),
     )
+
+
+def _precision_getter(backends: Any) -> operator.attrgetter[Any]:
+    # PyTorch's older getters raise once the newer settings (of 2.9) were used; the newer ones hold what either set
+    newer = hasattr(backends.cuda.matmul, "fp32_precision")
+    return operator.attrgetter(
+        "cuda.matmul.fp32_precision" if newer else "cuda.matmul.allow_tf32",
+        "cudnn.conv.fp32_precision" if newer else "cudnn.allow_tf32",
+    )
+
+
+_precision = _precision_getter(torch.backends)
 
 
 def _values(dictionaries: list[dict[str, Any]]) -> list[Any]:

@@ -1,5 +1,8 @@
 """What a model watch notices, on the real transformers and the real ways in which users change them."""
 
+import operator
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_module
@@ -8,7 +11,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from tiny import flux_transformer, wan_transformer
 
-from ddit_rt.runtime.model_state import ModelState, ambient, wrapped_forward
+from ddit_rt.runtime.model_state import ModelState, _precision_getter, ambient, wrapped_forward
 
 
 def lora(model, name, seed):
@@ -121,6 +124,39 @@ def test_attention_backends_are_switches():
     finally:
         torch.set_autocast_enabled("cuda", False)
     assert seen(watch) == before
+
+
+@pytest.fixture
+def put_back():
+    """Gives attributes of torch.backends a value, and at the end the one they had."""
+    before = []
+
+    def change(name, value):
+        path, _, attribute = name.rpartition(".")
+        owner = operator.attrgetter(path)(torch.backends) if path else torch.backends
+        if not hasattr(owner, attribute):
+            pytest.skip(f"torch {torch.__version__} has no torch.backends.{name}")
+        before.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+
+    yield change
+    for owner, attribute, value in reversed(before):
+        setattr(owner, attribute, value)
+
+
+@pytest.mark.parametrize("name", ["fp32_precision", "cuda.matmul.fp32_precision"])
+def test_the_newer_settings_of_tf32_are_read(put_back, name):
+    """After them PyTorch's older getters raise."""
+    before = ambient()
+    put_back(name, "tf32")
+    assert ambient() != before
+
+
+def test_before_the_newer_settings_the_older_are_read():
+    backends = SimpleNamespace(
+        cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)), cudnn=SimpleNamespace(allow_tf32=False)
+    )
+    assert _precision_getter(backends)(backends) == (True, False)
 
 
 def test_quantised_weights_are_watched_inside():
