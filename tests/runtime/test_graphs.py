@@ -153,6 +153,31 @@ def change_module(module):
     module.weight.data = module.weight.data * 10
 
 
+def test_weights_laid_out_anew_where_they_were_are_noticed(bench):
+    bench.module.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), requires_grad=False)
+    bench(vector(1, 1))
+    bench.module.weight.data = bench.module.weight.data.t()
+    assert torch.equal(bench(vector(1, 1))[0], torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+
+
+def test_dropout_is_in_no_graph_of_evaluation_and_the_other_way_round(bench):
+    bench.module.dropout = nn.Dropout(1.0)  # all of it, so that nothing is by chance
+    bench.module.eval()
+
+    def drops():
+        bench.runner.refresh(bench.module)
+        given = {"x": vector(1, 1)}
+        return bench.runner.run(
+            (bench.module,), "drop", lambda inputs: bench.module.dropout(bench.module(inputs["x"])), given
+        )[0]
+
+    assert torch.equal(drops(), vector(2, 3))
+    bench.module.train()
+    assert torch.equal(drops(), vector(0, 0))
+    bench.module.eval()
+    assert torch.equal(drops(), vector(2, 3)) and bench.recording.captures == 2
+
+
 @pytest.mark.parametrize("change", [change_data, change_parameter, change_module])
 def test_weights_that_moved_are_noticed_and_their_graphs_dropped(bench, change):
     bench(vector(1, 1))
