@@ -93,6 +93,19 @@ def test_every_part_of_the_signature_selects_its_own_graph(bench, changed):
     assert bench.recording.captures == 2 and len(bench.runner) == 2
 
 
+@pytest.mark.parametrize("values", [(1, 1.0, True), (0, 0.0, -0.0, False), (0j, -0j)], ids=str)
+def test_values_that_are_equal_and_differ_have_graphs_of_their_own(bench, values):
+    for value in (*values, *values):
+        bench(vector(1, 1), extra=value)
+    assert bench.recording.captures == len(values)
+
+
+def test_nan_selects_one_graph_however_often_it_is_made(bench):
+    for _ in range(3):
+        bench(vector(1, 1), extra=float("nan"))
+    assert bench.recording.captures == 1
+
+
 def test_the_least_recently_used_graph_goes_first():
     bench = Bench(limit=2)
     for label in "abacab":  # c takes the place of b, then b that of c: a was used in between
