@@ -146,19 +146,18 @@ class GraphRunner:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         obstacle = obstacle or self._obstacle(modules, tensors)
         if not obstacle:
-            values = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
             try:
                 key = _Key(
                     tuple(map(id, modules)),
                     label,
                     structure,
-                    values,
+                    tuple(map(_value, leaves)),
                     tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
                     tuple(self._watches[id(module)].switches for module in modules),
                     self._ambient,
                 )
             except TypeError:
-                kinds = {type(v).__name__ for v in values if type(v).__hash__ is None}
+                kinds = {type(leaf).__name__ for leaf in leaves if type(leaf).__hash__ is None}
                 obstacle = f"an argument of type {', '.join(sorted(kinds)) or 'unknown'} cannot select a graph"
         if obstacle:
             self._log(obstacle)
@@ -246,6 +245,13 @@ class GraphRunner:
         if reason not in self._logged:
             self._logged.add(reason)
             logger.warning("runs without a CUDA graph: %s", reason)
+
+
+def _value(leaf: Any) -> Hashable:
+    """What selects a graph by a value: 1, 1.0 and True are equal, as are 0.0 and -0.0, and NaN equals nothing."""
+    if isinstance(leaf, torch.Tensor):
+        return None
+    return type(leaf), repr(leaf) if isinstance(leaf, float | complex) else leaf
 
 
 def _fill(groups: _Groups, tensors: Sequence[torch.Tensor]) -> None:

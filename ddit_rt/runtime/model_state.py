@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _DTYPE = operator.attrgetter("dtype")
+_SHAPE = operator.attrgetter("shape")
+_TRAINING = operator.attrgetter("training")
 
 
 class ModelState:
@@ -28,8 +30,8 @@ class ModelState:
     Attributes:
         version: Grows when layers or weights are not those of the last look. Graphs captured before read memory that is
             no longer theirs.
-        switches: What the forward reads from Python: LoRA state, attention processors and backends. A graph captured
-            under other switches is right again when they are back.
+        switches: What the forward reads from Python: LoRA state, attention processors and backends, training or not. A
+            graph captured under other switches is right again when they are back.
         obstacle: Why the module cannot be captured as it is now; empty if it can.
     """
 
@@ -38,7 +40,7 @@ class ModelState:
         self.version = 0
         self.switches: Hashable = ()
         self.obstacle = ""
-        self._addresses: list[object] = []
+        self._memory: list[object] = []
         self._walk()
         self.refresh()
 
@@ -47,19 +49,20 @@ class ModelState:
         tree, tensors = _values(self._children), _values(self._holders)
         if tree != self._tree or not _same_objects(tensors, self._tensors):
             self._walk()
-        addresses = _addresses(self._plain, self._quantised)
-        if addresses != self._addresses:
-            self._addresses = addresses
+        memory = _memory(self._plain, self._quantised)
+        if memory != self._memory:
+            self._memory = memory
             self.version += 1
         self.switches = (
             tuple(map(_adapter_state, self._adapters)),
             tuple(_processor_state(layer.processor) for layer in self._attentions),
+            bytes(map(_TRAINING, self._layers)),  # one object: hashed with every key
         )
         self.obstacle = self._obstacle()
 
     def _walk(self) -> None:
         named = dict(self.module.named_modules())
-        modules = list(named.values())
+        modules = self._layers = list(named.values())
         self._names = list(named)
         self._attributes = [module.__dict__ for module in modules]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
@@ -72,7 +75,7 @@ class ModelState:
         self._quantised = [tensor for tensor in weights if is_traceable_wrapper_subclass(tensor)]
         self._adapters = [module for module in modules if hasattr(module, "merged_adapters")]
         self._attentions = [module for module in modules if getattr(module, "processor", None) is not None]
-        self._addresses = []  # equal to none: the version grows
+        self._memory = []  # equal to none: the version grows
 
     def _obstacle(self) -> str:
         """Hooks and replaced forwards decide in Python, or move weights, at every call; a replay would not run them."""
@@ -127,12 +130,37 @@ def ambient() -> Hashable:
     return (
         _AttentionBackendRegistry.get_active_backend()[0],
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        torch.get_float32_matmul_precision(),
+        _flags(torch.backends),
+        torch.are_deterministic_algorithms_enabled(),
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
         cuda.cudnn_sdp_enabled(),
     )
+
+
+def _flags_getter(backends: Any) -> operator.attrgetter[Any]:
+    matmul = backends.cuda.matmul
+    # PyTorch's older getters raise once the newer settings (of 2.9) were used; the newer ones hold what either set
+    newer = hasattr(matmul, "fp32_precision")
+    reductions = (
+        "allow_fp16_reduced_precision_reduction",
+        "allow_fp16_reduced_precision_reduction_split_k",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_bf16_reduced_precision_reduction_split_k",
+        "allow_fp16_accumulation",
+    )
+    return operator.attrgetter(
+        "cuda.matmul.fp32_precision" if newer else "cuda.matmul.allow_tf32",
+        "cudnn.conv.fp32_precision" if newer else "cudnn.allow_tf32",
+        *(f"cuda.matmul.{name}" for name in reductions if hasattr(matmul, name)),
+        "cudnn.enabled",
+        "cudnn.benchmark",
+        "cudnn.deterministic",
+    )
+
+
+_flags = _flags_getter(torch.backends)
 
 
 def _values(dictionaries: list[dict[str, Any]]) -> list[Any]:
@@ -144,9 +172,15 @@ def _same_objects(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
-def _addresses(plain: Iterable[torch.Tensor], quantised: Iterable[torch.Tensor]) -> list[object]:
+def _memory(plain: Iterable[torch.Tensor], quantised: Iterable[torch.Tensor]) -> list[object]:
+    """Where weights lie, and how."""
     parts = [*plain, *chain.from_iterable(map(_parts, quantised))]
-    return [*map(torch.Tensor.data_ptr, parts), *map(_DTYPE, parts)]
+    return [
+        *map(torch.Tensor.data_ptr, parts),
+        *map(_DTYPE, parts),
+        *map(_SHAPE, parts),
+        *map(torch.Tensor.stride, parts),
+    ]
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -159,11 +159,11 @@ class TeaCache:
         return step < RETAINED_STEPS if self.retention else step in (0, steps - 1)
 
     def accumulate(self, state: CacheState, changes: Sequence[float]) -> bool:
-        """Adds the expected change of every sample; True while all of them stay below the threshold."""
+        """Adds the expected change of every sample; True while all stay below the threshold, which NaN does not."""
         state.accumulated = [
             total + polynomial(self.coefficients, change) for total, change in zip(state.accumulated, changes)
         ]
-        return max(state.accumulated) < self.threshold
+        return all(total < self.threshold for total in state.accumulated)
 
     def _signal(self, around: Around, inputs: Any) -> torch.Tensor:
         """What the rule watches, from the part before the transformer's forward."""

@@ -93,6 +93,19 @@ def test_every_part_of_the_signature_selects_its_own_graph(bench, changed):
     assert bench.recording.captures == 2 and len(bench.runner) == 2
 
 
+@pytest.mark.parametrize("values", [(1, 1.0, True), (0, 0.0, -0.0, False), (0j, -0j)], ids=str)
+def test_values_that_are_equal_and_differ_have_graphs_of_their_own(bench, values):
+    for value in (*values, *values):
+        bench(vector(1, 1), extra=value)
+    assert bench.recording.captures == len(values)
+
+
+def test_nan_selects_one_graph_however_often_it_is_made(bench):
+    for _ in range(3):
+        bench(vector(1, 1), extra=float("nan"))
+    assert bench.recording.captures == 1
+
+
 def test_the_least_recently_used_graph_goes_first():
     bench = Bench(limit=2)
     for label in "abacab":  # c takes the place of b, then b that of c: a was used in between
@@ -151,6 +164,31 @@ def change_parameter(module):
 def change_module(module):
     module.child = nn.Linear(1, 1).requires_grad_(False)
     module.weight.data = module.weight.data * 10
+
+
+def test_weights_laid_out_anew_where_they_were_are_noticed(bench):
+    bench.module.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), requires_grad=False)
+    bench(vector(1, 1))
+    bench.module.weight.data = bench.module.weight.data.t()
+    assert torch.equal(bench(vector(1, 1))[0], torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+
+
+def test_dropout_is_in_no_graph_of_evaluation_and_the_other_way_round(bench):
+    bench.module.dropout = nn.Dropout(1.0)  # all of it, so that nothing is by chance
+    bench.module.eval()
+
+    def drops():
+        bench.runner.refresh(bench.module)
+        given = {"x": vector(1, 1)}
+        return bench.runner.run(
+            (bench.module,), "drop", lambda inputs: bench.module.dropout(bench.module(inputs["x"])), given
+        )[0]
+
+    assert torch.equal(drops(), vector(2, 3))
+    bench.module.train()
+    assert torch.equal(drops(), vector(0, 0))
+    bench.module.eval()
+    assert torch.equal(drops(), vector(2, 3)) and bench.recording.captures == 2
 
 
 @pytest.mark.parametrize("change", [change_data, change_parameter, change_module])

@@ -116,6 +116,12 @@ def test_batch_runs_when_any_sample_needs_it():
     assert decisions(cache, module, [torch.cat([loud, quiet])] * 5) == [False, True, True, True, False]
 
 
+@pytest.mark.parametrize("changes", [[0.1, float("nan")], [float("nan"), 0.1], [0.1, float("inf")]])
+def test_a_change_that_is_no_number_runs_the_blocks_wherever_it_is(changes):
+    _, cache = toy(0.4)
+    assert not cache.accumulate(CacheState(accumulated=[0.0, 0.0]), changes)
+
+
 def test_state_that_sat_out_a_step_computes():
     module, cache = toy(1e9)
     state, given = CacheState(), {"hidden": torch.ones(1, 2), "watched": torch.ones(1, 1)}

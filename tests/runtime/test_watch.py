@@ -1,5 +1,8 @@
 """What a model watch notices, on the real transformers and the real ways in which users change them."""
 
+import operator
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_module
@@ -8,7 +11,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from tiny import flux_transformer, wan_transformer
 
-from ddit_rt.runtime.model_state import ModelState, ambient, wrapped_forward
+from ddit_rt.runtime.model_state import ModelState, _flags_getter, ambient, wrapped_forward
 
 
 def lora(model, name, seed):
@@ -27,7 +30,7 @@ def seen(watch):
 
 @pytest.mark.parametrize("make", [flux_transformer, wan_transformer])
 def test_nothing_changes_by_itself_or_in_place(make):
-    model, watch = watched(make())
+    model, watch = watched(make().eval())
     before = seen(watch)
     model.proj_out.weight.mul_(2)
     model.eval()
@@ -39,9 +42,20 @@ def set_data(model):
     model.proj_out.weight.data = model.proj_out.weight.data.clone()
 
 
+def set_strides(model):
+    weight = model.proj_out.weight
+    weight.data = weight.data.as_strided(weight.shape, (1, weight.shape[0]))
+
+
+def set_shape(model):
+    model.proj_out.bias.data = model.proj_out.bias.data[:1]
+
+
 CHANGES = {
     "to(dtype)": lambda model: model.to(torch.bfloat16),
     "data": set_data,
+    "strides": set_strides,
+    "shape": set_shape,
     "new parameter": lambda model: setattr(model.proj_out, "bias", torch.nn.Parameter(model.proj_out.bias.clone())),
     "new module": lambda model: setattr(model, "proj_out", torch.nn.Linear(32, 16)),
     "new buffer": lambda model: model.register_buffer("more", torch.ones(1)),
@@ -120,6 +134,76 @@ def test_attention_backends_are_switches():
         assert ambient() != before[2]
     finally:
         torch.set_autocast_enabled("cuda", False)
+    assert seen(watch) == before
+
+
+@pytest.fixture
+def put_back():
+    """Gives attributes of torch.backends a value, and at the end the one they had."""
+    before = []
+
+    def change(name, value):
+        path, _, attribute = name.rpartition(".")
+        owner = operator.attrgetter(path)(torch.backends) if path else torch.backends
+        if not hasattr(owner, attribute):
+            pytest.skip(f"torch {torch.__version__} has no torch.backends.{name}")
+        before.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+
+    yield change
+    for owner, attribute, value in reversed(before):
+        setattr(owner, attribute, value)
+
+
+@pytest.mark.parametrize("name", ["fp32_precision", "cuda.matmul.fp32_precision"])
+def test_the_newer_settings_of_tf32_are_read(put_back, name):
+    """After them PyTorch's older getters raise."""
+    before = ambient()
+    put_back(name, "tf32")
+    assert ambient() != before
+
+
+def test_before_the_newer_settings_the_older_are_read():
+    cudnn = SimpleNamespace(allow_tf32=False, enabled=True, benchmark=False, deterministic=True)
+    backends = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)), cudnn=cudnn)
+    assert _flags_getter(backends)(backends) == (True, False, True, False, True)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    {
+        "cudnn.allow_tf32": False,
+        "cudnn.conv.fp32_precision": "ieee",
+        "cudnn.enabled": False,
+        "cudnn.benchmark": True,
+        "cudnn.deterministic": True,
+        "cuda.matmul.allow_fp16_reduced_precision_reduction": False,
+        "cuda.matmul.allow_bf16_reduced_precision_reduction": False,
+        "cuda.matmul.allow_fp16_accumulation": True,
+    }.items(),
+)
+def test_settings_that_choose_kernels_are_read(put_back, name, value):
+    before = ambient()
+    put_back(name, value)
+    assert ambient() != before
+
+
+def test_deterministic_algorithms_are_read():
+    before = ambient()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert ambient() != before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert ambient() == before
+
+
+def test_training_is_a_switch():
+    model, watch = watched(wan_transformer().eval())
+    before = seen(watch)
+    model.blocks[0].train()
+    assert seen(watch)[0] == before[0] and watch.switches != before[1]
+    model.eval()
     assert seen(watch) == before
 
 
