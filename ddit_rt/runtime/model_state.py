@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _DTYPE = operator.attrgetter("dtype")
-_SHAPE = operator.attrgetter("shape")
 _TRAINING = operator.attrgetter("training")
 
 
@@ -175,12 +174,7 @@ def _same_objects(first: list[Any], second: list[Any]) -> bool:
 def _memory(plain: Iterable[torch.Tensor], quantised: Iterable[torch.Tensor]) -> list[object]:
     """Where weights lie, and how."""
     parts = [*plain, *chain.from_iterable(map(_parts, quantised))]
-    return [
-        *map(torch.Tensor.data_ptr, parts),
-        *map(_DTYPE, parts),
-        *map(_SHAPE, parts),
-        *map(torch.Tensor.stride, parts),
-    ]
+    return [*map(torch.Tensor.data_ptr, parts), *map(_DTYPE, parts), *map(torch.Tensor.stride, parts)]
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
