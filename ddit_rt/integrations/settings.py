@@ -43,14 +43,19 @@ class PluginSettings:
             changes: Fields of :class:`ddit_rt.DDiTConfig`, and ``adapter``.
 
         Raises:
-            ConfigError: an unknown name, or a value out of range.
+            ConfigError: an unknown name, a value out of range, or a fit, which no engine waits for.
             ScheduleError: a schedule that cannot be run.
         """
         chosen = dict(changes)
         adapter = chosen.pop("adapter", self.adapter)
         if not (adapter is None or isinstance(adapter, str)):
             raise ConfigError(f"adapter={shown(adapter)}: the path of an adapter, or its hub id.")
-        return PluginSettings(self.config.replace(**_deciding_alone(chosen)), adapter)
+        config = self.config.replace(**_deciding_alone(chosen))
+        if config.fit is not None:
+            raise ConfigError(
+                f"fit={config.fit!r} would keep requests waiting: run `ddit-rt fit` before, and leave it out."
+            )
+        return PluginSettings(config, adapter)
 
 
 def settings_from_environment(environment: Mapping[str, str] = os.environ) -> PluginSettings | None:
@@ -82,7 +87,7 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Pl
         changes = {name: _value_of(name, text) for name, text in given.items()}
         return PluginSettings(base, adapter).replace(changes)
     except DDiTError as error:
-        names = ", ".join(f"{PREFIX}{name.upper()}" for name in given)
+        names = ", ".join(f"{PREFIX}{name.upper()}" for name in (*given, *([] if path is None else ["config"])))
         raise type(error)(f"{names}: {error}") from None
 
 

@@ -58,12 +58,21 @@ def test_a_variable_stands_over_the_file(tmp_path: Path) -> None:
         ({"DDIT_SCHEDULE": "1,3"}, r"DDIT_SCHEDULE: schedule\[1\]=3"),
         ({"DDIT_SPEEDUP": "2", "DDIT_QUALITY": "40"}, "speedup=2.0 and quality=40.0|speedup=2 and quality=40"),
         ({"DDIT_CONFIG": "/none.yaml"}, "DDIT_CONFIG: config='/none.yaml': there is no such file"),
+        ({"DDIT_SPEEDUP": "3", "DDIT_FIT": "first-calls"}, "DDIT_SPEEDUP, DDIT_FIT: fit='first-calls' would keep"),
         ({"DDIT_CACHE": "*a"}, "DDIT_CACHE='\\*a' is no YAML"),
     ],
 )
 def test_bad_values_are_refused_by_name(variables: dict[str, str], message: str) -> None:
     with pytest.raises(DDiTError, match=message):
         settings_from_environment(variables)
+
+
+def test_a_file_that_asks_for_a_fit_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "ddit.yaml"
+    file.write_text("speedup: 3\nfit: first-calls\n")
+    with pytest.raises(ConfigError, match="DDIT_CONFIG: fit='first-calls'"):
+        settings_from_environment({"DDIT_CONFIG": str(file)})
+    assert settings_from_environment({"DDIT_CONFIG": str(file), "DDIT_FIT": "null"}) is not None
 
 
 def test_a_request_says_when_to_be_coarse_and_nothing_else() -> None:

@@ -169,6 +169,9 @@ def test_bad_settings_of_the_cache_are_refused_before_anything_is_loaded(engine:
     with pytest.raises(ConfigError, match="--cache-config: unknown setting 'speed'"):
         engine.adapter(od_config=config)
     assert config.cache_backend == "ddit"
+    fit = {"speedup": 3, "fit": "first-calls"}
+    with pytest.raises(ConfigError, match="--cache-config: fit='first-calls' would keep requests waiting"):
+        engine.adapter(od_config=engine.config(None, cache_backend="ddit", cache_config=fit))
 
 
 def test_what_else_the_adapter_refuses_it_refuses_with_our_back_end_too(engine: Engine) -> None:
