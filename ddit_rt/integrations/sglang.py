@@ -74,15 +74,17 @@ def around_forward(forward: Callable[..., Any], stage: Any, batch: Any, *args: A
     Raises:
         ConfigError, ScheduleError: settings that cannot be run; the engine makes an error of the request.
     """
-    from .acceleration import run_request
+    from .acceleration import run_request, steps_of_call
 
     extra = batch.extra or {}
     own = dict(extra.get("diffusers_kwargs") or {})
     wanted = own.pop(REQUEST_KEY, None)
     if wanted is not None:
         batch.extra = {**extra, "diffusers_kwargs": own}
-    steps = None if "strength" in own else batch.num_inference_steps
-    result, facts = run_request(stage.diffusers_pipe, wanted, steps, lambda: forward(stage, batch, *args, **kwargs))
+    named = {} if batch.num_inference_steps is None else {"num_inference_steps": batch.num_inference_steps}
+    pipe = stage.diffusers_pipe
+    steps = steps_of_call(pipe, {**named, **own})
+    result, facts = run_request(pipe, wanted, steps, lambda: forward(stage, batch, *args, **kwargs))
     if facts is not None:
         result.usage = {**(result.usage or {}), REQUEST_KEY: facts}
     return result
@@ -100,8 +102,10 @@ def check_request(*args: Any, **kwargs: Any) -> None:
         return
     from ..schedule import make_policy
 
-    chosen, steps = request_settings(given[REQUEST_KEY]), kwargs.get("num_inference_steps")
-    if steps is not None and "strength" not in given:  # with one, the number of steps is the pipeline's to find
+    chosen = request_settings(given[REQUEST_KEY])
+    steps = given.get("num_inference_steps", kwargs.get("num_inference_steps"))
+    # from a picture a part of the steps is made, by a strength that may be the pipeline's own, which is not here
+    if isinstance(steps, int) and not kwargs.get("image_path") and not given.keys() & {"image", "strength", "video"}:
         make_policy(DDiTConfig(**chosen), None).start(steps)
 
 
