@@ -93,9 +93,12 @@ def run_request(
         reason = f"this {type(pipe).__name__} is not accelerated; the log of the server's start says why"
         logger.warning("ddit_rt: a request runs plain: %s", reason)
         return call(), {"applied": False, "reason": reason}
-    settings, obstacle = {} if wanted is None else request_settings(wanted), ""
+    settings: dict[str, Any] = {}
+    obstacle = ""
     with _one_call:
-        if wanted is None and steps is not None:
+        if wanted is not None:
+            settings, _ = request_settings(wanted, found.config)
+        elif steps is not None:
             try:
                 found.policy_of(found.config).start(steps)
             except ScheduleError as error:

@@ -91,18 +91,23 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Pl
         raise type(error)(f"{names}: {error}") from None
 
 
-def request_settings(given: Any) -> dict[str, Any]:
-    """The settings of one request, checked without a pipeline; :func:`ddit_rt.pipeline.configured` takes them.
+def request_settings(given: Any, config: DDiTConfig) -> tuple[dict[str, Any], DDiTConfig]:
+    """The settings of one request, checked without a pipeline.
 
     Args:
         given: What came with the request: a mapping of the settings that say when to be coarse. ``speedup`` may be 1,
             for the plain pipeline. ``schedule`` is a list: a file would be one of the server's.
+        config: The server's own, in whose place or beside which they stand.
+
+    Returns:
+        The settings as :func:`ddit_rt.pipeline.configured` takes them, and what the request then runs with.
 
     Raises:
         ConfigError: no mapping, an unknown or another setting, or a value out of range.
         ScheduleError: the same of the schedule's entries.
     """
-    from ..pipeline import POLICY_SETTINGS  # imports torch, which a plug-in's registration does not need
+    # imports torch, which a plug-in's registration does not need
+    from ..pipeline import POLICY_SETTINGS, settings_of_call
 
     if not isinstance(given, Mapping):
         raise ConfigError(f"ddit={shown(given)}: give an object, as in {{'speedup': 2.5}}.")
@@ -114,10 +119,9 @@ def request_settings(given: Any) -> dict[str, Any]:
         raise ConfigError(f"ddit: schedule={shown(schedule)}: a list of one multiple per step, as in [1, 1, 0, 2].")
     chosen = _without_speedup_of_one(given)
     try:
-        DDiTConfig(**chosen)
+        return chosen, settings_of_call(config, chosen)
     except DDiTError as error:
         raise type(error)(f"ddit: {error}") from None
-    return chosen
 
 
 def _without_speedup_of_one(values: Mapping[str, Any]) -> dict[str, Any]:

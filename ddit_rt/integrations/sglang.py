@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..config import DDiTConfig
 from ..errors import DDiTError
 from .settings import PluginSettings, request_settings, settings_from_environment
 
@@ -45,7 +44,7 @@ def register() -> None:
         return
     HookRegistry.register(LOAD, _after_load(settings), HookType.AFTER)
     HookRegistry.register(FORWARD, around_forward, HookType.AROUND)
-    HookRegistry.register(SAMPLING, check_request, HookType.BEFORE)
+    HookRegistry.register(SAMPLING, _check_request(settings), HookType.BEFORE)
     HookRegistry.register(RESPONSE, tell_in_response, HookType.AFTER)
     HookRegistry.register(APP, let_responses_tell, HookType.BEFORE)
     logger.warning("ddit_rt will accelerate what SGLang's diffusers back-end loads (--backend diffusers), nothing else")
@@ -90,23 +89,27 @@ def around_forward(forward: Callable[..., Any], stage: Any, batch: Any, *args: A
     return result
 
 
-def check_request(*args: Any, **kwargs: Any) -> None:
-    """Refuses a request's settings in the HTTP process, where a ValueError becomes status 400.
+def _check_request(settings: PluginSettings) -> Callable[..., None]:
+    def check_request(*args: Any, **kwargs: Any) -> None:
+        """Refuses a request's settings in the HTTP process, where a ValueError becomes status 400.
 
-    Raises:
-        ConfigError, ScheduleError: as of :func:`ddit_rt.integrations.settings.request_settings`, or the settings do not
-            go with the request's number of steps.
-    """
-    given = kwargs.get("diffusers_kwargs")
-    if not isinstance(given, dict) or given.get(REQUEST_KEY) is None:
-        return
-    from ..schedule import make_policy
+        Raises:
+            ConfigError, ScheduleError: as of :func:`ddit_rt.integrations.settings.request_settings`, or the settings do
+                not go with the request's number of steps.
+        """
+        given = kwargs.get("diffusers_kwargs")
+        if not isinstance(given, dict) or given.get(REQUEST_KEY) is None:
+            return
+        from ..schedule import make_policy
 
-    chosen = request_settings(given[REQUEST_KEY])
-    steps = given.get("num_inference_steps", kwargs.get("num_inference_steps"))
-    # from a picture a part of the steps is made, by a strength that may be the pipeline's own, which is not here
-    if isinstance(steps, int) and not kwargs.get("image_path") and not given.keys() & {"image", "strength", "video"}:
-        make_policy(DDiTConfig(**chosen), None).start(steps)
+        _, config = request_settings(given[REQUEST_KEY], settings.config)
+        steps = given.get("num_inference_steps", kwargs.get("num_inference_steps"))
+        # from a picture a part of the steps is made, by a strength that may be the pipeline's own, which is not here
+        from_picture = kwargs.get("image_path") or given.keys() & {"image", "strength", "video"}
+        if isinstance(steps, int) and not from_picture:
+            make_policy(config, None).start(steps)
+
+    return check_request
 
 
 def tell_in_response(response: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

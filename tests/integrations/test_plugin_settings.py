@@ -76,10 +76,11 @@ def test_a_file_that_asks_for_a_fit_is_refused_before_a_model_is_loaded(tmp_path
 
 
 def test_a_request_says_when_to_be_coarse_and_nothing_else() -> None:
-    assert request_settings({"speedup": 3}) == {"speedup": 3}
-    assert request_settings({"speedup": 1}) == {"threshold": 0.0}
-    assert request_settings({"schedule": [1, 2, 0]}) == {"schedule": [1, 2, 0]}
-    assert request_settings({}) == {}
+    server = DDiTConfig(quality=40, corrector=False)
+    assert request_settings({"speedup": 3}, server) == ({"speedup": 3}, DDiTConfig(speedup=3, corrector=False))
+    assert request_settings({"speedup": 1}, server) == ({"threshold": 0.0}, DDiTConfig(threshold=0, corrector=False))
+    assert request_settings({"schedule": [1, 2, 0]}, server)[0] == {"schedule": [1, 2, 0]}
+    assert request_settings({}, server) == ({}, server)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +96,14 @@ def test_a_request_says_when_to_be_coarse_and_nothing_else() -> None:
 )
 def test_a_bad_request_is_refused_by_name(given: Any, error: type[DDiTError], message: str) -> None:
     with pytest.raises(error, match=message):
-        request_settings(given)
+        request_settings(given, DDiTConfig(speedup=2))
 
 
 def test_a_request_reads_no_file_of_the_server(tmp_path: Path) -> None:
     secret = tmp_path / "schedule.json"
     secret.write_text('{"schedule": [1, 1, 1]}')
     with pytest.raises(ConfigError, match=re.escape("a list of one multiple per step")):
-        request_settings({"schedule": str(secret)})
+        request_settings({"schedule": str(secret)}, DDiTConfig())
 
 
 def test_registration_needs_neither_torch_nor_an_engine() -> None:

@@ -287,6 +287,27 @@ def test_a_bad_request_is_refused_before_it_is_sent_to_a_worker(
         assert build("id", diffusers_kwargs=None) == {"diffusers_kwargs": None}
 
 
+@pytest.mark.parametrize(
+    ("variables", "ddit", "message"),
+    [
+        ({"DDIT_QUALITY": "30"}, {"toward_converged": 0.3}, "toward_converged=0.3: quality=30"),
+        ({"DDIT_REFERENCE": "converged"}, {"toward_converged": 0.3}, "reference='converged'"),
+        ({"DDIT_CORRECTOR": "false"}, {"toward_converged": 0.3}, "corrector=False"),
+        ({"DDIT_MULTIPLES": "1,2"}, {"schedule": [1] * 4 + [4]}, r"schedule\[4\]=4 is not among multiples=\(1, 2\)"),
+        ({"DDIT_SCHEDULE": "1,1,0,1,2,0,1,1"}, {"toward_converged": 0.5}, "8 entries, this run has 5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_stand_beside_the_servers_settings_is_refused_before_a_worker(
+    engine: Engine, variables: dict[str, str], ddit: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    engine.start()
+    with pytest.raises((ConfigError, ScheduleError), match=message):
+        engine.resolve(SAMPLING)("id", num_inference_steps=5, diffusers_kwargs={"ddit": ddit})
+
+
 def test_responses_tell(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDIT_SPEEDUP", "2")
     engine.start()
