@@ -139,6 +139,8 @@ def test_moved_noise_levels_are_those_of_the_diffusers_pipeline(tmp_path):
         sampled(model, inputs, Sampler(sample_heun))
     with pytest.raises(ConfigError, match=r"a run from noise level 0\.500 cannot follow"):
         sampled(model, inputs, sigmas=levels() / 2)
+    with pytest.raises(ConfigError, match=r"a run down to noise level 0\.6\d\d cannot follow: .*leftover noise"):
+        sampled(model, inputs, sigmas=levels(20)[:11])  # the first part of split sigmas
 
 
 def test_a_speedup_skips_steps_and_the_report_tells(pipe):
