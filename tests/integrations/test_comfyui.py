@@ -382,6 +382,8 @@ def test_what_is_refused(pipe, tmp_path):
         attached(patcher(pipe))
     with pytest.raises(ScheduleError, match=r"schedule\[2\]=2 is not among multiples=1,4"):
         settings(schedule=fitted(tmp_path, COARSE), multiples="1,4")
+    with pytest.raises(ScheduleError, match=r"schedule\[1\]=22: patches that span two latent frames .*--kinds 1,2,4,0"):
+        settings(schedule=fitted(tmp_path, [1, 22, 0]))
     with pytest.raises(ConfigError, match="coarse='adapter'"):
         settings(coarse="adapter")
     with pytest.raises(ConfigError, match="multiples='one'"):
