@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from .. import __version__
@@ -48,6 +49,22 @@ def accelerate_for(engine: str, pipe: Any, settings: PluginSettings) -> bool:
     return True
 
 
+def steps_of_call(pipe: Any, given: Mapping[str, Any]) -> int | None:
+    """How many steps a call will make; None where it may make a part of them, or does not say.
+
+    Args:
+        pipe: The engine's pipeline.
+        given: Arguments that the engine passes on, by name; what the call does not take is dropped, as engines do, and
+            its defaults stand for the rest.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    if values.get("strength", 1) != 1:  # how the part is rounded is the pipeline's
+        return None
+    steps = values.get("num_inference_steps")
+    return steps if isinstance(steps, int) else None
+
+
 def run_request(
     pipe: Any, wanted: Any, steps: int | None, call: Callable[[], Result]
 ) -> tuple[Result, dict[str, Any] | None]:
@@ -59,7 +76,7 @@ def run_request(
     Args:
         pipe: The engine's pipeline, accelerated or not.
         wanted: Settings that came with the request, or None for the pipeline's.
-        steps: Of the request, or None if they are not known before the call.
+        steps: As of :func:`steps_of_call`.
         call: Calls the pipeline.
 
     Returns:
@@ -76,9 +93,12 @@ def run_request(
         reason = f"this {type(pipe).__name__} is not accelerated; the log of the server's start says why"
         logger.warning("ddit_rt: a request runs plain: %s", reason)
         return call(), {"applied": False, "reason": reason}
-    settings, obstacle = {} if wanted is None else request_settings(wanted), ""
+    settings: dict[str, Any] = {}
+    obstacle = ""
     with _one_call:
-        if wanted is None and steps is not None:
+        if wanted is not None:
+            settings, _ = request_settings(wanted, found.config)
+        elif steps is not None:
             try:
                 found.policy_of(found.config).start(steps)
             except ScheduleError as error:

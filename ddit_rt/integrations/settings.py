@@ -43,14 +43,19 @@ class PluginSettings:
             changes: Fields of :class:`ddit_rt.DDiTConfig`, and ``adapter``.
 
         Raises:
-            ConfigError: an unknown name, or a value out of range.
+            ConfigError: an unknown name, a value out of range, or a fit, which no engine waits for.
             ScheduleError: a schedule that cannot be run.
         """
         chosen = dict(changes)
         adapter = chosen.pop("adapter", self.adapter)
         if not (adapter is None or isinstance(adapter, str)):
             raise ConfigError(f"adapter={shown(adapter)}: the path of an adapter, or its hub id.")
-        return PluginSettings(self.config.replace(**_deciding_alone(chosen)), adapter)
+        config = self.config.replace(**_deciding_alone(chosen))
+        if config.fit is not None:
+            raise ConfigError(
+                f"fit={config.fit!r} would keep requests waiting: run `ddit-rt fit` before, and leave it out."
+            )
+        return PluginSettings(config, adapter)
 
 
 def settings_from_environment(environment: Mapping[str, str] = os.environ) -> PluginSettings | None:
@@ -82,22 +87,27 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Pl
         changes = {name: _value_of(name, text) for name, text in given.items()}
         return PluginSettings(base, adapter).replace(changes)
     except DDiTError as error:
-        names = ", ".join(f"{PREFIX}{name.upper()}" for name in given)
+        names = ", ".join(f"{PREFIX}{name.upper()}" for name in (*given, *([] if path is None else ["config"])))
         raise type(error)(f"{names}: {error}") from None
 
 
-def request_settings(given: Any) -> dict[str, Any]:
-    """The settings of one request, checked without a pipeline; :func:`ddit_rt.pipeline.configured` takes them.
+def request_settings(given: Any, config: DDiTConfig) -> tuple[dict[str, Any], DDiTConfig]:
+    """The settings of one request, checked without a pipeline.
 
     Args:
         given: What came with the request: a mapping of the settings that say when to be coarse. ``speedup`` may be 1,
             for the plain pipeline. ``schedule`` is a list: a file would be one of the server's.
+        config: The server's own, in whose place or beside which they stand.
+
+    Returns:
+        The settings as :func:`ddit_rt.pipeline.configured` takes them, and what the request then runs with.
 
     Raises:
         ConfigError: no mapping, an unknown or another setting, or a value out of range.
         ScheduleError: the same of the schedule's entries.
     """
-    from ..pipeline import POLICY_SETTINGS  # imports torch, which a plug-in's registration does not need
+    # imports torch, which a plug-in's registration does not need
+    from ..pipeline import POLICY_SETTINGS, settings_of_call
 
     if not isinstance(given, Mapping):
         raise ConfigError(f"ddit={shown(given)}: give an object, as in {{'speedup': 2.5}}.")
@@ -109,10 +119,9 @@ def request_settings(given: Any) -> dict[str, Any]:
         raise ConfigError(f"ddit: schedule={shown(schedule)}: a list of one multiple per step, as in [1, 1, 0, 2].")
     chosen = _without_speedup_of_one(given)
     try:
-        DDiTConfig(**chosen)
+        return chosen, settings_of_call(config, chosen)
     except DDiTError as error:
         raise type(error)(f"ddit: {error}") from None
-    return chosen
 
 
 def _without_speedup_of_one(values: Mapping[str, Any]) -> dict[str, Any]:

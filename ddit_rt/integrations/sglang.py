@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..config import DDiTConfig
 from ..errors import DDiTError
 from .settings import PluginSettings, request_settings, settings_from_environment
 
@@ -45,7 +44,7 @@ def register() -> None:
         return
     HookRegistry.register(LOAD, _after_load(settings), HookType.AFTER)
     HookRegistry.register(FORWARD, around_forward, HookType.AROUND)
-    HookRegistry.register(SAMPLING, check_request, HookType.BEFORE)
+    HookRegistry.register(SAMPLING, _check_request(settings), HookType.BEFORE)
     HookRegistry.register(RESPONSE, tell_in_response, HookType.AFTER)
     HookRegistry.register(APP, let_responses_tell, HookType.BEFORE)
     logger.warning("ddit_rt will accelerate what SGLang's diffusers back-end loads (--backend diffusers), nothing else")
@@ -74,35 +73,43 @@ def around_forward(forward: Callable[..., Any], stage: Any, batch: Any, *args: A
     Raises:
         ConfigError, ScheduleError: settings that cannot be run; the engine makes an error of the request.
     """
-    from .acceleration import run_request
+    from .acceleration import run_request, steps_of_call
 
     extra = batch.extra or {}
     own = dict(extra.get("diffusers_kwargs") or {})
     wanted = own.pop(REQUEST_KEY, None)
     if wanted is not None:
         batch.extra = {**extra, "diffusers_kwargs": own}
-    steps = None if "strength" in own else batch.num_inference_steps
-    result, facts = run_request(stage.diffusers_pipe, wanted, steps, lambda: forward(stage, batch, *args, **kwargs))
+    named = {} if batch.num_inference_steps is None else {"num_inference_steps": batch.num_inference_steps}
+    pipe = stage.diffusers_pipe
+    steps = steps_of_call(pipe, {**named, **own})
+    result, facts = run_request(pipe, wanted, steps, lambda: forward(stage, batch, *args, **kwargs))
     if facts is not None:
         result.usage = {**(result.usage or {}), REQUEST_KEY: facts}
     return result
 
 
-def check_request(*args: Any, **kwargs: Any) -> None:
-    """Refuses a request's settings in the HTTP process, where a ValueError becomes status 400.
+def _check_request(settings: PluginSettings) -> Callable[..., None]:
+    def check_request(*args: Any, **kwargs: Any) -> None:
+        """Refuses a request's settings in the HTTP process, where a ValueError becomes status 400.
 
-    Raises:
-        ConfigError, ScheduleError: as of :func:`ddit_rt.integrations.settings.request_settings`, or the settings do not
-            go with the request's number of steps.
-    """
-    given = kwargs.get("diffusers_kwargs")
-    if not isinstance(given, dict) or given.get(REQUEST_KEY) is None:
-        return
-    from ..schedule import make_policy
+        Raises:
+            ConfigError, ScheduleError: as of :func:`ddit_rt.integrations.settings.request_settings`, or the settings do
+                not go with the request's number of steps.
+        """
+        given = kwargs.get("diffusers_kwargs")
+        if not isinstance(given, dict) or given.get(REQUEST_KEY) is None:
+            return
+        from ..schedule import make_policy
 
-    chosen, steps = request_settings(given[REQUEST_KEY]), kwargs.get("num_inference_steps")
-    if steps is not None and "strength" not in given:  # with one, the number of steps is the pipeline's to find
-        make_policy(DDiTConfig(**chosen), None).start(steps)
+        _, config = request_settings(given[REQUEST_KEY], settings.config)
+        steps = given.get("num_inference_steps", kwargs.get("num_inference_steps"))
+        # from a picture a part of the steps is made, by a strength that may be the pipeline's own, which is not here
+        from_picture = kwargs.get("image_path") or given.keys() & {"image", "strength", "video"}
+        if isinstance(steps, int) and not from_picture:
+            make_policy(config, None).start(steps)
+
+    return check_request
 
 
 def tell_in_response(response: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

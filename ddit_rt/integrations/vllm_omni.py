@@ -85,14 +85,14 @@ def run_adapter(adapter: Any, batch: Any, forward: Callable[[], Any]) -> Any:
     Raises:
         ConfigError, ScheduleError: settings that cannot be run; the engine makes an error of the request.
     """
-    from .acceleration import run_request
+    from .acceleration import run_request, steps_of_call
 
     sampling = batch.sampling_params
     wanted = (sampling.extra_args or {}).get(BACKEND)
     # the adapter passes on what is not None, over the defaults that the engine was started with
     given = {**adapter.od_config.diffusers_call_kwargs, **{k: v for k, v in vars(sampling).items() if v is not None}}
-    steps = None if "strength" in given else given.get("num_inference_steps")
-    result, facts = run_request(adapter._pipeline, wanted, steps, forward)
+    pipe = adapter._pipeline
+    result, facts = run_request(pipe, wanted, steps_of_call(pipe, given), forward)
     if facts is not None:
         logger.info("ddit_rt: request %s: %s", getattr(batch, "request_id", "?"), facts)
     return result

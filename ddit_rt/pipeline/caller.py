@@ -18,8 +18,13 @@ NOBODY: Caller = (None, 0)
 
 def is_pipeline(found: Any) -> bool:
     """Whether something is a pipeline of diffusers, an ordinary one or, where somebody has imported them, a modular."""
+    return isinstance(found, DiffusionPipeline) or is_modular(found)
+
+
+def is_modular(found: Any) -> bool:
+    """Whether something is a modular pipeline, whose call is that of its blocks."""
     modular = sys.modules.get("diffusers.modular_pipelines.modular_pipeline")
-    return isinstance(found, DiffusionPipeline) or (modular is not None and isinstance(found, modular.ModularPipeline))
+    return modular is not None and isinstance(found, modular.ModularPipeline)
 
 
 def calling_pipeline() -> Caller:

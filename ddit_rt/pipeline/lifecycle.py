@@ -14,7 +14,7 @@ from ..families import family_of
 from ..granularity import Adapter, load_adapter
 from ..schedule import Report
 from .accelerated_pipeline import AcceleratedPipeline
-from .caller import is_pipeline
+from .caller import is_modular, is_pipeline
 from .learning import Learner
 from .plain_state import accelerated_by
 
@@ -39,7 +39,7 @@ def accelerate(
 
     Raises:
         UnsupportedPipelineError, AdapterMismatchError, ScheduleError: as there.
-        ConfigError: as there, or a fit is asked for and nobody would make it.
+        ConfigError: as there, or a fit is asked for and nobody would make it, or could.
     """
     settings = DDiTConfig.make(config, overrides)
     if adapter is not None and not settings.chosen_target:
@@ -50,6 +50,11 @@ def accelerate(
             "before, with `ddit-rt fit` or ddit_rt.fit(pipe, prompts, ...), and leave it out."
         )
     family = family_of(pipe)
+    if settings.fit is not None and is_modular(pipe):  # neither its arguments as given nor its end can be heard of
+        raise ConfigError(
+            f"fit={settings.fit!r}: the calls of {type(pipe).__name__} cannot be fitted to. Fit before, with `ddit-rt "
+            "fit` or ddit_rt.fit on the ordinary pipeline of the same model: what that keeps serves this one, too."
+        )
     folders = [Path(adapter).with_name("schedules")] if isinstance(adapter, str | Path) else []
     trained = None if adapter is None else load_adapter(adapter)
     fresh = AcceleratedPipeline(pipe, family, settings, trained, folders=folders)

@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 from ..config import DDiTConfig
 from ..errors import ConfigError, DDiTError
 from ..schedule import Report
+from .caller import is_modular
 from .lifecycle import find_accelerated
+from .watching import watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,14 +55,8 @@ def warmup(
         tqdm(total=steps, desc=f"warm-up {width}x{height}", disable=not progress) as bar,
         own_bar_off(pipe),
         found.following(lambda index, patch_std: cycle[index % len(cycle)]) as reports,
+        watched(pipe, lambda step: bar.update()),
     ):
-
-        def tick(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            bar.update()
-            return {}
-
-        if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
-            arguments.setdefault("callback_on_step_end", tick)
         pipe(**arguments)
     return reports[0]
 
@@ -77,7 +73,7 @@ def _cycle(config: DDiTConfig, transformers: int) -> tuple[int, ...]:
 def _arguments(
     pipe: Any, height: int, width: int, num_frames: int | None, steps: int, call: dict[str, Any]
 ) -> dict[str, Any]:
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = _names_of_call(pipe)
     arguments: dict[str, Any] = {
         "num_inference_steps": steps,
         "output_type": "latent",
@@ -93,7 +89,7 @@ def _arguments(
         if getattr(pipe, "text_encoder", None) is None:
             raise ConfigError("the text encoder is not loaded: pass prompt_embeds=... as the requests will have them.")
         arguments["prompt"] = ""
-    for name in {"image", "control_image"} & known.keys():
+    for name in known & {"image", "control_image"}:
         arguments[name] = Image.new("RGB", (width, height))
     if "mask_image" in known:
         arguments["mask_image"] = Image.new("L", (width, height), 255)
@@ -104,15 +100,34 @@ def _arguments(
     return {**arguments, **call}
 
 
+def _names_of_call(pipe: Any) -> set[str]:
+    """What a call can be given; of a modular pipeline, what is the same whatever its blocks make of it: a picture that
+    is there chooses another workflow."""
+    if is_modular(pipe):
+        return {entry.name for entry in pipe.blocks.inputs} & {"prompt", "height", "width", "num_frames"}
+    return set(inspect.signature(type(pipe).__call__).parameters)
+
+
 @contextmanager
 def own_bar_off(pipe: Any) -> Iterator[None]:
     """Within the context calls of the pipeline show no progress bar."""
-    kept = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(kept or {}), "disable": True})
+    shown = list(_blocks_with_bars(pipe._blocks)) if is_modular(pipe) else [pipe]
+    kept = [getattr(one, "_progress_bar_config", None) for one in shown]
+    for one, config in zip(shown, kept):
+        one.set_progress_bar_config(**{**(config or {}), "disable": True})
     try:
         yield
     finally:
-        if kept is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = kept
+        for one, config in zip(shown, kept):
+            if config is None:
+                del one._progress_bar_config
+            else:
+                one._progress_bar_config = config
+
+
+def _blocks_with_bars(block: Any) -> Iterator[Any]:
+    """The blocks that loop, however deep; a modular pipeline's own setter reaches the outermost only."""
+    if hasattr(block, "set_progress_bar_config"):
+        yield block
+    for inner in block.sub_blocks.values():
+        yield from _blocks_with_bars(inner)

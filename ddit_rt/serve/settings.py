@@ -157,6 +157,16 @@ class ModelConfig(Settings):
     batch_wait: Annotated[float, Field(ge=0, le=10), Expected("seconds, 0 to 10.")] = 0.01
     """How long a picture waits for others to run with while the device is idle."""
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        for name in ("quality", "schedule"):
+            value = self.settings.get(name)
+            if self.speedup is not None and value is not None:
+                raise ConfigError(
+                    f"models: {self.name!r} has speedup={self.speedup:g} and {name}={shown(value)} in its settings: a "
+                    "target or a schedule decides alone; leave out one of them."
+                )
+
 
 def _checked_models(models: Any) -> tuple[ModelConfig, ...]:
     if isinstance(models, str) or not isinstance(models, Sequence) or not models:

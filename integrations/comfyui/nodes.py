@@ -75,9 +75,12 @@ class DDiTAccelerate(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, schedule: str, **inputs: Any) -> float:
-        """A schedule that was fitted anew counts as another input."""
-        path = Path(schedule.strip())
+    def fingerprint_inputs(cls, schedule: str | None, **inputs: Any) -> float:
+        """A schedule that was fitted anew counts as another input; None is one that another node has yet to name."""
+        named = (schedule or "").strip()
+        path = Path(named)
+        if named and path.is_dir():
+            path = path / "schedule.json"
         return path.stat().st_mtime if path.is_file() else 0.0
 
     @classmethod

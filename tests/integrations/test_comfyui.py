@@ -139,6 +139,8 @@ def test_moved_noise_levels_are_those_of_the_diffusers_pipeline(tmp_path):
         sampled(model, inputs, Sampler(sample_heun))
     with pytest.raises(ConfigError, match=r"a run from noise level 0\.500 cannot follow"):
         sampled(model, inputs, sigmas=levels() / 2)
+    with pytest.raises(ConfigError, match=r"a run down to noise level 0\.6\d\d cannot follow: .*leftover noise"):
+        sampled(model, inputs, sigmas=levels(20)[:11])  # the first part of split sigmas
 
 
 def test_a_speedup_skips_steps_and_the_report_tells(pipe):
@@ -380,6 +382,8 @@ def test_what_is_refused(pipe, tmp_path):
         attached(patcher(pipe))
     with pytest.raises(ScheduleError, match=r"schedule\[2\]=2 is not among multiples=1,4"):
         settings(schedule=fitted(tmp_path, COARSE), multiples="1,4")
+    with pytest.raises(ScheduleError, match=r"schedule\[1\]=22: patches that span two latent frames .*--kinds 1,2,4,0"):
+        settings(schedule=fitted(tmp_path, [1, 22, 0]))
     with pytest.raises(ConfigError, match="coarse='adapter'"):
         settings(coarse="adapter")
     with pytest.raises(ConfigError, match="multiples='one'"):

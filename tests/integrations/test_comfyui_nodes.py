@@ -56,7 +56,9 @@ def test_a_schedule_that_was_written_anew_is_another_input(nodes, tmp_path):
     first = told(schedule=str(path), speedup=2.0)
     os.utime(path, (1, 1))
     assert told(schedule=str(path), speedup=2.0) == 1.0 != first
+    assert told(schedule=str(tmp_path), speedup=2.0) == 1.0  # its folder
     assert told(schedule="", speedup=2.0) == told(schedule="owner/name", speedup=2.0) == 0.0
+    assert told(schedule=None, speedup=2.0) == 0.0  # linked from a node that has not run
 
 
 def test_the_pack_is_one_that_the_registry_takes():

@@ -131,6 +131,23 @@ def test_an_interrupted_call_leaves_nothing(modular: ModularPipeline) -> None:
     assert torch.equal(latents(modular), wanted)
 
 
+def test_it_is_warmed_up_as_the_ordinary_one(modular: ModularPipeline, capfd: pytest.CaptureFixture[str]) -> None:
+    ddit_rt.accelerate(modular, schedule=SCHEDULE)
+    wanted = latents(modular)
+    capfd.readouterr()
+    warm = ddit_rt.warmup(modular, 64, 64, progress=False, max_sequence_length=24)
+    assert warm.complete and {1, 2, 4} == set(warm.schedule) and "it/s" not in capfd.readouterr().err
+    assert ddit_rt.report(modular).schedule == SCHEDULE
+    assert torch.equal(latents(modular), wanted)
+    assert "it/s" in capfd.readouterr().err  # the bar is back
+
+
+def test_a_fit_to_its_first_calls_is_refused(modular: ModularPipeline) -> None:
+    with pytest.raises(ConfigError, match="fit='first-calls': the calls of FluxModularPipeline cannot be fitted to"):
+        ddit_rt.accelerate(modular, speedup=2, fit="first-calls")
+    assert find_accelerated(modular) is None
+
+
 def test_before_components_are_loaded_there_is_nothing_to_accelerate() -> None:
     with pytest.raises(UnsupportedPipelineError, match="FluxModularPipeline has no transformer loaded"):
         ddit_rt.accelerate(ModularPipeline.from_pretrained(MODEL))

@@ -58,6 +58,7 @@ def test_a_variable_stands_over_the_file(tmp_path: Path) -> None:
         ({"DDIT_SCHEDULE": "1,3"}, r"DDIT_SCHEDULE: schedule\[1\]=3"),
         ({"DDIT_SPEEDUP": "2", "DDIT_QUALITY": "40"}, "speedup=2.0 and quality=40.0|speedup=2 and quality=40"),
         ({"DDIT_CONFIG": "/none.yaml"}, "DDIT_CONFIG: config='/none.yaml': there is no such file"),
+        ({"DDIT_SPEEDUP": "3", "DDIT_FIT": "first-calls"}, "DDIT_SPEEDUP, DDIT_FIT: fit='first-calls' would keep"),
         ({"DDIT_CACHE": "*a"}, "DDIT_CACHE='\\*a' is no YAML"),
     ],
 )
@@ -66,11 +67,20 @@ def test_bad_values_are_refused_by_name(variables: dict[str, str], message: str)
         settings_from_environment(variables)
 
 
+def test_a_file_that_asks_for_a_fit_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "ddit.yaml"
+    file.write_text("speedup: 3\nfit: first-calls\n")
+    with pytest.raises(ConfigError, match="DDIT_CONFIG: fit='first-calls'"):
+        settings_from_environment({"DDIT_CONFIG": str(file)})
+    assert settings_from_environment({"DDIT_CONFIG": str(file), "DDIT_FIT": "null"}) is not None
+
+
 def test_a_request_says_when_to_be_coarse_and_nothing_else() -> None:
-    assert request_settings({"speedup": 3}) == {"speedup": 3}
-    assert request_settings({"speedup": 1}) == {"threshold": 0.0}
-    assert request_settings({"schedule": [1, 2, 0]}) == {"schedule": [1, 2, 0]}
-    assert request_settings({}) == {}
+    server = DDiTConfig(quality=40, corrector=False)
+    assert request_settings({"speedup": 3}, server) == ({"speedup": 3}, DDiTConfig(speedup=3, corrector=False))
+    assert request_settings({"speedup": 1}, server) == ({"threshold": 0.0}, DDiTConfig(threshold=0, corrector=False))
+    assert request_settings({"schedule": [1, 2, 0]}, server)[0] == {"schedule": [1, 2, 0]}
+    assert request_settings({}, server) == ({}, server)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +96,14 @@ def test_a_request_says_when_to_be_coarse_and_nothing_else() -> None:
 )
 def test_a_bad_request_is_refused_by_name(given: Any, error: type[DDiTError], message: str) -> None:
     with pytest.raises(error, match=message):
-        request_settings(given)
+        request_settings(given, DDiTConfig(speedup=2))
 
 
 def test_a_request_reads_no_file_of_the_server(tmp_path: Path) -> None:
     secret = tmp_path / "schedule.json"
     secret.write_text('{"schedule": [1, 1, 1]}')
     with pytest.raises(ConfigError, match=re.escape("a list of one multiple per step")):
-        request_settings({"schedule": str(secret)})
+        request_settings({"schedule": str(secret)}, DDiTConfig())
 
 
 def test_registration_needs_neither_torch_nor_an_engine() -> None:

@@ -206,6 +206,30 @@ def test_a_run_too_short_for_the_default_is_plain_as_an_engines_warm_up(
     assert facts is not None and facts["applied"] and 0 in facts["steps"]
 
 
+def test_a_run_from_a_picture_makes_a_part_of_the_steps_that_are_asked_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDIT_SCHEDULE", ",".join(map(str, SCHEDULE)))
+    engine.start()
+    stage = engine.stage(engine.load(tiny.flux("image")))
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    # the pipeline's own strength, 0.6, makes 8 of 12 steps
+    _, facts = outputs(stage, engine.request(steps=12, image=picture))
+    assert facts is not None and facts["applied"] and facts["steps"] == SCHEDULE
+    _, facts = outputs(stage, engine.request(steps=12, image=picture, strength=1.0))
+    assert facts is not None and not facts["applied"] and "12 denoising steps" in facts["reason"]
+    _, facts = outputs(stage, engine.request(steps=8, image=picture, strength=1.0))
+    assert facts is not None and facts["applied"] and facts["steps"] == SCHEDULE
+
+
+def test_steps_among_the_pipelines_own_arguments_count(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDIT_SCHEDULE", ",".join(map(str, SCHEDULE)))
+    engine.start()
+    stage = engine.stage(engine.load(tiny.flux()))
+    _, facts = outputs(stage, engine.request(steps=8, num_inference_steps=5))
+    assert facts is not None and not facts["applied"] and "5 denoising steps" in facts["reason"]
+
+
 def test_requests_at_once_do_not_share_settings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDIT_SPEEDUP", "2")
     engine.start()
@@ -250,12 +274,38 @@ def test_a_bad_request_is_refused_before_it_is_sent_to_a_worker(
         build("id", diffusers_kwargs={"ddit": {"speedup": 0.5}})
     with pytest.raises(ScheduleError, match="3"):
         build("id", num_inference_steps=8, diffusers_kwargs={"ddit": {"schedule": [1, 1, 0]}})
+    with pytest.raises(ScheduleError, match="5 denoising steps"):
+        own = {"ddit": {"schedule": SCHEDULE}, "num_inference_steps": 5}
+        build("id", num_inference_steps=8, diffusers_kwargs=own)
     assert isinstance(refused.value, ValueError)  # of which the engine makes status 400
     if not engine.real:  # the engine's own needs its arguments of start
         assert build("id", diffusers_kwargs={"ddit": {"speedup": 2}, "a": 1}, seed=3)["seed"] == 3
         own = {"ddit": {"schedule": [1, 1, 0]}, "strength": 0.5}
         assert build("id", num_inference_steps=6, diffusers_kwargs=own)["num_inference_steps"] == 6
+        of_picture = {"num_inference_steps": 12, "image_path": ["a.png"], "diffusers_kwargs": {"ddit": {"speedup": 8}}}
+        assert build("id", **of_picture) == of_picture  # the pipeline's own strength is not known here
         assert build("id", diffusers_kwargs=None) == {"diffusers_kwargs": None}
+
+
+@pytest.mark.parametrize(
+    ("variables", "ddit", "message"),
+    [
+        ({"DDIT_QUALITY": "30"}, {"toward_converged": 0.3}, "toward_converged=0.3: quality=30"),
+        ({"DDIT_REFERENCE": "converged"}, {"toward_converged": 0.3}, "reference='converged'"),
+        ({"DDIT_CORRECTOR": "false"}, {"toward_converged": 0.3}, "corrector=False"),
+        ({"DDIT_MULTIPLES": "1,2"}, {"schedule": [1] * 4 + [4]}, r"schedule\[4\]=4 is not among multiples=\(1, 2\)"),
+        ({"DDIT_SCHEDULE": "1,1,0,1,2,0,1,1"}, {"toward_converged": 0.5}, "8 entries, this run has 5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_stand_beside_the_servers_settings_is_refused_before_a_worker(
+    engine: Engine, variables: dict[str, str], ddit: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    engine.start()
+    with pytest.raises((ConfigError, ScheduleError), match=message):
+        engine.resolve(SAMPLING)("id", num_inference_steps=5, diffusers_kwargs={"ddit": ddit})
 
 
 def test_responses_tell(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

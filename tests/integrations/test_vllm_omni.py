@@ -161,6 +161,17 @@ def test_the_dummy_run_of_one_step_is_plain(engine: Engine, monkeypatch: pytest.
     assert report(adapter._pipeline).schedule == SCHEDULE
 
 
+def test_a_request_without_steps_makes_the_pipelines_own_number(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DDIT_SCHEDULE", "1,1,0,1,2,0,1,1")
+    plugin.register()
+    adapter = engine.load(tiny.flux())
+    image(adapter, engine.request(steps=None))
+    assert report(adapter._pipeline).schedule == [1] * 28
+    assert "a request of 28 steps runs plain" in caplog.text
+
+
 def test_bad_settings_of_the_cache_are_refused_before_anything_is_loaded(engine: Engine) -> None:
     plugin.register()
     with pytest.raises(ConfigError, match=r"--cache-config: speedup=0\.5"):
@@ -169,6 +180,9 @@ def test_bad_settings_of_the_cache_are_refused_before_anything_is_loaded(engine:
     with pytest.raises(ConfigError, match="--cache-config: unknown setting 'speed'"):
         engine.adapter(od_config=config)
     assert config.cache_backend == "ddit"
+    fit = {"speedup": 3, "fit": "first-calls"}
+    with pytest.raises(ConfigError, match="--cache-config: fit='first-calls' would keep requests waiting"):
+        engine.adapter(od_config=engine.config(None, cache_backend="ddit", cache_config=fit))
 
 
 def test_what_else_the_adapter_refuses_it_refuses_with_our_back_end_too(engine: Engine) -> None:

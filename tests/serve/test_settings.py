@@ -57,6 +57,8 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
         ("models: [{name: a, model: b, speedup: 0.5}]", "speedup"),
         ("models: [{name: a, model: b, sizes: [10by10]}]", "10by10"),
         ("models: [{name: a, model: b, settings: {treshold: 1}}]", "treshold"),
+        ("models: [{name: a, model: b, speedup: 1, settings: {quality: 30}}]", "'a' has speedup=1 and quality=30"),
+        ("models: [{name: a, model: b, speedup: 3, settings: {schedule: [1, 0]}}]", r"speedup=3 and schedule=\[1, 0\]"),
         ("models: [{name: a, model: b, replicas: 0}]", "replicas"),
         ("models: [{name: a, model: b, quantize: int3}]", "scheme='int3': use 'auto' or one of 'fp8'"),
         ("models: [{name: a, model: b}]\nport: 99999", "port"),

@@ -16,6 +16,7 @@ import torch
 
 from ...config import DDiTConfig
 from ...errors import ConfigError, ScheduleError, UnsupportedPipelineError
+from ...multiples import TEMPORAL_MULTIPLES
 from ...schedule import FittedSchedule, Report
 from .run import SamplingRun, place, policy_of
 from .samplers import SamplerFacts
@@ -66,7 +67,7 @@ def settings(
 
     Raises:
         ConfigError: a value is out of range.
-        ScheduleError: the schedule holds a size that is not among ``multiples``.
+        ScheduleError: the schedule holds a size that is not among ``multiples``, or spans two latent frames.
     """
     if coarse not in _PATHS:
         raise ConfigError(f"coarse={coarse!r}: use one of {', '.join(map(repr, _PATHS))}.")
@@ -81,6 +82,11 @@ def settings(
         return DDiTConfig(threshold=threshold, **shared)
     fitted = FittedSchedule.load(schedule.strip())
     for index, multiple in enumerate(fitted.schedule):
+        if multiple in TEMPORAL_MULTIPLES:
+            raise ScheduleError(
+                f"schedule[{index}]={multiple}: patches that span two latent frames do not run in ComfyUI; fit without "
+                "them, as in `ddit-rt fit --kinds 1,2,4,0`."
+            )
         if multiple not in (0, *sizes):
             raise ScheduleError(f"schedule[{index}]={multiple} is not among multiples={multiples}: add it there.")
     return DDiTConfig(schedule=fitted, **shared)

@@ -351,13 +351,18 @@ def place(
     placed = list(levels) if ask is None else [float(level) for level in ask(levels)]
     if placed == list(levels):
         return placed
-    if not sampler.is_euler or levels[0] < 0.999 * most:
-        what = f"sampler {sampler.name}" if not sampler.is_euler else f"a run from noise level {levels[0]:.3f}"
-        raise ConfigError(
-            f"the schedule has noise levels of its own, which {what} cannot follow: use sampler euler and denoise 1, "
-            "or a schedule fitted with --reference plain."
-        )
-    return placed
+    if not sampler.is_euler:
+        what = f"sampler {sampler.name}"
+    elif levels[0] < 0.999 * most:
+        what = f"a run from noise level {levels[0]:.3f}"
+    elif abs(levels[-1] - placed[-1]) > _NEAR:  # the sampler behind it would miss the noise that was to be left
+        what = f"a run down to noise level {levels[-1]:.3f}"
+    else:
+        return placed
+    raise ConfigError(
+        f"the schedule has noise levels of its own, which {what} cannot follow: use sampler euler for a whole run, "
+        "with denoise 1, sigmas that are not split and no leftover noise, or a schedule fitted with --reference plain."
+    )
 
 
 def policy_of(config: DDiTConfig) -> Policy:
