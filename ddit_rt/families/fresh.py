@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import Adapter, AdapterSpec, fingerprint
 from ..multiples import SUPPORTED_MULTIPLES
+from ..settings import shown
 from .base import Family
 
 
@@ -45,6 +46,12 @@ def fresh_adapter(
         ConfigError: a value is out of range, or the family cannot work with one of the multiples.
         UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
     """
+    if isinstance(targets, str) or not _holds(targets, str):
+        raise ConfigError(f"targets={shown(targets)}: a tuple of names, as in ('feed-forward', 'attention').")
+    if multiples is not None and not _holds(multiples, int):
+        raise ConfigError(f"multiples={shown(multiples)}: coarse sizes, as in (2, 4).")
+    if alpha is not None and not isinstance(alpha, int | float):
+        raise ConfigError(f"alpha={shown(alpha)}: a number, or None for the rank.")
     coarse = tuple(k for k in family.multiples if k > 1 and k in SUPPORTED_MULTIPLES)
     multiples = coarse if multiples is None else tuple(multiples)
     if any(k in SUPPORTED_MULTIPLES and k not in family.multiples for k in multiples):
@@ -71,3 +78,8 @@ def fresh_adapter(
         training=training or {},
     )
     return Adapter(spec, ends).to(device=ends.embed_weight.device).float()
+
+
+def _holds(values: object, kind: type) -> bool:
+    """Whether it is a sequence of nothing but ``kind``."""
+    return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)

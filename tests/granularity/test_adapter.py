@@ -1,5 +1,6 @@
 """Adapters: fresh ones equal band-split, trained ones act on coarse steps and on nothing else."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -277,6 +278,17 @@ def test_lora_on_the_attention_of_a_video_model():
 def test_unknown_targets(target, match):
     with pytest.raises(ConfigError, match=match):
         fresh(tiny.flux(), targets=("feed-forward", target))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"targets": "feed-forward"}, {"targets": None}, {"targets": (1,)}, {"multiples": 2}, {"alpha": "x"}],
+    ids=str,
+)
+def test_values_of_another_kind_are_named(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}: ")):
+        fresh(tiny.flux(), **options)
 
 
 def test_lora_on_layers_that_are_fused_away_is_refused():
