@@ -344,11 +344,17 @@ class Family(ABC):
         return weight.reshape(shape)
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
-        """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
+        """All linear layers in use, quantised ones too, as without LoRAs: path -> (in_features, out_features)."""
+        layers = dict(module.named_modules())
+        # what peft wraps, and the factors beside it
+        inside = tuple(f"{name}." for name, layer in layers.items() if hasattr(layer, "base_layer"))
         return {
             name: (layer.in_features, layer.out_features)  # type: ignore[misc]
-            for name, layer in module.named_modules()
-            if hasattr(layer, "in_features") and hasattr(layer, "out_features") and not is_fused(module, name)
+            for name, layer in layers.items()
+            if hasattr(layer, "in_features")
+            and hasattr(layer, "out_features")
+            and not name.startswith(inside)
+            and not is_fused(module, name)
         }
 
     def target_layers(self, module: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -280,6 +280,13 @@ def test_unknown_targets(target, match):
         fresh(tiny.flux(), targets=("feed-forward", target))
 
 
+def test_a_users_lora_adds_no_layers_to_those_that_a_target_names():
+    pipe, target = tiny.flux(), r".*\.ff\..*"
+    plain = fresh(pipe, targets=(target,)).spec.layers
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["ff.net.2"]))
+    assert fresh(pipe, targets=(target,)).spec.layers == plain
+
+
 @pytest.mark.parametrize(
     "options",
     [{"targets": "feed-forward"}, {"targets": None}, {"targets": (1,)}, {"multiples": 2}, {"alpha": "x"}],
