@@ -337,7 +337,11 @@ class Family(ABC):
         shape = projections.embed_weight.shape
         if own is not None:
             own = self.embed_layout(own, shape) if own.numel() == shape.numel() else None
-        return ModelFacts(self.name, projections, self.linear_layers(module), own)
+        return ModelFacts(self.name, projections, self.linear_layers(module), own, self.blocks(module))
+
+    def blocks(self, module: nn.Module) -> int:
+        """How many blocks the model has, of whatever kinds."""
+        return sum(len(child) for child in module.children() if isinstance(child, nn.ModuleList))
 
     def embed_layout(self, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """The embedding's weight as the model keeps it, in canonical layout (d, C_in, p, p), which is ``shape``."""

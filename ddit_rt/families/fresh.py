@@ -75,6 +75,7 @@ def fresh_adapter(
         positions=positions,
         base_model=base_model,
         fingerprint=fingerprint(ends.embed_weight),
+        blocks=family.blocks(base),
         training=training or {},
     )
     return Adapter(spec, ends).to(device=ends.embed_weight.device).float()

@@ -1,5 +1,6 @@
 """Adapters: fresh ones equal band-split, trained ones act on coarse steps and on nothing else."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -285,6 +286,20 @@ def test_a_users_lora_adds_no_layers_to_those_that_a_target_names():
     plain = fresh(pipe, targets=(target,)).spec.layers
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["ff.net.2"]))
     assert fresh(pipe, targets=(target,)).spec.layers == plain
+
+
+def test_an_adapter_of_a_shallower_model_with_the_same_embedding_is_refused():
+    pipe = tiny.flux()
+    adapter, older = fresh(pipe), fresh(pipe)
+    older.spec = replace(older.spec, blocks=None)
+    with torch.no_grad():
+        for weight in pipe.transformer.transformer_blocks.parameters():
+            weight.mul_(1.1)
+    ddit_rt.restore(ddit_rt.accelerate(pipe, adapter=adapter))  # trained on, it still is the model's
+    pipe.transformer.single_transformer_blocks.append(copy.deepcopy(pipe.transformer.single_transformer_blocks[0]))
+    with pytest.raises(AdapterMismatchError, match="made for blocks=2, transformer has blocks=3"):
+        ddit_rt.accelerate(pipe, adapter=adapter)
+    ddit_rt.accelerate(pipe, adapter=older)
 
 
 @pytest.mark.parametrize(

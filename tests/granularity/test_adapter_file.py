@@ -126,7 +126,7 @@ def test_other_models(path):
     for pipe, match in (
         (tiny.wan(), "for flux models, transformer is wan"),
         (other_width(), "width=32, transformer has width=64"),
-        (other_blocks(), "no such layer in use"),
+        (other_blocks(), "blocks=2, transformer has blocks=1"),
         (other_weights(), "other weights"),
     ):
         with pytest.raises(ddit_rt.AdapterMismatchError, match=match):
