@@ -31,8 +31,8 @@ from ..granularity import (
     is_fused,
 )
 from ..multiples import SUPPORTED_MULTIPLES
-from ..runtime import Trunk
-from .weights import own_weight
+from ..runtime import Trunk, adapter_state
+from .weights import active_loras, own_weight
 
 
 @dataclass(frozen=True)
@@ -326,9 +326,17 @@ class Family(ABC):
 
     def stamp(self, module: nn.Module) -> tuple[object, ...]:
         """Changes when the embedding's or de-embedding's weights are known to have changed."""
-        weights = (weight for name in self.projection_names for weight in module.get_submodule(name).parameters())
+        ends = [module.get_submodule(name) for name in self.projection_names]
+        weights = (weight for end in ends for weight in end.parameters())
+        switches = (adapter_state(end) for end in ends if hasattr(end, "merged_adapters"))
         # weights made in inference mode count no versions
-        return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        versions = ((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        return *versions, *switches
+
+    def loras_on_ends(self, module: nn.Module) -> str:
+        """Names of the ends that compute with a user's LoRA, beside their weights or fused into them; may be empty."""
+        ends = {name: module.get_submodule(name) for name in self.projection_names}
+        return ", ".join(name for name, end in ends.items() if active_loras(end) or getattr(end, "merged_adapters", []))
 
     def facts(self, module: nn.Module) -> ModelFacts:
         """What of the model an adapter depends on."""

@@ -33,7 +33,7 @@ def fresh_adapter(
 
     Args:
         family: Of the model.
-        transformer: The model; it is read, not changed.
+        transformer: The model; it is read, not changed. The adapter's ends begin with what LoRAs add to the model's.
         targets: Layers that get LoRA, see :meth:`Family.target_layers`; the feed-forward's are the paper's.
         multiples: Coarse sizes in space; None takes all that the family can work with.
         rank, alpha, shared, memory, positions, base_model, training: See
@@ -57,9 +57,13 @@ def fresh_adapter(
     if any(k in SUPPORTED_MULTIPLES and k not in family.multiples for k in multiples):
         raise ConfigError(f"multiples={multiples}: models of family {family.name} can work with {coarse} only.")
     base = unwrap_module(transformer)
-    ends = family.projections(base)
+    facts = family.facts(base)
+    ends, own = facts.projections, facts.own_embedding
     if not ends.embed_weight.is_floating_point():
         raise UnsupportedPipelineError("the model's embedding is quantised: load the model with its own weights.")
+    # of a quantised embedding a LoRA's part cannot be told
+    if own is None and not family.loras_on_ends(base):
+        own = ends.embed_weight
     spec = AdapterSpec(
         family=family.name,
         multiples=multiples,
@@ -74,8 +78,8 @@ def fresh_adapter(
         memory=memory,
         positions=positions,
         base_model=base_model,
-        fingerprint=fingerprint(ends.embed_weight),
-        blocks=family.blocks(base),
+        fingerprint=() if own is None else fingerprint(own),
+        blocks=facts.blocks,
         training=training or {},
     )
     return Adapter(spec, ends).to(device=ends.embed_weight.device).float()

@@ -52,7 +52,7 @@ class ModelState:
             self._addresses = addresses
             self.version += 1
         self.switches = (
-            tuple(map(_adapter_state, self._adapters)),
+            tuple(map(adapter_state, self._adapters)),
             tuple(_processor_state(layer.processor) for layer in self._attentions),
         )
         self.obstacle = self._obstacle()
@@ -115,7 +115,7 @@ def interventions(module: nn.Module) -> list[tuple[object, ...]]:
         if forward is not None and getattr(forward, "__func__", None) is not type(layer).forward:
             things.append(forward)
         if "merged_adapters" in attributes:
-            things.append(_adapter_state(layer))
+            things.append(adapter_state(layer))
         if things:
             found.append((number, *things))
     return found
@@ -132,6 +132,18 @@ def ambient() -> Hashable:
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
         cuda.cudnn_sdp_enabled(),
+    )
+
+
+def adapter_state(layer: Any) -> Hashable:
+    """What a layer of peft reads in its forward: which adapters are active, how strong, merged or not."""
+    scales = getattr(layer, "scaling", {})
+    return (
+        tuple(layer.active_adapters),
+        layer.disable_adapters,
+        tuple(layer.merged_adapters),
+        # peft multiplies and divides again for scales passed with a call, which can move the last bit
+        tuple((k, v.data_ptr() if isinstance(v, torch.Tensor) else round(v, 12)) for k, v in scales.items()),
     )
 
 
@@ -156,18 +168,6 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     for name in tensor.__tensor_flatten__()[0]:
         yield from _parts(getattr(tensor, name))
-
-
-def _adapter_state(layer: Any) -> Hashable:
-    """What a layer of peft reads in its forward: which adapters are active, how strong, merged or not."""
-    scales = getattr(layer, "scaling", {})
-    return (
-        tuple(layer.active_adapters),
-        layer.disable_adapters,
-        tuple(layer.merged_adapters),
-        # peft multiplies and divides again for scales passed with a call, which can move the last bit
-        tuple((k, v.data_ptr() if isinstance(v, torch.Tensor) else round(v, 12)) for k, v in scales.items()),
-    )
 
 
 def _processor_state(processor: Any) -> Hashable:
