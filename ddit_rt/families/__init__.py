@@ -15,6 +15,7 @@ from .identity import fingerprint
 from .joining import Expectation, Joiner, NotJoinedError, expected_second
 from .packed import PackedFamily, PositionIdFamily
 from .streams import TwoStreamFamily
+from .weights import lora_scale, scaled_loras
 
 _FILES = {
     "dit": ("DiT",),
@@ -68,8 +69,10 @@ __all__ = [
     "family_of",
     "fingerprint",
     "fresh_adapter",
+    "lora_scale",
     "raw_sample",
     "register_family",
+    "scaled_loras",
     "supported_pipelines",
 ]
 

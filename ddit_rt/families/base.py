@@ -31,8 +31,8 @@ from ..granularity import (
     is_fused,
 )
 from ..multiples import SUPPORTED_MULTIPLES
-from ..runtime import Trunk
-from .weights import own_weight
+from ..runtime import Trunk, adapter_state
+from .weights import active_loras, own_weight
 
 
 @dataclass(frozen=True)
@@ -326,9 +326,17 @@ class Family(ABC):
 
     def stamp(self, module: nn.Module) -> tuple[object, ...]:
         """Changes when the embedding's or de-embedding's weights are known to have changed."""
-        weights = (weight for name in self.projection_names for weight in module.get_submodule(name).parameters())
+        ends = [module.get_submodule(name) for name in self.projection_names]
+        weights = (weight for end in ends for weight in end.parameters())
+        switches = (adapter_state(end) for end in ends if hasattr(end, "merged_adapters"))
         # weights made in inference mode count no versions
-        return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        versions = ((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        return *versions, *switches
+
+    def loras_on_ends(self, module: nn.Module) -> str:
+        """Names of the ends that compute with a user's LoRA, beside their weights or fused into them; may be empty."""
+        ends = {name: module.get_submodule(name) for name in self.projection_names}
+        return ", ".join(name for name, end in ends.items() if active_loras(end) or getattr(end, "merged_adapters", []))
 
     def facts(self, module: nn.Module) -> ModelFacts:
         """What of the model an adapter depends on."""
@@ -337,18 +345,28 @@ class Family(ABC):
         shape = projections.embed_weight.shape
         if own is not None:
             own = self.embed_layout(own, shape) if own.numel() == shape.numel() else None
-        return ModelFacts(self.name, projections, self.linear_layers(module), own)
+        return ModelFacts(self.name, projections, self.linear_layers(module), own, self.blocks(module))
+
+    def blocks(self, module: nn.Module) -> int:
+        """How many blocks the model has, of whatever kinds."""
+        return sum(len(child) for child in module.children() if isinstance(child, nn.ModuleList))
 
     def embed_layout(self, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """The embedding's weight as the model keeps it, in canonical layout (d, C_in, p, p), which is ``shape``."""
         return weight.reshape(shape)
 
     def linear_layers(self, module: nn.Module) -> dict[str, tuple[int, int]]:
-        """All linear layers in use, quantised ones too: path -> (in_features, out_features)."""
+        """All linear layers in use, quantised ones too, as without LoRAs: path -> (in_features, out_features)."""
+        layers = dict(module.named_modules())
+        # what peft wraps, and the factors beside it
+        inside = tuple(f"{name}." for name, layer in layers.items() if hasattr(layer, "base_layer"))
         return {
             name: (layer.in_features, layer.out_features)  # type: ignore[misc]
-            for name, layer in module.named_modules()
-            if hasattr(layer, "in_features") and hasattr(layer, "out_features") and not is_fused(module, name)
+            for name, layer in layers.items()
+            if hasattr(layer, "in_features")
+            and hasattr(layer, "out_features")
+            and not name.startswith(inside)
+            and not is_fused(module, name)
         }
 
     def target_layers(self, module: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:

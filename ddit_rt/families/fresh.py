@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ConfigError, UnsupportedPipelineError
 from ..granularity import Adapter, AdapterSpec, fingerprint
 from ..multiples import SUPPORTED_MULTIPLES
+from ..settings import shown
 from .base import Family
 
 
@@ -32,7 +33,7 @@ def fresh_adapter(
 
     Args:
         family: Of the model.
-        transformer: The model; it is read, not changed.
+        transformer: The model; it is read, not changed. The adapter's ends begin with what LoRAs add to the model's.
         targets: Layers that get LoRA, see :meth:`Family.target_layers`; the feed-forward's are the paper's.
         multiples: Coarse sizes in space; None takes all that the family can work with.
         rank, alpha, shared, memory, positions, base_model, training: See
@@ -45,14 +46,24 @@ def fresh_adapter(
         ConfigError: a value is out of range, or the family cannot work with one of the multiples.
         UnsupportedPipelineError: the model's embedding is quantised, so there is nothing to start from.
     """
+    if isinstance(targets, str) or not _holds(targets, str):
+        raise ConfigError(f"targets={shown(targets)}: a tuple of names, as in ('feed-forward', 'attention').")
+    if multiples is not None and not _holds(multiples, int):
+        raise ConfigError(f"multiples={shown(multiples)}: coarse sizes, as in (2, 4).")
+    if alpha is not None and not isinstance(alpha, int | float):
+        raise ConfigError(f"alpha={shown(alpha)}: a number, or None for the rank.")
     coarse = tuple(k for k in family.multiples if k > 1 and k in SUPPORTED_MULTIPLES)
     multiples = coarse if multiples is None else tuple(multiples)
     if any(k in SUPPORTED_MULTIPLES and k not in family.multiples for k in multiples):
         raise ConfigError(f"multiples={multiples}: models of family {family.name} can work with {coarse} only.")
     base = unwrap_module(transformer)
-    ends = family.projections(base)
+    facts = family.facts(base)
+    ends, own = facts.projections, facts.own_embedding
     if not ends.embed_weight.is_floating_point():
         raise UnsupportedPipelineError("the model's embedding is quantised: load the model with its own weights.")
+    # of a quantised embedding a LoRA's part cannot be told
+    if own is None and not family.loras_on_ends(base):
+        own = ends.embed_weight
     spec = AdapterSpec(
         family=family.name,
         multiples=multiples,
@@ -67,7 +78,13 @@ def fresh_adapter(
         memory=memory,
         positions=positions,
         base_model=base_model,
-        fingerprint=fingerprint(ends.embed_weight),
+        fingerprint=() if own is None else fingerprint(own),
+        blocks=facts.blocks,
         training=training or {},
     )
     return Adapter(spec, ends).to(device=ends.embed_weight.device).float()
+
+
+def _holds(values: object, kind: type) -> bool:
+    """Whether it is a sequence of nothing but ``kind``."""
+    return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)

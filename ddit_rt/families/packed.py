@@ -113,11 +113,12 @@ class PackedFamily(Family):
             # such models order the values of a token (channel, row, column)
             return rearrange(rows, "(c s) ... -> (s c) ...", s=PATCH**2)
 
+        bias = stored(deembed, "bias")
         return PatchProjections(
             stored(embed).unflatten(1, (-1, PATCH, PATCH)),
             stored(embed, "bias"),
             pixel_major(stored(deembed)),
-            None if deembed.bias is None else pixel_major(stored(deembed, "bias")),
+            None if bias is None else pixel_major(bias),
         )
 
     def own_ends(self, module: nn.Module, call: ModelInputs) -> OwnEnds:

@@ -1,7 +1,9 @@
-"""Weights as a model has them, however they are stored: offloaded, quantised, or with a LoRA fused into them."""
+"""Weights as a model has them, however they are stored: offloaded, quantised, with a LoRA beside them or fused in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ def kept(layer: Any, name: str = "weight") -> Any:
     """
     tensor = getattr(layer, name)
     if tensor is not None and tensor.is_meta:
-        hook = getattr(layer, "_hf_hook", None)
+        hook = getattr(getattr(layer, "base_layer", layer), "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):
             elsewhere: Any = getattr(one, "weights_map", None)
             if elsewhere is not None:
@@ -34,10 +36,10 @@ def kept(layer: Any, name: str = "weight") -> Any:
 
 
 def stored(layer: Any, name: str = "weight") -> Any:
-    """A layer's weight or bias to compute with; None where it has none.
+    """A layer's weight or bias to compute with, what LoRAs add to it included; None where it has none.
 
     8-bit floats of diffusers' layerwise casting become float32, and what torchao, GGUF or bitsandbytes have quantised
-    is computed from what they keep.
+    is computed from what they keep. With a LoRA it is float32, since a smaller type would round small additions away.
 
     Args:
         layer: A linear or convolution layer, or peft's wrapping of one.
@@ -46,6 +48,14 @@ def stored(layer: Any, name: str = "weight") -> Any:
     Raises:
         UnsupportedPipelineError: the layer keeps its values in a way that is not known here.
     """
+    own, loras = _stored(layer, name), active_loras(layer)
+    if not loras:
+        return own
+    return _with_loras(layer, own, loras) if name == "weight" else _bias_with_loras(layer, own, loras)
+
+
+def _stored(layer: Any, name: str) -> Any:
+    """The same without LoRAs."""
     if not hasattr(layer, name):
         raise _unreadable(layer, f"has no {name}")
     tensor = kept(layer, name)
@@ -58,11 +68,40 @@ def stored(layer: Any, name: str = "weight") -> Any:
     return tensor.float() if tensor.dtype in _EIGHT_BIT_FLOATS else tensor
 
 
+@torch.no_grad()
+def _with_loras(layer: Any, own: torch.Tensor, loras: Sequence[str]) -> torch.Tensor:
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
+    result = own
+    for lora in loras:
+        is_dora = lora in getattr(layer, "lora_magnitude_vector", ())
+        if not hasattr(layer, "lora_A") or (lora in getattr(layer, "lora_variant", ()) and not is_dora):
+            raise _unreadable(layer, f"has {lora!r} beside it, which is no plain LoRA")
+        down, up = (kept(factors[lora]).to(own).flatten(1) for factors in (layer.lora_A, layer.lora_B))
+        added = (up @ down).view(own.shape) * layer.scaling[lora]
+        result = result + added
+        if is_dora:  # the rows' lengths are learned too; peft measures them without other LoRAs, and scales all
+            lengths = kept(layer.lora_magnitude_vector[lora]).to(own).flatten()
+            factors = lengths / (own + added).flatten(1).norm(dim=1)
+            result = result * factors.view(-1, *[1] * (own.ndim - 1))
+    return result
+
+
+@torch.no_grad()
+def _bias_with_loras(layer: Any, own: torch.Tensor | None, loras: Sequence[str]) -> torch.Tensor | None:
+    for lora in loras:
+        bias = kept(layer.lora_B[lora], "bias")
+        if bias is not None:
+            added = bias.float() * layer.scaling[lora]
+            own = added if own is None else own + added
+    return own
+
+
 def _unreadable(layer: Any, reason: str) -> UnsupportedPipelineError:
     return UnsupportedPipelineError(
-        f"the values of a {type(layer).__module__}.{type(layer).__name__} cannot be read: it {reason}, and of what is "
-        "quantised torchao's, GGUF's and bitsandbytes' layers are known. Leave the transformer's embedding and "
-        "de-embedding as they were loaded, or take coarse='delta' or 'band-split', which run them as they are."
+        f"the values of a {type(layer).__module__}.{type(layer).__name__} cannot be read: it {reason}. Of what is "
+        "quantised torchao's, GGUF's and bitsandbytes' layers are known, and of peft's LoRA and DoRA. Leave the "
+        "transformer's embedding and de-embedding as they were loaded, or take coarse='delta' or 'band-split', which "
+        "run them as they are."
     )
 
 
@@ -97,8 +136,36 @@ def _dequantised(layer: Any, weight: Any) -> torch.Tensor:
     return found.as_subclass(torch.Tensor).to(dtype)
 
 
+def active_loras(layer: Any) -> list[str]:
+    """Names of what peft adds to a layer in its forward: loaded, switched on, and not fused into the weight."""
+    # peft adds nothing beside a weight that has something fused into it
+    if not hasattr(layer, "merged_adapters") or layer.disable_adapters or layer.merged_adapters:
+        return []
+    parts = [getattr(layer, name) for name in layer.adapter_layer_names]
+    return [name for name in layer.active_adapters if any(name in part for part in parts)]
+
+
+def lora_scale(arguments: Mapping[str, Any]) -> float:
+    """The strength that a transformer's call gives to all LoRAs, by which diffusers multiplies their own."""
+    given = (arguments.get(name) or {} for name in ("joint_attention_kwargs", "attention_kwargs"))
+    return float(next((one["scale"] for one in given if "scale" in one), 1.0))
+
+
+@contextmanager
+def scaled_loras(layers: Sequence[Any], scale: float) -> Iterator[None]:
+    """Within the context the LoRAs of ``layers`` are as strong as in a forward that is given ``scale``."""
+    own = [(layer.scaling, dict(layer.scaling)) for layer in layers if hasattr(layer, "scaling")]
+    try:
+        for scaling, strengths in own if scale != 1 else ():
+            scaling.update({name: strength * scale for name, strength in strengths.items()})
+        yield
+    finally:
+        for scaling, strengths in own:
+            scaling.update(strengths)
+
+
 def own_weight(layer: Any) -> torch.Tensor | None:
-    """A layer's weight as it is kept, but without the LoRAs that are fused into it; None where they cannot be told.
+    """A layer's weight as it is kept, without LoRAs beside it or fused into it; None where those cannot be told.
 
     Args:
         layer: As for :func:`stored`.
@@ -106,7 +173,7 @@ def own_weight(layer: Any) -> torch.Tensor | None:
     merged = list(getattr(layer, "merged_adapters", ()))
     if is_quantised(layer.weight):
         return None
-    weight: torch.Tensor = layer.weight if not layer.weight.is_meta else stored(layer)
+    weight: torch.Tensor = layer.weight if not layer.weight.is_meta else _stored(layer, "weight")
     if not merged:
         return weight
     if not weight.is_floating_point():

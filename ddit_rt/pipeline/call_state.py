@@ -19,6 +19,7 @@ from ..granularity import CoarsePath, Geometry, PredictionHistory, VariancePrese
 from ..multiples import SKIP, side_of
 from ..runtime import CacheState, agree_on_multiple
 from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spacing, StepRecord, StepView, levels_of
+from .coarse_weights import unread_loras
 from .guidance import BatchedGuidance
 from .modulation import ModulationAhead
 from .process import process_of
@@ -260,6 +261,7 @@ class CallState:
             multiple, divided = agree_on_multiple(base, inputs, multiple, self._path.needs_projections)
             note = divided or note
         known = self.index < len(self._timesteps)
+        unread = unread_loras(family, base) if multiple > 1 and self._path.adapter is not None else ""
         self.record = StepRecord(
             index=self.index,
             timestep=self._timesteps[self.index] if known else math.nan,
@@ -267,7 +269,7 @@ class CallState:
             multiple=multiple,
             tokens=inputs.geometry.tokens(multiple) if inputs is not None and multiple != SKIP else 0,
             executed=executed if multiple == 1 or (multiple > 1 and self._path.calls_model) else "cached",
-            note=note or self._stray,
+            note=note or self._stray or unread,
         )
         self._stray = ""
         self._stop = stopwatch(inputs.latent.device if inputs is not None else torch.device("cpu"))

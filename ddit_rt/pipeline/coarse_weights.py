@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
-from ..families import Family, ModelInputs
+from ..families import Family, ModelInputs, lora_scale, scaled_loras
 from ..granularity import CoarsePath, MergedSet, PatchEmbedding
+
+logger = logging.getLogger(__name__)
+
+
+def unread_loras(family: Family, base: nn.Module) -> str:
+    """What a LoRA of the user's cannot do beside an adapter; empty if there is none on the transformer's ends."""
+    names = family.loras_on_ends(base)
+    return names and f"the LoRA on {names} changes full steps alone: in coarse ones the adapter's weights stand there"
 
 
 class CoarseWeights:
@@ -29,6 +38,7 @@ class CoarseWeights:
         self._stamps: dict[tuple[int, int], tuple[object, ...]] = {}
         # models whose copied weights have been brought up to date in this pipeline call
         self._renewed: set[tuple[int, int]] = set()
+        self._logged = False
 
     def begin_call(self) -> None:
         """A pipeline call begins: weights that leave no trace of a change are read again when first used in it."""
@@ -39,18 +49,25 @@ class CoarseWeights:
         adapter = self._path.adapter
         if adapter is None:
             return
+        unread = "" if self._logged else unread_loras(self._family, base)
+        if unread:
+            self._logged = True
+            logger.warning("%s", unread)
         adapter.place(inputs.latent.device, inputs.latent.dtype)
         for merged in dict.fromkeys(self._merged_set(base, k) for k in self._merged_sizes):
             merged.refresh(thorough=self._first_time(id(base), 0))
         self._renewed.add((id(base), 0))
 
-    def embedding(self, base: nn.Module, multiple: int, like: torch.Tensor) -> PatchEmbedding:
-        """The ends for coarse tokens, on the device and in the dtype of ``like``."""
+    def embedding(self, base: nn.Module, multiple: int, inputs: ModelInputs) -> PatchEmbedding:
+        """The ends for coarse tokens of a call, on the device and in the dtype of its latent."""
         if self._path.adapter is not None:
             return self._path.adapter.size(multiple).embedding
-        key, stamp = (id(base), multiple), self._family.stamp(base)
+        key, like = (id(base), multiple), inputs.latent
+        ends = [base.get_submodule(name) for name in self._family.projection_names]
+        scaled = scaled_loras(ends, lora_scale(inputs.arguments))
         # a copy made in inference mode could not be renewed outside it
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), scaled:
+            stamp = self._family.stamp(base)
             is_new = key not in self._embeddings
             if is_new:
                 self._embeddings[key] = self._family.patch_embedding(base, multiple).requires_grad_(False)

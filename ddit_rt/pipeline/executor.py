@@ -309,7 +309,7 @@ class StepExecutor:
             return call.base, self.path.adapter
         if not self.path.needs_projections:
             return (call.base,)
-        embedding = self._weights.embedding(call.base, multiple, inputs.latent)
+        embedding = self._weights.embedding(call.base, multiple, inputs)
         if self.graphs is not None:
             self.graphs.refresh(embedding)
         return call.base, embedding
@@ -339,7 +339,7 @@ class StepExecutor:
             return family.run_low(base, at(multiple), inputs, latent, level, multiple, native).float()
 
         def tokens(latent: torch.Tensor, level: Scalar, multiple: int) -> torch.Tensor:
-            embedding = self._weights.embedding(base, multiple, inputs.latent)
+            embedding = self._weights.embedding(base, multiple, inputs)
             ends: PatchEnds = FusedEnds(embedding, self._fusing.backend) if fused else embedding
             with self._weights.lora(base, multiple):
                 forward = at(multiple)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..families import Family
+from ..families import Family, lora_scale
 from ..granularity import bands
 from ..multiples import noise_shrink
 
@@ -104,7 +104,7 @@ class ModulationAhead:
         if torch.is_autocast_enabled(arguments[self._family.latent_argument].device.type):
             return "autocast chooses the precision of every layer"
         # a strength given with the call is that of the forward's layers only while it runs
-        if (arguments.get("joint_attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+        if lora_scale(arguments) != 1:
             return "the call has a LoRA scale of its own"
         return weights_elsewhere(base)
 

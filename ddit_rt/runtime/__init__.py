@@ -3,7 +3,7 @@
 from .attention import Attention, AttentionSwitch, attention_by_name, capability_of, choose_attention
 from .cuda_graphs import CudaGraphs, make_runner
 from .graphs import CaptureBackend, Captured, GraphRunner
-from .model_state import interventions, wrapped_forward
+from .model_state import adapter_state, interventions, wrapped_forward
 from .parallel import (
     agree_on_multiple,
     cannot_divide,
@@ -33,6 +33,7 @@ __all__ = [
     "TeaCache",
     "TeaCacheDefaults",
     "Trunk",
+    "adapter_state",
     "agree_on_multiple",
     "attention_by_name",
     "cannot_divide",

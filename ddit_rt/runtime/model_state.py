@@ -53,7 +53,7 @@ class ModelState:
             self._memory = memory
             self.version += 1
         self.switches = (
-            tuple(map(_adapter_state, self._adapters)),
+            tuple(map(adapter_state, self._adapters)),
             tuple(_processor_state(layer.processor) for layer in self._attentions),
             bytes(map(_TRAINING, self._layers)),  # one object: hashed with every key
         )
@@ -117,7 +117,7 @@ def interventions(module: nn.Module) -> list[tuple[object, ...]]:
         if forward is not None and getattr(forward, "__func__", None) is not type(layer).forward:
             things.append(forward)
         if "merged_adapters" in attributes:
-            things.append(_adapter_state(layer))
+            things.append(adapter_state(layer))
         if things:
             found.append((number, *things))
     return found
@@ -162,6 +162,18 @@ def _flags_getter(backends: Any) -> operator.attrgetter[Any]:
 _flags = _flags_getter(torch.backends)
 
 
+def adapter_state(layer: Any) -> Hashable:
+    """What a layer of peft reads in its forward: which adapters are active, how strong, merged or not."""
+    scales = getattr(layer, "scaling", {})
+    return (
+        tuple(layer.active_adapters),
+        layer.disable_adapters,
+        tuple(layer.merged_adapters),
+        # peft multiplies and divides again for scales passed with a call, which can move the last bit
+        tuple((k, v.data_ptr() if isinstance(v, torch.Tensor) else round(v, 12)) for k, v in scales.items()),
+    )
+
+
 def _values(dictionaries: list[dict[str, Any]]) -> list[Any]:
     return list(chain.from_iterable(map(dict.values, dictionaries)))
 
@@ -184,18 +196,6 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     for name in tensor.__tensor_flatten__()[0]:
         yield from _parts(getattr(tensor, name))
-
-
-def _adapter_state(layer: Any) -> Hashable:
-    """What a layer of peft reads in its forward: which adapters are active, how strong, merged or not."""
-    scales = getattr(layer, "scaling", {})
-    return (
-        tuple(layer.active_adapters),
-        layer.disable_adapters,
-        tuple(layer.merged_adapters),
-        # peft multiplies and divides again for scales passed with a call, which can move the last bit
-        tuple((k, v.data_ptr() if isinstance(v, torch.Tensor) else round(v, 12)) for k, v in scales.items()),
-    )
 
 
 def _processor_state(processor: Any) -> Hashable:

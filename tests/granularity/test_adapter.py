@@ -1,5 +1,7 @@
 """Adapters: fresh ones equal band-split, trained ones act on coarse steps and on nothing else."""
 
+import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -277,6 +279,38 @@ def test_lora_on_the_attention_of_a_video_model():
 def test_unknown_targets(target, match):
     with pytest.raises(ConfigError, match=match):
         fresh(tiny.flux(), targets=("feed-forward", target))
+
+
+def test_a_users_lora_adds_no_layers_to_those_that_a_target_names():
+    pipe, target = tiny.flux(), r".*\.ff\..*"
+    plain = fresh(pipe, targets=(target,)).spec.layers
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["ff.net.2"]))
+    assert fresh(pipe, targets=(target,)).spec.layers == plain
+
+
+def test_an_adapter_of_a_shallower_model_with_the_same_embedding_is_refused():
+    pipe = tiny.flux()
+    adapter, older = fresh(pipe), fresh(pipe)
+    older.spec = replace(older.spec, blocks=None)
+    with torch.no_grad():
+        for weight in pipe.transformer.transformer_blocks.parameters():
+            weight.mul_(1.1)
+    ddit_rt.restore(ddit_rt.accelerate(pipe, adapter=adapter))  # trained on, it still is the model's
+    pipe.transformer.single_transformer_blocks.append(copy.deepcopy(pipe.transformer.single_transformer_blocks[0]))
+    with pytest.raises(AdapterMismatchError, match="made for blocks=2, transformer has blocks=3"):
+        ddit_rt.accelerate(pipe, adapter=adapter)
+    ddit_rt.accelerate(pipe, adapter=older)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"targets": "feed-forward"}, {"targets": None}, {"targets": (1,)}, {"multiples": 2}, {"alpha": "x"}],
+    ids=str,
+)
+def test_values_of_another_kind_are_named(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}: ")):
+        fresh(tiny.flux(), **options)
 
 
 def test_lora_on_layers_that_are_fused_away_is_refused():

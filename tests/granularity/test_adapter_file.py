@@ -88,6 +88,12 @@ def test_no_adapter(tmp_path):
         ddit_rt.load_adapter(tmp_path / "missing.safetensors")
 
 
+@pytest.mark.parametrize("source", [5, {"a": 1}, torch.nn.Linear(2, 2)], ids=["number", "mapping", "another module"])
+def test_what_can_be_no_adapter_is_refused_by_its_value(source):
+    with pytest.raises(ddit_rt.ConfigError, match=r"adapter=.*(5|'a'|Linear).*: a file, a directory, a hub id"):
+        ddit_rt.accelerate(tiny.flux(), adapter=source)
+
+
 def test_wrong_tensors(path):
     name = "sizes.2.embedding.embed"
     rewrite(path, lambda state: state.update({name: state[name][:, :-1].contiguous(), "more": torch.zeros(1)}))
@@ -120,7 +126,7 @@ def test_other_models(path):
     for pipe, match in (
         (tiny.wan(), "for flux models, transformer is wan"),
         (other_width(), "width=32, transformer has width=64"),
-        (other_blocks(), "no such layer in use"),
+        (other_blocks(), "blocks=2, transformer has blocks=1"),
         (other_weights(), "other weights"),
     ):
         with pytest.raises(ddit_rt.AdapterMismatchError, match=match):

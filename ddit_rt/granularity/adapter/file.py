@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ...errors import AdapterMismatchError
+from ...errors import AdapterMismatchError, ConfigError
 from ...hub import find_file, push_file
 from ...settings import shown
 from .model import Adapter, AdapterSpec
@@ -71,10 +71,13 @@ def load_adapter(source: str | Path | Adapter, revision: str | None = None) -> A
         The adapter on the CPU, frozen, in evaluation mode.
 
     Raises:
+        ConfigError: ``source`` is none of these.
         AdapterMismatchError: there is no such file, or it is no adapter, or its tensors are not what it says it holds.
     """
     if isinstance(source, Adapter):
         return copy.deepcopy(source).requires_grad_(False).eval()
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"adapter={shown(source)}: a file, a directory, a hub id or a ddit_rt.Adapter.")
     path = find_file(source, FILE_NAME, revision, "adapter", AdapterMismatchError)
     if not path.is_file():
         raise AdapterMismatchError(f"adapter={str(path)!r}: there is no such file.")

@@ -24,12 +24,14 @@ class ModelFacts:
         projections: Its embedding and de-embedding.
         layers: Its linear layers, path -> (in_features, out_features).
         own_embedding: The embedding's weight without a user's fused LoRA; None where it cannot be told.
+        blocks: How many it has.
     """
 
     family: str
     projections: PatchProjections
     layers: Mapping[str, tuple[int, int]]
     own_embedding: torch.Tensor | None
+    blocks: int
 
 
 def check_fit(adapter: Adapter, facts: ModelFacts, component: str, multiples: Sequence[int]) -> None:
@@ -53,9 +55,11 @@ def check_fit(adapter: Adapter, facts: ModelFacts, component: str, multiples: Se
         "channels": facts.projections.channels,
         "condition": weight.shape[1] - facts.projections.channels,
         "patch": weight.shape[2],
+        # models of several depths may be cut from one, and share its embedding
+        "blocks": facts.blocks,
     }
     for name, value in found.items():
-        if getattr(spec, name) != value:
+        if getattr(spec, name) not in (value, None):
             raise AdapterMismatchError(
                 f"the adapter was made for {name}={getattr(spec, name)}, {component} has {name}={value}: "
                 f"it belongs to {spec.base_model or 'another model'}."

@@ -26,7 +26,7 @@ from ..projections import PatchEmbedding, PatchProjections
 from .lora import LoraSet
 
 # far beyond any model, and small enough that no product of them overflows a tensor's size
-_MOST = {"channels": 2**12, "condition": 2**12, "width": 2**20, "patch": 2**6, "rank": 2**20}
+_MOST = {"channels": 2**12, "condition": 2**12, "width": 2**20, "patch": 2**6, "rank": 2**20, "blocks": 2**20}
 
 
 class ResidualBlock(nn.Module):
@@ -87,6 +87,7 @@ class AdapterSpec:
         positions: Coordinates that coarse tokens were trained with, ``"native"`` or ``"interpolated"``.
         base_model: Hub id or name of the base model.
         fingerprint: See :func:`fingerprint`; empty if unknown.
+        blocks: Of the base model; None if unknown, as in older files.
         training: Summary of the training, JSON-ready.
 
     Raises:
@@ -110,6 +111,7 @@ class AdapterSpec:
     positions: str = "native"
     base_model: str = ""
     fingerprint: tuple[float, ...] = ()
+    blocks: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,7 +122,9 @@ class AdapterSpec:
         ):
             raise ConfigError(f"multiples={self.multiples!r}: an adapter has the sizes (2,), (4,) or (2, 4).")
         for name, most in _MOST.items():
-            least = 0 if name == "condition" else 1
+            if name == "blocks" and self.blocks is None:
+                continue
+            least = 0 if name in ("condition", "blocks") else 1
             if not _within(getattr(self, name), least, most):
                 raise ConfigError(f"{name}={shown(getattr(self, name))}: a whole number, {least} to {most}.")
         for path, sizes in self.layers.items():
