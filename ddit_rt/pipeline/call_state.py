@@ -22,7 +22,7 @@ from ..schedule import Evolution, FlowSolver, LatentEvolution, Policy, Ran, Spac
 from .guidance import BatchedGuidance
 from .modulation import ModulationAhead
 from .process import process_of
-from .transformer_call import StepResult
+from .transformer_call import PromptText, StepResult
 
 
 class CallState:
@@ -51,7 +51,7 @@ class CallState:
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
         ahead: Modulations of the call's steps; None leaves them to the transformer.
-        text: Tokens of the longest prompt, if coarse steps are to keep no more; else None.
+        text: Of the prompts, if coarse steps are to keep no more; else None.
         guidance: Runs a step's two calls as one; None runs each by itself.
         process: Of the call's latents; None for a flow's.
         layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
@@ -77,7 +77,7 @@ class CallState:
         self._config = config
         self.policy = policy
         self.ahead: ModulationAhead | None = None
-        self.text: int | None = None
+        self.text: PromptText | None = None
         self.guidance: BatchedGuidance | None = None
         self._path = path
         self._spacing = Spacing()
