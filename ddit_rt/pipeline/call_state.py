@@ -54,7 +54,8 @@ class CallState:
         text: Of the prompts, if coarse steps are to keep no more; else None.
         guidance: Runs a step's two calls as one; None runs each by itself.
         process: Of the call's latents; None for a flow's.
-        layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
+        layout: Geometry of the latent, None before the first step, how the scheduler's tokens are packed, and the
+            latent of the first step, which holds the frames that are given.
         source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
             whether guidance doubles the batch, and how many calls there are.
     """
@@ -87,7 +88,7 @@ class CallState:
         )
         self._patch: int | None = None
         self._packed: tuple[int, ...] | None = None
-        self.layout: tuple[Geometry | None, tuple[int, ...] | None] = None, None
+        self.layout: tuple[Geometry | None, tuple[int, ...] | None, torch.Tensor | None] = None, None, None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -237,7 +238,7 @@ class CallState:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
             self._packed = family.packing(inputs.geometry)
-            self.layout = inputs.geometry, self._packed
+            self.layout = inputs.geometry, self._packed, inputs.latent
             self._evolution.clear()
             self.cache_states.clear()
             self._histories.clear()
