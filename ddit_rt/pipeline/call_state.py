@@ -248,6 +248,8 @@ class CallState:
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
         multiple = self._choose(bool(note), len(history.recent))
+        if multiple == SKIP and not history.recent:
+            multiple, note = 1, note or "no full step of this transformer to start from"
         refused = family.obstacle(inputs, multiple) if inputs is not None and multiple > 1 else ""
         if refused:
             multiple, note = side_of(multiple), refused
@@ -288,9 +290,7 @@ class CallState:
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
-            multiple = 1
-        return multiple
+        return 1 if multiple > 1 and self._is_clean() else multiple
 
     def _is_clean(self) -> bool:
         """Whether a flow's latent has no noise left, as in the last step of some pipelines, which goes nowhere."""
