@@ -36,6 +36,8 @@ def checked_multiples(multiples: Any) -> tuple[int, ...]:
 
 
 def checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | ScheduleFn | None:
+    if callable(getattr(schedule, "tolist", None)):  # an array, whose `choose` is no policy's
+        schedule = _values_of(schedule)
     if callable(getattr(schedule, "choose", None)) and not callable(getattr(schedule, "start", None)):
         raise ScheduleError(
             f"schedule={shown(schedule)}: a policy has start(steps) and choose(step), this one no start."
@@ -57,12 +59,17 @@ def checked_schedule(schedule: Any, info: ValidationInfo) -> tuple[int, ...] | S
     return _multiple_per_step(schedule, multiples)
 
 
+def _values_of(array: Any) -> list[Any]:
+    """The entries of an array or tensor of whole numbers."""
+    values: Any = array.tolist()
+    if not isinstance(values, list) or not all(map(is_whole, values)):
+        raise _no_schedule(array)
+    return values
+
+
 def _multiple_per_step(schedule: Any, multiples: tuple[int, ...], place: str = "") -> tuple[int, ...]:
     if isinstance(schedule, str) or not isinstance(schedule, Sequence):
-        raise ScheduleError(
-            f"{place}schedule={shown(schedule)}: pass one multiple per step, as in [1, 1, 1, 2, 4], a callable "
-            "(step index, {multiple: sigma}) -> multiple, or the path of a .json file of `ddit-rt fit`."
-        )
+        raise _no_schedule(schedule, place)
     schedule = tuple(map(read_multiple, schedule))
     for index, multiple in enumerate(schedule):
         # left out, the multiples take in those that span frames from the schedule
@@ -70,6 +77,13 @@ def _multiple_per_step(schedule: Any, multiples: tuple[int, ...], place: str = "
         if not is_whole(multiple) or (multiple != SKIP and multiple not in multiples and not spans):
             raise no_multiple(index, multiple, multiples, place)
     return tuple(int(multiple) for multiple in schedule)
+
+
+def _no_schedule(schedule: Any, place: str = "") -> ScheduleError:
+    return ScheduleError(
+        f"{place}schedule={shown(schedule)}: pass one multiple per step, as in [1, 1, 1, 2, 4], a callable "
+        "(step index, {multiple: sigma}) -> multiple, or the path of a .json file of `ddit-rt fit`."
+    )
 
 
 def no_multiple(index: int, multiple: Any, multiples: tuple[int, ...], place: str = "") -> ScheduleError:

@@ -71,10 +71,20 @@ def test_other_bad_values_are_named(name, value):
         DDiTConfig(**{name: value})
 
 
-@pytest.mark.parametrize("schedule", ["1124", 3, {1: 2}, torch.ones(4)])
+@pytest.mark.parametrize(
+    "schedule", ["1124", 3, {1: 2}, torch.ones(4), np.ones(4), np.array([[1, 2], [1, 2]]), np.int64(2), torch.tensor(2)]
+)
 def test_a_schedule_is_a_sequence_or_a_callable(schedule):
     with pytest.raises(ScheduleError, match="one multiple per step"):
         DDiTConfig(schedule=schedule)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_an_array_of_whole_numbers_is_a_schedule(make):
+    config = DDiTConfig(schedule=make([1, 1, 2, 0]))
+    assert config == DDiTConfig(schedule=[1, 1, 2, 0]) and type(config.schedule[0]) is int
+    with pytest.raises(ScheduleError, match=r"schedule\[1\]=3 is not among"):
+        DDiTConfig(schedule=make([1, 3]))
 
 
 @pytest.mark.parametrize("entry", [3, -1, "2", None, 2.0])

@@ -80,6 +80,8 @@ class Flux(TwoStreamFamily):
         if tokenizer is None or any(prompt is None for prompt in prompts):
             return None
         texts = [text for prompt in prompts for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        if hasattr(pipe, "maybe_convert_prompt"):  # the token of a textual inversion stands for one per vector
+            texts = pipe.maybe_convert_prompt(texts, tokenizer)
         found = tokenizer(texts, truncation=True, max_length=call.get("max_sequence_length") or 512)
         return max(map(len, found.input_ids))
 

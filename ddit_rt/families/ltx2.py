@@ -22,6 +22,7 @@ from ..granularity import (
     PatchProjections,
     Scalar,
     bands,
+    pad_to_grid,
     swapped,
 )
 from .base import Family, ModelInputs, NotCoarseError, no_result, raw_sample
@@ -118,14 +119,7 @@ class LTX2(Family):
         native: bool,
     ) -> torch.Tensor:
         prediction = super().run_low(module, forward, call, latent, sigma, multiple, native)
-        given = _given_frames(call)
-        if given is None:
-            return prediction
-        # The band split takes a frame for a mixture of noise and picture. A given frame is none, and the pipeline does
-        # not step it; but guidance is rescaled by a deviation over all frames. So that the split brings the model's
-        # prediction there through as it is, its inverse comes first.
-        share = (1 - sigma) / multiple + sigma
-        return torch.where(given, (prediction + latent * (1 - 1 / multiple)) / share, prediction)
+        return _before_the_split(call, prediction, latent, sigma, multiple)
 
     def projections(self, module: nn.Module) -> PatchProjections:
         embed, deembed = module.proj_in, module.proj_out
@@ -145,6 +139,10 @@ class LTX2(Family):
     ) -> torch.Tensor:
         assert sigma is not None  # its own ends are never exchanged at full size, see Family.own_ends
         geometry, pixels = call.geometry, latent.to(call.latent.dtype)
+        channels, given = geometry.channels, _given_frames(call)
+        if given is not None:  # as in low_arguments; further channels are an adapter's
+            own = pad_to_grid(call.latent, geometry, multiple)
+            pixels = torch.cat([torch.where(given, own, pixels[:, :channels]), pixels[:, channels:]], dim=1)
         grid = (geometry.frames, *geometry.grid(multiple))
         written: list[torch.Tensor] = []
 
@@ -160,7 +158,12 @@ class LTX2(Family):
         arguments = self._coarse_arguments(call, tokens, sigma, multiple, native)
         with swapped(module, proj_in=embed, proj_out=deembed):
             forward(**arguments)
-        return written[0]
+        found = written[0]
+        if given is None or found.shape[1] == channels:
+            return found
+        # of an adapter's two predictions the first goes through the band split
+        split = _before_the_split(call, found[:, :channels], latent[:, :channels], sigma, multiple)
+        return torch.cat([split, found[:, channels:]], dim=1)
 
     def _coarse_arguments(
         self, call: ModelInputs, tokens: torch.Tensor, sigma: Scalar, multiple: int, native: bool
@@ -242,6 +245,23 @@ def _given_frames(call: ModelInputs) -> torch.Tensor | None:
     if times.ndim == 1:
         return None
     return (times.reshape(len(times), 1, geometry.frames, -1)[..., :1] == 0)[..., None]
+
+
+def _before_the_split(
+    call: ModelInputs, prediction: torch.Tensor, latent: torch.Tensor, sigma: Scalar, multiple: int
+) -> torch.Tensor:
+    """What the band split of a coarse state ``latent`` makes the model's prediction of, at frames that are given.
+
+    The split takes a frame for a mixture of noise and picture. A given frame is none, and the pipeline does not step
+    it; but guidance is rescaled by a deviation over all frames.
+    """
+    given = _given_frames(call)
+    if given is None:
+        return prediction
+    if isinstance(sigma, torch.Tensor) and sigma.ndim:  # one per sample
+        sigma = sigma.to(prediction.dtype).view(-1, 1, 1, 1, 1)
+    share = (1 - sigma) / multiple + sigma
+    return torch.where(given, (prediction + latent * (1 - 1 / multiple)) / share, prediction)
 
 
 def _corner(values: torch.Tensor, geometry: Geometry, rows: int, columns: int, dim: int = 1) -> torch.Tensor:

@@ -213,7 +213,7 @@ class PositionIdFamily(PackedFamily):
         if known is None:
             # once per ids tensor, since it waits for the device
             own = (ids[0] if ids.ndim == 3 else ids)[self.leading_ids(arguments) :].detach().float().cpu()
-            known = _grid_of(own, arguments[self.latent_argument].shape[1])
+            known = _grid_of(own, arguments[self.latent_argument].shape[1], ids.dtype)
             count = known[0] * known[1]
             if self.references_share_grid and not torch.equal(own[count:, 1:3], own[: len(own) - count, 1:3]):
                 raise NotCoarseError("a reference has other positions than the picture")
@@ -274,17 +274,23 @@ def coarse_ids(full: torch.Tensor, geometry: Geometry, multiple: int, native: bo
     return torch.cat([latent, full[..., geometry.tokens(1) :, :].to(dtype)], dim=-2)
 
 
-def _grid_of(ids: torch.Tensor, tokens: int) -> tuple[int, int]:
+def _grid_of(ids: torch.Tensor, tokens: int, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns of the leading tokens whose first id is that of the very first.
+
+    Args:
+        ids: (N, A) float32.
+        tokens: In the sequence.
+        dtype: In which the ids were made. bfloat16 holds whole numbers up to 256, and pipelines that make ids in it
+            place the tokens of larger pictures by what is left of theirs.
 
     Raises:
         NotCoarseError: they lie on no grid.
     """
     count = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
-    placed = ids[:count, 1:3] - ids[0, 1:3]
-    rows, columns = (int(n) + 1 for n in placed[-1].clamp(min=0).tolist())
-    plain = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-    if len(ids) != tokens or not torch.equal(placed, plain):
+    columns = int((ids[:count, 1] == ids[0, 1]).long().cumprod(0).sum())
+    rows = count // columns
+    plain = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() + ids[0, 1:3]
+    if len(ids) != tokens or not torch.equal(ids[:count, 1:3], plain.to(dtype).float()):
         raise NotCoarseError(f"the position ids of {tokens} tokens describe no plain grid")
     return rows, columns
 

@@ -64,7 +64,7 @@ from .modulation import ModulationAhead
 from .progress import Progress, Watcher, clean_latent
 from .stepping import SchedulerStep, solved_step
 from .targets import OWN_LEVELS, KeptSchedules, has_own_levels
-from .transformer_call import StepResult, TransformerCall
+from .transformer_call import PromptText, StepResult, TransformerCall
 
 _FIRST_METHODS = ("check_inputs", "encode_prompt")
 """Where a pipeline's call first shows its arguments as they were given, and its scheduler before it is used."""
@@ -262,7 +262,8 @@ class AcceleratedPipeline:
             call.guidance = BatchedGuidance(self.family, self._executor, self.config.batch_guidance == "always")
         noise = noise_of_call(self._attachment.scheduler, arguments)
         if self.config.trim_text and arguments and not any(map(is_parallel, self._modules.values())):
-            call.text = self.family.text_in_prompt(self.pipe, arguments)
+            tokens = self.family.text_in_prompt(caller[0], arguments)
+            call.text = None if tokens is None else PromptText(tokens)
         if noise:
             call.obstacle = f"{noise} adds noise in every step, which no earlier step foretells"
         self._local.call, self._local.report = call, self._new_report(call, kept, origin)
@@ -451,7 +452,7 @@ class AcceleratedPipeline:
             (family.graph_obstacle or _capture_obstacle(base, inner, cached)) if executor.graphs is not None else "",
             caches.teacache(call.cache_states, base, ordinal) if caches.teacaches else None,
             None if call.ahead is None else partial(call.ahead.of_step, base, call.index),
-            call.text,
+            None if call.text is None else call.text.of(call.index, ordinal, arguments["encoder_hidden_states"]),
         )
         # Guidance that begins in mid-run has a second call without a full step, where the first call has one. The
         # difference of the two counts for guidance, so that the second may lean on no less than the first.

@@ -23,7 +23,7 @@ from .coarse_weights import unread_loras
 from .guidance import BatchedGuidance
 from .modulation import ModulationAhead
 from .process import process_of
-from .transformer_call import StepResult
+from .transformer_call import PromptText, StepResult
 
 
 class CallState:
@@ -52,10 +52,11 @@ class CallState:
         stepped: Index, origin and source of the last step that ended; None before.
         policy: As given.
         ahead: Modulations of the call's steps; None leaves them to the transformer.
-        text: Tokens of the longest prompt, if coarse steps are to keep no more; else None.
+        text: Of the prompts, if coarse steps are to keep no more; else None.
         guidance: Runs a step's two calls as one; None runs each by itself.
         process: Of the call's latents; None for a flow's.
-        layout: Geometry of the latent, None before the first step, and how the scheduler's tokens are packed.
+        layout: Geometry of the latent, None before the first step, how the scheduler's tokens are packed, and the
+            latent of the first step, which holds the frames that are given.
         source: What the current step's prediction comes from: the transformer, by id, the latents' shape, which tells
             whether guidance doubles the batch, and how many calls there are.
     """
@@ -78,7 +79,7 @@ class CallState:
         self._config = config
         self.policy = policy
         self.ahead: ModulationAhead | None = None
-        self.text: int | None = None
+        self.text: PromptText | None = None
         self.guidance: BatchedGuidance | None = None
         self._path = path
         self._spacing = Spacing()
@@ -88,7 +89,7 @@ class CallState:
         )
         self._patch: int | None = None
         self._packed: tuple[int, ...] | None = None
-        self.layout: tuple[Geometry | None, tuple[int, ...] | None] = None, None
+        self.layout: tuple[Geometry | None, tuple[int, ...] | None, torch.Tensor | None] = None, None, None
         self._shape: torch.Size | None = None
         self._replayed = True
         self._updated_every_step = False
@@ -238,7 +239,7 @@ class CallState:
             # a latent of another shape than before starts the evolution anew
             self._shape, self._patch = inputs.latent.shape, inputs.geometry.patch
             self._packed = family.packing(inputs.geometry)
-            self.layout = inputs.geometry, self._packed
+            self.layout = inputs.geometry, self._packed, inputs.latent
             self._evolution.clear()
             self.cache_states.clear()
             self._histories.clear()
@@ -248,6 +249,8 @@ class CallState:
         if self.index > 0 and not note and self.lost(history):
             note = "no full step of this transformer to start from"
         multiple = self._choose(bool(note), len(history.recent))
+        if multiple == SKIP and not history.recent:
+            multiple, note = 1, note or "no full step of this transformer to start from"
         refused = family.obstacle(inputs, multiple) if inputs is not None and multiple > 1 else ""
         if refused:
             multiple, note = side_of(multiple), refused
@@ -289,9 +292,7 @@ class CallState:
                     f"the policy chose {multiple!r} for step {self.index}: it must be one of {self._config.multiples}, "
                     f"or {SKIP} to skip the step."
                 )
-        if (multiple == SKIP and not runs) or (multiple > 1 and self._is_clean()):
-            multiple = 1
-        return multiple
+        return 1 if multiple > 1 and self._is_clean() else multiple
 
     def _is_clean(self) -> bool:
         """Whether a flow's latent has no noise left, as in the last step of some pipelines, which goes nowhere."""

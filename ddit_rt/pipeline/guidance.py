@@ -132,7 +132,7 @@ class BatchedGuidance:
     ) -> StepResult:
         family = self._family
         arguments = expected_second(family, (before[0].arguments, before[1].arguments), call.arguments)
-        second = replace(call, arguments=arguments, inputs=family.parse(call.base, arguments))
+        second = replace(call, arguments=arguments, inputs=family.parse(call.base, arguments), text=before[1].text)
         self._joiner.begin()
         joint = self._joined(call, second)
         halves = (
@@ -178,7 +178,9 @@ class BatchedGuidance:
         arguments = self._joiner.joined(first.arguments, second.arguments, latent.shape[0])
         # inference tensors are joined anew in every step, and what was made ahead is known by the tensors it read
         ahead = None if latent.is_inference() else first.ahead
-        return replace(first, arguments=arguments, inputs=self._family.parse(first.base, arguments), ahead=ahead)
+        text = None if second.text is None else first.text  # what is known of both
+        inputs = self._family.parse(first.base, arguments)
+        return replace(first, arguments=arguments, inputs=inputs, ahead=ahead, text=text)
 
     def _history(self, first: PredictionHistory, second: PredictionHistory, multiple: int) -> PredictionHistory:
         """What both calls remember of the last full steps, as one would that had made both."""

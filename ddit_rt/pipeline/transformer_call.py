@@ -18,6 +18,32 @@ TEXT_PARTS, LEAST_TEXT = 16, 4
 """Text that is trimmed keeps a multiple of this part of its length, and of at least so many tokens."""
 
 
+class PromptText:
+    """The tokens of a pipeline call's prompts, as long as its steps are given the embeddings that it began with.
+
+    Args:
+        tokens: Of the longest prompt.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._begun: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def of(self, step: int, ordinal: int, text: torch.Tensor) -> int | None:
+        """How many tokens of a call's text hold it; None where that is not known, as of what a callback has exchanged.
+
+        Args:
+            step: From 0.
+            ordinal: Of the call in its step.
+            text: What the transformer is given, (B, N, C).
+        """
+        version = 0 if text.is_inference() else text._version
+        if step == 0:
+            self._begun[ordinal] = text, version
+        begun, before = self._begun.get(ordinal, (None, 0))
+        return self._tokens if begun is text and before == version else None
+
+
 @dataclass(frozen=True)
 class TransformerCall:
     """One call of the transformer by the pipeline. Guidance makes two in a step.

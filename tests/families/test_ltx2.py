@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from adapters import fresh
 from diffusers import FlowMatchEulerDiscreteScheduler, LTX2ImageToVideoPipeline, LTX2VideoTransformer3DModel
 from specimens import SPECIMENS, ltx2
 
@@ -15,7 +16,7 @@ from ddit_rt.families import NotCoarseError, family_of, fresh_adapter
 from ddit_rt.families.ltx2 import LTX2
 from ddit_rt.families.testing import counted_flops
 from ddit_rt.families.testing.specimen import first_call
-from ddit_rt.granularity import Geometry, bands
+from ddit_rt.granularity import Geometry, PatchEmbedding, bands
 from ddit_rt.pipeline.call_state import CallState
 from ddit_rt.trajectories import record_trajectory
 
@@ -266,6 +267,37 @@ def test_a_given_frame_is_seen_as_it_is_at_any_size():
     split = bands.low_velocity(low, level, made, 2)
     torch.testing.assert_close(split[:, :, :1], own[:, :, :1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(made[:, :, 1:], own[:, :, 1:])
+
+
+def test_an_adapter_reads_a_given_frame_as_it_is(monkeypatch):
+    specimen, seen = SPECIMENS["ltx2-image"], []
+    own_read = PatchEmbedding.read
+    monkeypatch.setattr(PatchEmbedding, "read", lambda self, pixels: seen.append(pixels) or own_read(self, pixels))
+    pipe = specimen.make()
+    plain = both(pipe, specimen.arguments())[0]
+    settings = {"schedule": specimen.schedule, "corrector": False}
+    with ddit_rt.accelerated(pipe, coarse="band-split", **settings):
+        split = both(pipe, specimen.arguments())
+    with ddit_rt.accelerated(pipe, adapter=fresh(pipe, multiples=(2,)), multiples=(1, 2), **settings):
+        found = both(pipe, specimen.arguments())
+    assert seen and all(torch.allclose(pixels[:, :4, 0], plain[:, :, 0], atol=1e-5) for pixels in seen)
+    for one, other in zip(found, split, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [torch.tensor(0.6), torch.tensor([0.6])])
+def test_what_an_adapter_makes_of_a_given_frame_comes_through_the_split(sigma, monkeypatch):
+    caught = first_call(SPECIMENS["ltx2-image"])
+    family, module, call = caught.family, caught.module, caught.call
+    written, ends = [], fresh(caught.pipe, multiples=(2,)).size(2).embedding
+    own_write = ends.write
+    monkeypatch.setattr(ends, "write", lambda *given: written.append(own_write(*given)) or written[-1], raising=False)
+    latent = torch.randn(1, ends.embed.shape[1] // 4, 2, 8, 8)
+    made = family.run_patches(module, module.forward, call, latent, sigma, ends, 2, True)
+    low, level = bands.down(latent[:, :4], 2), sigma.view(-1, 1, 1, 1, 1)
+    split = bands.low_velocity(low, level, bands.down(made[:, :4], 2), 2)
+    torch.testing.assert_close(split[:, :, :1], bands.down(written[0][:, :4, :1], 2), rtol=1e-4, atol=1e-5)
+    assert torch.equal(made[:, :, 1:], written[0][:, :, 1:]) and torch.equal(made[:, 4:], written[0][:, 4:])
 
 
 def test_a_given_frame_stays_as_it_is():

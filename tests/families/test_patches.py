@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from calls import caught
+from tiny import flux, flux_inputs, latents_of
 
-from ddit_rt.families import family_of
+import ddit_rt
+from ddit_rt.families import NotCoarseError, family_of
+from ddit_rt.families.flux import Flux
 from ddit_rt.families.packed import coarse_ids
 from ddit_rt.families.wan import _rope
 from ddit_rt.granularity import Geometry, patchify, unpatchify
@@ -145,3 +148,36 @@ def test_patches_for_another_embedding_are_refused():
     pipe, module, _ = caught("flux")
     with pytest.raises(AdapterMismatchError, match="patches of 16 values met an embedding made for 64"):
         family_of(pipe).patch_embedding(module, 2).tokens(torch.zeros(1, 4, 16))
+
+
+@pytest.mark.parametrize("grid", [(2, 258), (300, 2), (1, 259), (516, 1)])
+def test_ids_that_were_rounded_are_the_grid_that_they_were_made_of(grid):
+    """diffusers makes FLUX's in the model's dtype, and bfloat16 has no 257."""
+    rows, columns = grid
+    exact = torch.zeros(rows, columns, 3)
+    exact[..., 1] += torch.arange(rows)[:, None]
+    exact[..., 2] += torch.arange(columns)
+    exact = exact.flatten(0, 1)
+    rounded, family = exact.to(torch.bfloat16), Flux()
+    assert not torch.equal(rounded.float(), exact)
+    tokens = torch.zeros(1, rows * columns, 16)
+    for ids in (exact, rounded, torch.cat([rounded, rounded + torch.tensor([1, 0, 0])])):
+        given = torch.cat([tokens] * (len(ids) // len(exact)), dim=1)
+        assert family.grid({"img_ids": ids, "hidden_states": given}) == grid
+    geometry = Geometry(4, 1, 2 * rows, 2 * columns, 2)
+    for multiple in (2, 4):
+        native = coarse_ids(rounded, geometry, multiple, True)
+        assert torch.equal(native, coarse_ids(exact, geometry, multiple, True).to(torch.bfloat16))
+        assert torch.equal(coarse_ids(rounded, geometry, multiple, False), coarse_ids(exact, geometry, multiple, False))
+    moved = rounded.clone()
+    moved[-1, 2] += 4
+    with pytest.raises(NotCoarseError, match="no plain grid"):
+        family.grid({"img_ids": moved, "hidden_states": tokens})
+
+
+def test_a_wide_picture_in_bfloat16_is_accelerated():
+    pipe, given = flux(dtype=torch.bfloat16), flux_inputs(height=16, width=2072, steps=4, dtype=torch.bfloat16)
+    with ddit_rt.accelerated(pipe, schedule=[1, 1, 2, 1]):
+        assert latents_of(pipe, given).isfinite().all()
+        report = ddit_rt.report(pipe)
+    assert report.schedule == [1, 1, 2, 1] and not any(step.note for step in report.steps)

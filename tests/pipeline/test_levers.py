@@ -250,6 +250,52 @@ def test_calls_without_a_prompt_keep_all_text(demo):
     assert torch.equal(run(pipe, inputs, schedule=SCHEDULE, trim_text=True)[0], wanted)
 
 
+def texts_of(pipe, call, **settings):
+    """Tokens of text in every coarse run of the transformer."""
+    full, coarse = [], []
+
+    def see(module, args, given):
+        runs = full if given["hidden_states"].shape[1] == 256 else coarse
+        runs.append(given["encoder_hidden_states"].shape[1])
+
+    hook = pipe.transformer.transformer_blocks[0].register_forward_pre_hook(see, with_kwargs=True)
+    with ddit_rt.accelerated(pipe, trim_text=True, **settings):
+        pipe(**call)
+    hook.remove()
+    assert set(full) == {24}
+    return coarse
+
+
+def test_a_textual_inversion_counts_as_all_its_vectors(monkeypatch):
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    before = texts_of(pipe, demo_call("a <cat>"), schedule=SCHEDULE)
+    pipe.tokenizer_2.add_tokens(["<cat>", *(f"<cat>_{i}" for i in range(1, 12))])
+    pipe.text_encoder_2.resize_token_embeddings(len(pipe.tokenizer_2))
+    after = texts_of(pipe, demo_call("a <cat>"), schedule=SCHEDULE)
+    expanded = pipe.maybe_convert_prompt("a <cat>", pipe.tokenizer_2)
+    assert len(set(after)) == 1 and after[0] >= len(pipe.tokenizer_2(expanded).input_ids) > before[0]
+
+
+@pytest.mark.parametrize("guidance", ["never", "coarse"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_text_that_a_callback_exchanges_is_kept_whole(demo, in_place, guidance):
+    (longer, *_) = demo.encode_prompt("a red apple on a black background and more", max_sequence_length=24)
+
+    def exchange(pipe, index, timestep, given):
+        if index != 3:
+            return {}
+        return {"prompt_embeds": given["prompt_embeds"].copy_(longer) if in_place else longer}
+
+    call = demo_call("a", negative_prompt="a", true_cfg_scale=2.0, callback_on_step_end=exchange)
+    call["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    coarse = texts_of(demo, call, schedule=(1, 2, 2, 2, 2, 2, 2, 1), batch_guidance=guidance, coarse="band-split")
+    kept = coarse[0]
+    # by itself the call for the negative prompt still has the text that it began with
+    after = [24, kept] if guidance == "never" else [24]
+    assert kept < 24 and coarse == [kept] * 3 * len(after) + after * 3
+
+
 def test_both_levers_and_a_schedule_come_off_bit_for_bit(demo):
     call = lambda: demo_call("zebras behind a fence")  # noqa: E731
     plain, modules = demo(**call()).images, dict(demo.transformer.named_modules())

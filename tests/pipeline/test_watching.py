@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny
+from specimens import SPECIMENS
 
 import ddit_rt
 from ddit_rt.pipeline import Progress, configured, find_accelerated, watched
@@ -53,6 +54,19 @@ def test_the_last_step_of_a_flow_points_to_the_picture() -> None:
 
     expected = unpatchify(latent, geometry.patch, 1, *geometry.grid(1))
     torch.testing.assert_close(last[-1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_frame_that_the_scheduler_leaves_out_is_as_given(guided: bool) -> None:
+    specimen = SPECIMENS["ltx2-image"]
+    pipe = ddit_rt.accelerate(specimen.make(), schedule=specimen.schedule)
+    kept: list[torch.Tensor] = []
+    with watched(pipe, lambda step: kept.append(step.clean())):  # type: ignore[arg-type]
+        latent = pipe(**specimen.arguments(guided=guided)).frames
+    assert all(clean.shape == latent.shape for clean in kept)
+    for clean in kept:
+        torch.testing.assert_close(clean[:, :, :1], latent[:, :, :1].float())
+    torch.testing.assert_close(kept[-1], latent.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_watcher_raises_ends_the_call_and_nothing_else() -> None:

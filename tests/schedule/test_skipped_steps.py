@@ -105,3 +105,18 @@ def test_config_errors(bad):
 def test_schedules_still_refuse_unknown_multiples():
     with pytest.raises(ScheduleError, match="nor 0"):
         DDiTConfig(schedule=[1, 3])
+
+
+@pytest.mark.parametrize(
+    "schedule", [[1, 1, 1, 1, 0, 0, 0, 1], [1, 1, 2, 1, 2, 1, 0, 0], lambda i, _: int(i in (1, 7))]
+)
+def test_what_cannot_be_skipped_is_noted(schedule):
+    """The second transformer of Wan 2.2 begins with a full step, whatever a schedule says, and so does a run."""
+    pipe = wan(two=True)
+    with ddit_rt.accelerated(pipe, schedule=schedule):
+        latents_of(pipe, wan_inputs())
+        steps = ddit_rt.report(pipe).steps
+    asked = [schedule(i, None) if callable(schedule) else schedule[i] for i in range(8)]
+    departures = [step for step, multiple in zip(steps, asked, strict=True) if step.multiple != multiple]
+    assert departures and {step.note for step in departures} == {"no full step of this transformer to start from"}
+    assert {step.note for step in steps if step not in departures} == {""}
