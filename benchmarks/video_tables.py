@@ -73,7 +73,7 @@ def growth_table(evaluation: Evaluation, reference: int, spread: Mapping[str, An
     over = [row for row in rows if row.metrics["growth"] > limit]
     names = ", ".join(f"{row.method.replace(f'@{reference}', '')} ({row.metrics['growth']:+.1f})" for row in over)
     return (
-        f"Plain clips of one prompt and two seeds grow apart by {spread['growth']:+.1f} ± "
+        f"Plain clips of one prompt and two seeds grow apart by {round(spread['growth'], 1) + 0.0:+.1f} ± "
         f"{spread['growth_spread']:.1f} dB from the first frame to the last ({len(spread['clips'])} prompts). Of "
         f"{len(rows)} methods {len(rows) - len(over)} stay within {limit:+.1f} dB"
         f"{'; the others: ' + names if over else ''}."
