@@ -38,7 +38,7 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *ar
 
 def test_list_shows_what_is_kept_in_80_columns(store: ScheduleStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddit_rt.cli.fit.console.width", 80)
-    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4), "owner/model")
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4, reference="converged"), "owner/model")
     store.save(CallKey("f" * 32, "E()", 28, "none", 256, 1), FittedSchedule([1] * 28, 3.0, 33.0, 4))
     text = run("--list")
     date = f"{store.own_entries()[0].saved.astimezone():%Y-%m-%d}"
@@ -52,13 +52,13 @@ def test_list_shows_what_is_kept_in_80_columns(store: ScheduleStore, monkeypatch
 
 def test_list_as_json(store: ScheduleStore) -> None:
     assert json.loads(run("--list", "--json")) == []
-    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4), "owner/model")
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4, reference="converged"), "owner/model")
     (entry,) = json.loads(run("--list", "--json"))
     assert entry["key"]["steps"] == 50 and entry["fitted"]["speedup"] == 2.5 and entry["name"] == "owner/model"
 
 
 def test_clear_removes_them(store: ScheduleStore) -> None:
-    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4))
+    store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4, reference="converged"))
     assert run("--clear") == f"{store.root}: removed 1 schedule\n"
     assert run("--clear") == f"{store.root}: removed 0 schedules\n"
     assert run("--list") == f"{store.root} holds no schedules\n"
@@ -75,7 +75,7 @@ def test_one_thing_at_a_time(
 def test_what_cannot_be_removed_is_one_line(
     store: ScheduleStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    path = store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4))
+    path = store.save(KEY, FittedSchedule([1] * 50, 2.5, 41.25, 4, reference="converged"))
 
     def refused(self: Path, *arguments: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))

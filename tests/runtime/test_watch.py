@@ -47,15 +47,10 @@ def set_strides(model):
     weight.data = weight.data.as_strided(weight.shape, (1, weight.shape[0]))
 
 
-def set_shape(model):
-    model.proj_out.bias.data = model.proj_out.bias.data[:1]
-
-
 CHANGES = {
     "to(dtype)": lambda model: model.to(torch.bfloat16),
     "data": set_data,
     "strides": set_strides,
-    "shape": set_shape,
     "new parameter": lambda model: setattr(model.proj_out, "bias", torch.nn.Parameter(model.proj_out.bias.clone())),
     "new module": lambda model: setattr(model, "proj_out", torch.nn.Linear(32, 16)),
     "new buffer": lambda model: model.register_buffer("more", torch.ones(1)),
