@@ -74,7 +74,7 @@ def derived(pipe: Any, kind: str) -> Any:
 
 def accelerate(pipe: Any, name: str) -> Any:
     with torch.random.fork_rng():
-        adapter = trained(pipe) if name == "adapter" else None
+        adapter = trained(make()) if name == "adapter" else None  # whatever LoRA is there: its ends would know of it
     return ddit_rt.accelerate(pipe, adapter, SETTINGS[name])
 
 
