@@ -217,7 +217,7 @@ class DDiTConfig(Settings):
         if not self.toward_converged:
             return
         reason = ""
-        if "converged" in (self.reference, getattr(self.schedule, "reference", "")):
+        if self.aims_at_converged:
             reason = "reference='converged' aims at the converged picture itself"
         elif self.quality is not None:
             reason = f"quality={self.quality:g} is told by the distance to plain of runs that aim there; give speedup="
@@ -243,6 +243,16 @@ class DDiTConfig(Settings):
         kept = super().replace(speedup=self.speedup, **changes)
         kept.model_fields_set.remove("speedup")  # still nobody's choice
         return kept
+
+    @property
+    def aims_at_converged(self) -> bool:
+        """Whether runs aim at the converged picture: by ``reference``, or by what the schedule was fitted to."""
+        return "converged" in (self.reference, getattr(self.schedule, "reference", ""))
+
+    @property
+    def aim(self) -> float:
+        """How far from the plain picture, 0, to the converged one, 1, runs aim."""
+        return 1.0 if self.aims_at_converged else self.toward_converged
 
     @property
     def has_target(self) -> bool:

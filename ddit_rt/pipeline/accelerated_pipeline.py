@@ -34,7 +34,6 @@ from ..schedule import (
     FlowSolver,
     Policy,
     Report,
-    aim_of,
     check_aim,
     follows_the_flow,
     make_policy,
@@ -508,7 +507,7 @@ class AcceleratedPipeline:
             return None
         if call.obstacle or not follows_the_flow(self._attachment.scheduler):
             return None
-        return FlowSolver(self._attachment.scheduler, call.sigmas, aim_of(call.policy, self.config))
+        return FlowSolver(self._attachment.scheduler, call.sigmas, self.config.aim)
 
     def _on_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._current_call(calling_pipeline())

@@ -96,8 +96,7 @@ def settings_of_call(config: DDiTConfig, settings: Mapping[str, Any]) -> DDiTCon
 
 def _leaves_no_way_between(asked: DDiTConfig) -> bool:
     """Whether a call asks for what the pipeline's own share of the way to the converged picture cannot stand beside."""
-    aims = (asked.reference, getattr(asked.schedule, "reference", ""))
-    return "converged" in aims or asked.quality is not None or not asked.corrector
+    return asked.aims_at_converged or asked.quality is not None or not asked.corrector
 
 
 def _accelerated(pipe: Any) -> AcceleratedPipeline:

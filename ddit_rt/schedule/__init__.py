@@ -33,7 +33,7 @@ from .placement import (
     takeovers_of,
 )
 from .plots import COLOURS, plot_reports
-from .policies import aim_of, check_aim, make_policy, origin_of
+from .policies import check_aim, make_policy, origin_of
 from .policy import (
     CallableSchedule,
     Evolution,
@@ -78,7 +78,6 @@ __all__ = [
     "StoredSchedule",
     "TargetPolicy",
     "ThresholdPolicy",
-    "aim_of",
     "cache_directory",
     "check_aim",
     "check_process",

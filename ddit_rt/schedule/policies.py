@@ -18,16 +18,6 @@ def origin_of(config: DDiTConfig) -> str:
     return "rule" if config.has_target else "threshold"
 
 
-def aim_of(policy: Policy, config: DDiTConfig) -> float:
-    """How far from the plain picture, 0, to the converged one, 1, a run aims; as :class:`FlowSolver` takes it.
-
-    Args:
-        policy: Of the call; a fitted schedule knows what it was fitted to.
-        config: Settings; what they aim at holds for a schedule that was fitted to plain, too.
-    """
-    return 1.0 if "converged" in (config.reference, getattr(policy, "reference", "")) else config.toward_converged
-
-
 def check_aim(config: DDiTConfig, scheduler: Any) -> None:
     """Refuses to aim where a scheduler's runs have nothing to aim at; see :func:`check_reference`.
 
@@ -38,8 +28,7 @@ def check_aim(config: DDiTConfig, scheduler: Any) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    converged = "converged" in (config.reference, getattr(config.schedule, "reference", ""))
-    check_reference("converged" if converged else "plain", scheduler, config.toward_converged)
+    check_reference("converged" if config.aims_at_converged else "plain", scheduler, config.toward_converged)
 
 
 def make_policy(config: DDiTConfig, max_consecutive_coarse: int | None, boundaries: tuple[float, ...] = ()) -> Policy:

@@ -23,7 +23,6 @@ from ...schedule import (
     StepRecord,
     StepView,
     ThresholdPolicy,
-    aim_of,
     make_policy,
 )
 from .calls import DiffusionCall, canonical, centred, patch_of, restored
@@ -96,7 +95,7 @@ class SamplingRun:
         self._euler: EulerSteps | None = None
         approximates = config.approximates and not self._obstacle
         if approximates and sampler.is_euler and config.corrector:
-            self._euler = EulerSteps(self._levels, aim_of(policy, config))
+            self._euler = EulerSteps(self._levels, config.aim)
         elif approximates and not sampler.is_euler:
             self._remark = f"{sampler.name}: skipped steps follow a line, uncorrected"
         self._evolution: LatentEvolution | None = None
